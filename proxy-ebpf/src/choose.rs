@@ -1,0 +1,140 @@
+//! The decision: which frontend a destination is, and which backend a new connection gets.
+//!
+//! Generic over where the tables lie, so that the kernel programs, `shunt explain` and the tests
+//! run the same code. Never writes, never counts.
+
+use crate::addr::{Addr, Port, Proto};
+use crate::frontend::{FrontendFlags, FrontendKey, FrontendValue};
+use crate::node::NodeAddr;
+use crate::service::ServiceId;
+use crate::slot::{RangeHeader, Slot};
+
+/// Read access to the tables that a decision needs.
+pub trait Tables {
+    /// The value under `key`.
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue>;
+    /// The element `index` of the slot array.
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// What `addr` is good for, if it is an address of this node.
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
+}
+
+/// The ports among which NodePorts are looked for, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodePortRange {
+    /// The lowest NodePort.
+    pub first: u16,
+    /// The highest NodePort.
+    pub last: u16,
+}
+
+/// Who opens the connection, as far as traffic policies care.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// A pod of the cluster, or this node.
+    Internal,
+    /// Anyone else.
+    External,
+}
+
+/// A destination as the caller wrote it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Destination {
+    /// The address.
+    pub addr: Addr,
+    /// The port.
+    pub port: Port,
+    /// The protocol.
+    pub proto: Proto,
+}
+
+/// What is done with a new connection to a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// It goes to the backend in the slot.
+    Backend(ServiceId, Slot),
+    /// No endpoint is usable anywhere: it is refused at once.
+    Refuse(ServiceId),
+    /// The policy wants a local endpoint and there are only others: it is dropped silently, so
+    /// that a load balancer's health check, not the client's error, moves the traffic.
+    Drop(ServiceId),
+}
+
+/// The frontend at `to`, if there is one.
+///
+/// A service's own address comes before a NodePort. `loopback` says whether NodePorts are also
+/// served at loopback addresses: only to the sockets of the node's own network namespace.
+#[inline(always)]
+pub fn find_frontend<T: Tables>(
+    tables: &T,
+    to: Destination,
+    node_ports: NodePortRange,
+    loopback: bool,
+) -> Option<(FrontendKey, FrontendValue)> {
+    let key = FrontendKey::service(to.addr, to.port, to.proto);
+    if let Some(value) = read_frontend(tables, &key) {
+        return Some((key, value));
+    }
+    let port = to.port.number();
+    if port < node_ports.first || port > node_ports.last {
+        return None;
+    }
+    let accepted = match tables.node_addr(&to.addr) {
+        Some(addr) => addr.accepts_node_ports(),
+        None => loopback && to.addr.is_loopback(),
+    };
+    if !accepted {
+        return None;
+    }
+    let key = FrontendKey::node_port(to.addr, to.port, to.proto);
+    read_frontend(tables, &key).map(|value| (key, value))
+}
+
+/// The value under `key`, looked up once more if the first one belonged to another key.
+#[inline(always)]
+fn read_frontend<T: Tables>(tables: &T, key: &FrontendKey) -> Option<FrontendValue> {
+    let value = tables.frontend(key)?;
+    if value.tag() == key.tag() {
+        return Some(value);
+    }
+    tables.frontend(key).filter(|value| value.tag() == key.tag())
+}
+
+/// The choice for a new connection of `caller` to a frontend with `value`.
+///
+/// `random` is uniform over all 32-bit numbers; it is scaled to the number of backends, with a
+/// bias below n / 2³². `None` if the slot array does not hold what the frontend names, which the
+/// writer rules out.
+#[inline(always)]
+pub fn choose<T: Tables>(
+    tables: &T,
+    value: FrontendValue,
+    caller: Caller,
+    random: u32,
+) -> Option<Choice> {
+    let header = RangeHeader::from_slot(&tables.slot(value.range())?);
+    if header.cluster == 0 {
+        return Some(Choice::Refuse(header.service));
+    }
+    let (first, count) = if uses_local_set(value.flags(), caller) {
+        (1 + header.cluster, header.local)
+    } else {
+        (1, header.cluster)
+    };
+    if count == 0 {
+        return Some(Choice::Drop(header.service));
+    }
+    let index = (random as u64 * count as u64 >> 32) as u32;
+    let slot = tables.slot(value.range().wrapping_add(first + index))?;
+    Some(Choice::Backend(header.service, slot))
+}
+
+/// Whether `caller` gets the local set of a frontend with `flags`.
+#[inline(always)]
+pub const fn uses_local_set(flags: FrontendFlags, caller: Caller) -> bool {
+    flags.has(FrontendFlags::INTERNAL_LOCAL)
+        || matches!(caller, Caller::External) && flags.has(FrontendFlags::EXTERNAL_LOCAL)
+}
+
+#[cfg(test)]
+mod tests;

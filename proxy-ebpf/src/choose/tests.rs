@@ -1,0 +1,133 @@
+extern crate std;
+use super::*;
+use crate::slot::{BackendFlags, BackendId};
+use std::collections::HashMap;
+use std::vec::Vec;
+
+#[derive(Default)]
+struct Fake {
+    frontends: HashMap<FrontendKey, FrontendValue>,
+    slots: Vec<Slot>,
+    node_addrs: HashMap<Addr, NodeAddr>,
+}
+
+impl Tables for Fake {
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
+        self.frontends.get(key).copied()
+    }
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.slots.get(index as usize).copied()
+    }
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.node_addrs.get(addr).copied()
+    }
+}
+
+const NODE_PORTS: NodePortRange = NodePortRange { first: 30000, last: 32767 };
+
+fn addr(text: &str) -> Addr {
+    text.parse::<std::net::IpAddr>().unwrap().into()
+}
+
+fn to(text: &str, port: u16) -> Destination {
+    Destination { addr: addr(text), port: Port::new(port), proto: Proto::TCP }
+}
+
+impl Fake {
+    fn publish(&mut self, key: FrontendKey, flags: FrontendFlags, cluster: u32, local: u32) {
+        let range = self.slots.len() as u32;
+        let service = ServiceId(7);
+        let header = RangeHeader { service, cluster, local, affinity_seconds: 0, zero: [0; 2] };
+        self.slots.push(header.to_slot());
+        for id in 0..cluster + local {
+            let flags = BackendFlags::SERVING;
+            let addr = Addr::from_v4_word(id.to_be());
+            self.slots.push(Slot { addr, port: Port::new(80), flags, backend: BackendId(id) });
+        }
+        self.frontends.insert(key, FrontendValue::new(&key, range, flags));
+    }
+
+    fn backend(&self, to: Destination, caller: Caller, random: u32) -> Option<Choice> {
+        let (_, value) = find_frontend(self, to, NODE_PORTS, false)?;
+        choose(self, value, caller, random)
+    }
+}
+
+fn cluster_ip(text: &str) -> FrontendKey {
+    FrontendKey::service(addr(text), Port::new(80), Proto::TCP)
+}
+
+#[test]
+fn every_backend_is_chosen_and_evenly() {
+    for vip in ["10.96.0.1", "fd00::1"] {
+        let mut tables = Fake::default();
+        tables.publish(cluster_ip(vip), FrontendFlags::NONE, 3, 0);
+        let mut seen = [0_u32; 3];
+        for step in 0..3000_u32 {
+            let random = step.wrapping_mul(u32::MAX / 3000);
+            match tables.backend(to(vip, 80), Caller::Internal, random) {
+                Some(Choice::Backend(ServiceId(7), slot)) => seen[slot.backend.0 as usize] += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(seen.iter().all(|&n| n.abs_diff(1000) <= 1), "{seen:?}");
+        assert!(tables.backend(to(vip, 80), Caller::Internal, u32::MAX).is_some());
+    }
+}
+
+#[test]
+fn local_set_follows_policy_and_caller() {
+    use FrontendFlags as F;
+    let cases = [
+        (F::NONE, Caller::External, false),
+        (F::INTERNAL_LOCAL, Caller::Internal, true),
+        (F::EXTERNAL_LOCAL, Caller::External, true),
+        (F::EXTERNAL_LOCAL, Caller::Internal, false),
+    ];
+    for (flags, caller, local) in cases {
+        let mut tables = Fake::default();
+        tables.publish(cluster_ip("10.96.0.1"), flags, 2, 1);
+        let choice = tables.backend(to("10.96.0.1", 80), caller, u32::MAX);
+        let Some(Choice::Backend(_, slot)) = choice else { panic!("{choice:?}") };
+        assert_eq!(slot.backend == BackendId(2), local, "{flags:?} {caller:?}");
+    }
+}
+
+#[test]
+fn no_endpoint_anywhere_is_refused_and_none_here_is_dropped() {
+    let mut tables = Fake::default();
+    tables.publish(cluster_ip("10.96.0.1"), FrontendFlags::INTERNAL_LOCAL, 0, 0);
+    tables.publish(cluster_ip("10.96.0.2"), FrontendFlags::INTERNAL_LOCAL, 2, 0);
+    let choice = |vip| tables.backend(to(vip, 80), Caller::Internal, 0);
+    assert_eq!(choice("10.96.0.1"), Some(Choice::Refuse(ServiceId(7))));
+    assert_eq!(choice("10.96.0.2"), Some(Choice::Drop(ServiceId(7))));
+    assert_eq!(choice("10.96.0.3"), None);
+}
+
+#[test]
+fn node_port_is_found_at_accepted_addresses_only() {
+    let mut tables = Fake::default();
+    let key = FrontendKey::node_port(Addr::UNSPECIFIED_V4, Port::new(31775), Proto::TCP);
+    tables.publish(key, FrontendFlags::NODE_PORT, 1, 0);
+    tables.node_addrs.insert(addr("192.168.0.1"), NodeAddr::NODE_PORT);
+    tables.node_addrs.insert(addr("192.168.9.1"), NodeAddr::LOCAL);
+    tables.node_addrs.insert(addr("fd00::1"), NodeAddr::NODE_PORT);
+    let found = |text, port, loopback| {
+        find_frontend(&tables, to(text, port), NODE_PORTS, loopback).is_some()
+    };
+    assert!(found("192.168.0.1", 31775, false));
+    assert!(!found("192.168.0.1", 31776, false));
+    assert!(!found("192.168.9.1", 31775, false));
+    assert!(!found("192.168.7.7", 31775, false));
+    assert!(!found("fd00::1", 31775, false), "a NodePort of one family is not in the other");
+    assert!(found("127.0.0.1", 31775, true) && !found("127.0.0.1", 31775, false));
+}
+
+#[test]
+fn value_of_another_key_is_never_used() {
+    let mut tables = Fake::default();
+    tables.publish(cluster_ip("10.96.0.1"), FrontendFlags::NONE, 1, 0);
+    let foreign = tables.frontends[&cluster_ip("10.96.0.1")];
+    tables.frontends.insert(cluster_ip("10.96.0.2"), foreign);
+    assert_eq!(find_frontend(&tables, to("10.96.0.2", 80), NODE_PORTS, false), None);
+}

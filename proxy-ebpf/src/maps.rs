@@ -1,0 +1,90 @@
+//! The maps: names, sizes, and where they are pinned.
+//!
+//! | name | type | key | value | writer |
+//! |---|---|---|---|---|
+//! | `frontends` | hash | [`FrontendKey`] | [`FrontendValue`] | agent |
+//! | `slots` | array, mmap | index | [`Slot`], [`RangeHeader`] | agent |
+//! | `backends` | array, mmap | [`BackendId`] | [`BackendState`] | agent |
+//! | `services` | hash | [`ServiceId`] | [`ServiceInfo`] | agent |
+//! | `node_addrs` | hash | [`Addr`] | [`NodeAddr`] | agent |
+//! | `devices` | hash | interface index | [`Device`] | agent |
+//! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
+//! | `snat_cursors` | array | digest of the backend | `u32` | programs |
+//! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
+//! | `outcomes` | per-CPU array | [`counter_index`] | `u64` | programs |
+//! | `tcp_peers` | socket storage | socket | [`Translation`] | programs |
+//! | `udp_peers` | socket storage | socket | [`UdpPeers`] | programs |
+//!
+//! All are pinned in [`LAYOUT`] below the agent's directory of the BPF file system, so that they
+//! outlive the agent and the command line can read them.
+//!
+//! [`Addr`]: crate::Addr
+//! [`FrontendKey`]: crate::frontend::FrontendKey
+//! [`FrontendValue`]: crate::frontend::FrontendValue
+//! [`Slot`]: crate::slot::Slot
+//! [`RangeHeader`]: crate::slot::RangeHeader
+//! [`BackendId`]: crate::slot::BackendId
+//! [`BackendState`]: crate::slot::BackendState
+//! [`ServiceId`]: crate::service::ServiceId
+//! [`ServiceInfo`]: crate::service::ServiceInfo
+//! [`ServiceCounters`]: crate::service::ServiceCounters
+//! [`NodeAddr`]: crate::node::NodeAddr
+//! [`Device`]: crate::node::Device
+//! [`FlowKey`]: crate::flow::FlowKey
+//! [`FlowValue`]: crate::flow::FlowValue
+//! [`counter_index`]: crate::outcome::counter_index
+//! [`Translation`]: crate::socket::Translation
+//! [`UdpPeers`]: crate::socket::UdpPeers
+
+/// The version of every key and value in this crate, and the name of the directory in which the
+/// maps are pinned. Any change of a layout changes it.
+pub const LAYOUT: &str = "v1";
+
+/// Frontends of all services; preallocated, 5.8 MB.
+pub const FRONTENDS: u32 = 65_536;
+/// Elements of the slot array, headers included, 24 bytes each.
+pub const SLOTS: u32 = 524_288;
+/// Backends of all services, 8 bytes each.
+pub const BACKENDS: u32 = 524_288;
+/// Service ports.
+pub const SERVICES: u32 = 32_768;
+/// Addresses of this node.
+pub const NODE_ADDRS: u32 = 1_024;
+/// Devices that the packet path is attached to.
+pub const DEVICES: u32 = 4_096;
+/// Entries of flows: two or four a flow.
+pub const FLOWS: u32 = 524_288;
+/// Cursors into the SNAT range; a power of two.
+pub const SNAT_CURSORS: u32 = 1_024;
+
+/// The names of all pinned maps.
+pub const NAMES: [&str; 12] = [
+    "frontends",
+    "slots",
+    "backends",
+    "services",
+    "node_addrs",
+    "devices",
+    "flows",
+    "snat_cursors",
+    "service_counters",
+    "outcomes",
+    "tcp_peers",
+    "udp_peers",
+];
+
+/// The names of the read-only globals that the loader sets.
+pub mod globals {
+    /// `u64`: the cookie of the network namespace that the node is.
+    pub const HOST_NETNS_COOKIE: &str = "HOST_NETNS_COOKIE";
+    /// `u16`: the lowest NodePort.
+    pub const NODE_PORT_FIRST: &str = "NODE_PORT_FIRST";
+    /// `u16`: the highest NodePort.
+    pub const NODE_PORT_LAST: &str = "NODE_PORT_LAST";
+    /// `u16`: the lowest port for SNAT.
+    pub const SNAT_PORT_FIRST: &str = "SNAT_PORT_FIRST";
+    /// `u16`: the highest port for SNAT.
+    pub const SNAT_PORT_LAST: &str = "SNAT_PORT_LAST";
+    /// `u8`: whether the programs log what they refuse and drop; 0 or 1.
+    pub const LOG: &str = "LOG";
+}

@@ -1,0 +1,44 @@
+//! What the programs know of the node itself: its addresses and its devices.
+
+use crate::addr::Addr;
+
+/// What an address of this node is good for; the value under an [`Addr`].
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct NodeAddr(pub u32);
+
+impl NodeAddr {
+    /// An address of this node.
+    pub const LOCAL: Self = Self(1);
+    /// An address of this node at which NodePorts are reached.
+    pub const NODE_PORT: Self = Self(1 | 1 << 1);
+
+    /// Whether NodePorts are reached at the address.
+    #[inline(always)]
+    pub const fn accepts_node_ports(self) -> bool {
+        self.0 & 1 << 1 != 0
+    }
+}
+
+/// A device that the packet path is attached to; the value under its interface index.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Device {
+    /// The source address of SNAT for IPv4 packets that leave by this device.
+    pub snat_v4: Addr,
+    /// The source address of SNAT for IPv6 packets that leave by this device.
+    pub snat_v6: Addr,
+    /// 1 for the node's side of a pod's veth, 0 for a device of the node.
+    pub pod: u32,
+}
+
+impl Device {
+    /// The SNAT address for packets of the family of `addr`; unspecified if there is none.
+    #[inline(always)]
+    pub const fn snat_addr(&self, addr: Addr) -> Addr {
+        if addr.is_v4() { self.snat_v4 } else { self.snat_v6 }
+    }
+}
+
+const _: () = assert!(size_of::<NodeAddr>() == 4 && size_of::<Device>() == 36);
+crate::plain_data!(NodeAddr, Device);

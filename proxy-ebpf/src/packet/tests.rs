@@ -1,0 +1,101 @@
+extern crate std;
+use super::*;
+use proptest::prelude::*;
+use std::net::IpAddr;
+use std::vec::Vec;
+
+struct Bytes(Vec<u8>);
+
+impl Packet for Bytes {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.get(offset..)?.get(..N)?.try_into().ok()
+    }
+}
+
+fn end(addr: &str, port: u16) -> End {
+    End { addr: addr.parse::<IpAddr>().unwrap().into(), port: Port::new(port) }
+}
+
+fn tcp(flags: u8) -> [u8; 20] {
+    let mut header = [0; 20];
+    header[..4].copy_from_slice(&[0x9c, 0x40, 0x00, 0x50]);
+    header[12] = 5 << 4;
+    header[13] = flags;
+    header
+}
+
+fn ipv4(options: usize, fragment: u16, proto: u8) -> Vec<u8> {
+    let mut packet = std::vec![0; 14];
+    let mut header = std::vec![0; 20 + options];
+    header[0] = 0x40 | (5 + options as u8 / 4);
+    header[2..4].copy_from_slice(&(40 + options as u16).to_be_bytes());
+    header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    header[9] = proto;
+    header[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 96, 0, 1]);
+    packet.extend(header);
+    packet.extend(tcp(0x02));
+    packet
+}
+
+fn ipv6(next: u8, dst: [u8; 16]) -> Vec<u8> {
+    let mut packet = std::vec![0x60, 0, 0, 0, 0, 20, next, 64];
+    packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    packet.extend(dst);
+    packet.extend(tcp(0x11));
+    packet
+}
+
+#[test]
+fn ipv4_is_read_with_and_without_options() {
+    for options in [0, 4, 40] {
+        let headers = read(&Bytes(ipv4(options, 0x4000, 6)), ETH_P_IP, 14).unwrap();
+        assert_eq!(headers.src, end("10.0.0.1", 40000));
+        assert_eq!(headers.dst, end("10.96.0.1", 80));
+        assert_eq!(headers.transport, 14 + 20 + options);
+        assert_eq!(headers.len as usize, 40 + options);
+        assert!(headers.tcp_flags.opens() && headers.tcp_flags.syn());
+    }
+}
+
+#[test]
+fn ipv6_is_read() {
+    let dst = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+    let headers = read(&Bytes(ipv6(6, dst)), ETH_P_IPV6, 0).unwrap();
+    assert_eq!(headers.src, end("fd00::1", 40000));
+    assert_eq!(headers.dst, end("fd00::2", 80));
+    assert_eq!((headers.transport, headers.len), (40, 60));
+    assert!(headers.tcp_flags.fin() && !headers.tcp_flags.opens() && !headers.tcp_flags.rst());
+}
+
+#[test]
+fn what_is_not_read_says_why() {
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
+    let cases = [
+        (ipv4(0, 0, 1), ETH_P_IP, 14, Unread::NotOurs),
+        (ipv4(0, 0, 6), 0x0806, 14, Unread::NotOurs),
+        (ipv4(0, 0x2000, 6), ETH_P_IP, 14, Unread::Unsupported),
+        (ipv4(0, 0x0001, 17), ETH_P_IP, 14, Unread::Unsupported),
+        (ipv4(0, 0, 6), ETH_P_IPV6, 14, Unread::Malformed),
+        (ipv4(0, 0, 6)[..40].to_vec(), ETH_P_IP, 14, Unread::Malformed),
+        (ipv6(44, [1; 16]), ETH_P_IPV6, 0, Unread::Unsupported),
+        (ipv6(58, [1; 16]), ETH_P_IPV6, 0, Unread::NotOurs),
+        (ipv6(6, mapped), ETH_P_IPV6, 0, Unread::Malformed),
+    ];
+    for (packet, ethertype, network, why) in cases {
+        assert_eq!(read(&Bytes(packet), ethertype, network), Err(why));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused_without_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..120),
+        v6 in any::<bool>(),
+        network in 0_usize..20,
+    ) {
+        let ethertype = if v6 { ETH_P_IPV6 } else { ETH_P_IP };
+        if let Ok(headers) = read(&Bytes(bytes.clone()), ethertype, network) {
+            prop_assert!(headers.transport + 4 <= bytes.len());
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The tables: what the maps ought to hold, before ids and slots are given out.
+//!
+//! `plan` produces them and `apply` writes them; neither knows the other.
+
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::slot::BackendFlags;
+use proxy_ebpf::{Addr, Port, Proto};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// One port of one Service: what a [`ServiceId`](proxy_ebpf::service::ServiceId) stands for.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServicePortName {
+    /// The Service's namespace.
+    pub namespace: Arc<str>,
+    /// The Service's name.
+    pub name: Arc<str>,
+    /// The port's name; empty if it has none.
+    pub port: Arc<str>,
+    /// The port's protocol.
+    pub proto: Proto,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)?;
+        if !self.port.is_empty() {
+            write!(f, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+/// One endpoint of a service port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct BackendRow {
+    /// The endpoint's address.
+    pub addr: Addr,
+    /// The endpoint's port.
+    pub port: Port,
+}
+
+/// The backends of a service port in one family.
+///
+/// Invariant: `cluster` and `local` are sorted, without duplicates, and subsets of `all`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServiceRow {
+    /// The endpoints that serve, chosen now or not, and what is known of them. Flows stay with
+    /// these.
+    pub all: BTreeMap<BackendRow, BackendFlags>,
+    /// The cluster set.
+    pub cluster: Vec<BackendRow>,
+    /// The local set; empty where no frontend has the policy `Local`.
+    pub local: Vec<BackendRow>,
+    /// Client-IP affinity in seconds, 0 for none.
+    pub affinity_seconds: u32,
+}
+
+/// What a frontend leads to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FrontendRow {
+    /// The service port.
+    pub service: ServiceKey,
+    /// The frontend's properties.
+    pub flags: FrontendFlags,
+}
+
+/// A service port in one family; each has backends, an id and a slot range of its own.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServiceKey {
+    /// The service port.
+    pub port: ServicePortName,
+    /// The family.
+    pub family: Family,
+}
+
+/// An address family.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Everything that the maps ought to hold of services.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tables {
+    /// The service ports.
+    pub services: BTreeMap<ServiceKey, ServiceRow>,
+    /// The frontends.
+    pub frontends: BTreeMap<FrontendKey, FrontendRow>,
+}
+
+/// A step from one state of [`Tables`] to the next; `None` removes a row.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TableDelta {
+    /// The service ports that change.
+    pub services: BTreeMap<ServiceKey, Option<ServiceRow>>,
+    /// The frontends that change.
+    pub frontends: BTreeMap<FrontendKey, Option<FrontendRow>>,
+}
+
+impl TableDelta {
+    /// Whether the step changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.frontends.is_empty()
+    }
+}
+
+impl Tables {
+    /// Takes the step `delta`.
+    pub fn apply(&mut self, delta: TableDelta) {
+        for (key, row) in delta.services {
+            match row {
+                Some(row) => drop(self.services.insert(key, row)),
+                None => drop(self.services.remove(&key)),
+            }
+        }
+        for (key, row) in delta.frontends {
+            match row {
+                Some(row) => drop(self.frontends.insert(key, row)),
+                None => drop(self.frontends.remove(&key)),
+            }
+        }
+    }
+}
