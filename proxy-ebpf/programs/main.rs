@@ -8,7 +8,7 @@ use aya_ebpf::programs::SockAddrContext;
 
 /// Translates the destination of an IPv4 `connect`.
 #[cgroup_sock_addr(connect4)]
-pub fn connect4(_ctx: SockAddrContext) -> i32 {
+fn connect4(_ctx: SockAddrContext) -> i32 {
     1
 }
 

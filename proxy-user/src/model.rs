@@ -114,8 +114,8 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// Its endpoints, all of one address family.
     pub endpoints: Vec<Endpoint>,
-    /// `endpoints.kubernetes.io/last-change-trigger-time`, in seconds since 1970.
-    pub triggered: Option<f64>,
+    /// `endpoints.kubernetes.io/last-change-trigger-time`, in milliseconds since 1970.
+    pub triggered: Option<i64>,
     /// What is wrong with the object; each a sentence without the object's name.
     pub warnings: Vec<String>,
 }
