@@ -1,15 +1,85 @@
-//! Shunt's kernel programs.
+//! Shunt's kernel programs: the entry points.
+//!
+//! `socket` is the socket path (cgroup hooks), `flow` and `packet` the packet path (tcx).
 
 #![no_std]
 #![no_main]
 
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+mod flow;
+mod maps;
+mod packet;
+mod socket;
 
-/// Translates the destination of an IPv4 `connect`.
+use aya_ebpf::macros::{cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
+use proxy_ebpf::flow::Hook;
+use socket::{V4, V6};
+
+/// The length of an Ethernet header without a VLAN tag.
+const ETHERNET: usize = 14;
+
 #[cgroup_sock_addr(connect4)]
-fn connect4(_ctx: SockAddrContext) -> i32 {
-    1
+fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::recvmsg::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::recvmsg::<V6>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::getpeername::<V4>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::getpeername::<V6>(&ctx)
+}
+
+/// Ingress of a device with Ethernet headers.
+#[classifier]
+fn ingress(ctx: TcContext) -> i32 {
+    flow::at_hook(&ctx, Hook::Ingress, ETHERNET)
+}
+
+/// Egress of a device with Ethernet headers.
+#[classifier]
+fn egress(ctx: TcContext) -> i32 {
+    flow::at_hook(&ctx, Hook::Egress, ETHERNET)
+}
+
+/// Ingress of a device without a link layer, such as a tunnel.
+#[classifier]
+fn ingress_bare(ctx: TcContext) -> i32 {
+    flow::at_hook(&ctx, Hook::Ingress, 0)
+}
+
+/// Egress of a device without a link layer, such as a tunnel.
+#[classifier]
+fn egress_bare(ctx: TcContext) -> i32 {
+    flow::at_hook(&ctx, Hook::Egress, 0)
 }
 
 #[panic_handler]

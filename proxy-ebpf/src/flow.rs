@@ -133,7 +133,7 @@ impl Stamp {
 
 /// The value of a flow entry.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FlowValue {
     addr: Addr,
     port: Port,
@@ -166,10 +166,39 @@ impl FlowValue {
         End { addr: self.addr, port: self.port }
     }
 
+    /// The same entry, but rewriting to `end`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_end(mut self, end: End) -> Self {
+        self.addr = end.addr;
+        self.port = end.port;
+        self
+    }
+
+    /// The same entry with `flags` set as well.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_flags(mut self, flags: FlowFlags) -> Self {
+        self.flags = self.flags.with(flags);
+        self
+    }
+
     /// Whether the entry waits for its first packet at egress, where the SNAT address is known.
     #[inline(always)]
     pub const fn is_pending(&self) -> bool {
         self.port.network() == 0
+    }
+}
+
+/// The key of the entry that matches the packets of the other direction at the other hook, and
+/// what that entry rewrites them to.
+///
+/// The two entries of such a pair are made together, and keep each other alive.
+#[inline(always)]
+pub const fn sibling(key: &FlowKey, value: &FlowValue) -> (FlowKey, End) {
+    match key.hook() {
+        Hook::Ingress => (FlowKey::new(Hook::Egress, value.end(), key.src(), key.proto), key.dst()),
+        Hook::Egress => (FlowKey::new(Hook::Ingress, key.dst(), value.end(), key.proto), key.src()),
     }
 }
 
@@ -226,6 +255,24 @@ mod tests {
         assert_eq!(entry(Hook::Egress, c, b, s, forward), (c, b));
         assert_eq!(entry(Hook::Ingress, b, s, c, reply), (c, b));
         assert_eq!(entry(Hook::Egress, b, c, f, reply), (c, b));
+    }
+
+    #[test]
+    fn siblings_undo_each_other() {
+        let (c, f, b, s) = (end(1, 1000), end(2, 80), end(3, 8080), end(4, 61000));
+        let value =
+            |to| FlowValue::new(to, FlowFlags::default(), ServiceId(1), BackendId(2), Stamp(3));
+        let pairs = [
+            ((Hook::Ingress, c, f, b), (Hook::Egress, b, c, f)),
+            ((Hook::Egress, c, b, s), (Hook::Ingress, b, s, c)),
+        ];
+        for (one, other) in pairs {
+            for ((hook, src, dst, to), (hook2, src2, dst2, to2)) in [(one, other), (other, one)] {
+                let key = FlowKey::new(hook, src, dst, Proto::UDP);
+                let expected = FlowKey::new(hook2, src2, dst2, Proto::UDP);
+                assert_eq!(sibling(&key, &value(to)), (expected, to2));
+            }
+        }
     }
 
     #[test]

@@ -116,6 +116,15 @@ impl FrontendFlags {
 pub struct FrontendValue(pub u64);
 
 impl FrontendValue {
+    /// No frontend. Element 0 of the slot array begins no range, so no value is zero.
+    pub const NONE: Self = Self(0);
+
+    /// Whether this is no frontend.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
     /// The value that publishes the range at `range` under `key`.
     pub const fn new(key: &FrontendKey, range: u32, flags: FrontendFlags) -> Self {
         Self(range as u64 | (key.tag() as u64) << 32 | (flags.0 as u64) << 48)

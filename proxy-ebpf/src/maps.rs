@@ -7,6 +7,7 @@
 //! | `backends` | array, mmap | [`BackendId`] | [`BackendState`] | agent |
 //! | `services` | hash | [`ServiceId`] | [`ServiceInfo`] | agent |
 //! | `node_addrs` | hash | [`Addr`] | [`NodeAddr`] | agent |
+//! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `snat_cursors` | array | digest of the backend | `u32` | programs |
@@ -50,6 +51,8 @@ pub const BACKENDS: u32 = 524_288;
 pub const SERVICES: u32 = 32_768;
 /// Addresses of this node.
 pub const NODE_ADDRS: u32 = 1_024;
+/// Prefixes of pods' addresses.
+pub const CLUSTER_CIDRS: u32 = 64;
 /// Devices that the packet path is attached to.
 pub const DEVICES: u32 = 4_096;
 /// Entries of flows: two or four a flow.
@@ -58,12 +61,13 @@ pub const FLOWS: u32 = 524_288;
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "frontends",
     "slots",
     "backends",
     "services",
     "node_addrs",
+    "cluster_cidrs",
     "devices",
     "flows",
     "snat_cursors",
@@ -85,6 +89,4 @@ pub mod globals {
     pub const SNAT_PORT_FIRST: &str = "SNAT_PORT_FIRST";
     /// `u16`: the highest port for SNAT.
     pub const SNAT_PORT_LAST: &str = "SNAT_PORT_LAST";
-    /// `u8`: whether the programs log what they refuse and drop; 0 or 1.
-    pub const LOG: &str = "LOG";
 }

@@ -18,10 +18,10 @@ pub struct Headers {
     pub dst: End,
     /// The transport protocol.
     pub proto: Proto,
+    /// Where the network header begins, in bytes from the first byte of the packet.
+    pub network: usize,
     /// Where the transport header begins, in bytes from the first byte of the packet.
     pub transport: usize,
-    /// The packet's length from the network header on, in bytes, as the network header says.
-    pub len: u32,
     /// TCP's flags, 0 for another protocol.
     pub tcp_flags: TcpFlags,
 }
@@ -101,8 +101,7 @@ fn read_ipv4<P: Packet>(packet: &P, network: usize) -> Result<Headers, Unread> {
     let word =
         |i: usize| u32::from_ne_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
     let addrs = (Addr::from_v4_word(word(12)), Addr::from_v4_word(word(16)));
-    let len = u16::from_be_bytes([header[2], header[3]]) as u32;
-    read_transport(packet, addrs, proto, network + header_len, len)
+    read_transport(packet, addrs, proto, network, network + header_len)
 }
 
 /// RFC 8200 section 3. Extension headers are not read.
@@ -127,8 +126,7 @@ fn read_ipv6<P: Packet>(packet: &P, network: usize) -> Result<Headers, Unread> {
     if src.is_v4() || dst.is_v4() {
         return Err(Unread::Malformed);
     }
-    let len = 40 + u16::from_be_bytes([header[4], header[5]]) as u32;
-    read_transport(packet, (src, dst), proto, network + 40, len)
+    read_transport(packet, (src, dst), proto, network, network + 40)
 }
 
 #[inline(always)]
@@ -141,8 +139,8 @@ fn read_transport<P: Packet>(
     packet: &P,
     (src, dst): (Addr, Addr),
     proto: Proto,
+    network: usize,
     transport: usize,
-    len: u32,
 ) -> Result<Headers, Unread> {
     let ports: [u8; 4] = packet.load(transport).ok_or(Unread::Malformed)?;
     let port = |i: usize| Port::from_network(u16::from_ne_bytes([ports[i], ports[i + 1]]));
@@ -153,7 +151,7 @@ fn read_transport<P: Packet>(
         TcpFlags::default()
     };
     let (src, dst) = (End { addr: src, port: port(0) }, End { addr: dst, port: port(2) });
-    Ok(Headers { src, dst, proto, transport, len, tcp_flags })
+    Ok(Headers { src, dst, proto, network, transport, tcp_flags })
 }
 
 #[cfg(test)]

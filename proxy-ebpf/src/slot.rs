@@ -1,6 +1,7 @@
 //! Slots: the backends of a service, side by side in one array.
 //!
-//! A range is a header followed by the cluster set and then the local set. Choosing a backend is
+//! A range is a header followed by the cluster set, the local set and the draining backends, which
+//! are in neither set but may keep what they have. Choosing a backend is
 //! one lookup of the frontend and one load from this array (and one of the header beside it).
 
 use crate::addr::{Addr, Port, mix};
@@ -69,26 +70,27 @@ pub struct RangeHeader {
     pub local: u32,
     /// Session affinity in seconds, 0 for none.
     pub affinity_seconds: u32,
+    /// How many slots behind the local set are backends that serve but are not chosen.
+    pub draining: u32,
     /// Zero.
-    pub zero: [u32; 2],
+    pub zero: u32,
 }
 
 impl RangeHeader {
     /// How many elements the range takes, header included.
     pub const fn len(&self) -> u32 {
-        1 + self.cluster + self.local
+        1 + self.cluster + self.local + self.draining
     }
 
     /// The header as an element of the slot array.
     #[inline(always)]
     pub const fn to_slot(self) -> Slot {
-        let [z0, z1] = self.zero;
         let words = [self.service.0, self.cluster, self.local, self.affinity_seconds];
         Slot {
             addr: Addr::from_words(words),
-            port: Port::from_network(z0 as u16),
-            flags: BackendFlags((z0 >> 16) as u16),
-            backend: BackendId(z1),
+            port: Port::from_network(self.draining as u16),
+            flags: BackendFlags((self.draining >> 16) as u16),
+            backend: BackendId(self.zero),
         }
     }
 
@@ -96,7 +98,9 @@ impl RangeHeader {
     #[inline(always)]
     pub const fn from_slot(slot: &Slot) -> Self {
         let [service, cluster, local, affinity_seconds] = slot.addr.words();
-        Self { service: ServiceId(service), cluster, local, affinity_seconds, zero: [0; 2] }
+        let draining = slot.port.network() as u32 | (slot.flags.0 as u32) << 16;
+        let service = ServiceId(service);
+        Self { service, cluster, local, affinity_seconds, draining, zero: slot.backend.0 }
     }
 }
 
@@ -149,10 +153,11 @@ mod tests {
             cluster: 250,
             local: 3,
             affinity_seconds: 10_800,
-            zero: [0; 2],
+            draining: 70_000,
+            zero: 0,
         };
         assert_eq!(RangeHeader::from_slot(&header.to_slot()), header);
-        assert_eq!(header.len(), 254);
+        assert_eq!(header.len(), 70_254);
     }
 
     #[test]

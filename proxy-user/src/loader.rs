@@ -1,1 +1,324 @@
-//! Not written yet.
+//! Loader: brings the kernel programs into the kernel and attaches them.
+//!
+//! Takes the embedded object and the agent's settings; gives the maps, pinned, and the programs,
+//! attached by pinned links, so that both outlive the agent. Adopts what an earlier agent left:
+//! maps are used again, links get the new programs in one atomic step. Never touches a program
+//! or link that is not in its own directory.
+
+pub mod devices;
+pub mod links;
+pub mod store;
+pub mod sys;
+
+use crate::tables::NodeRows;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{HashMap, LpmTrie, Map, MapFd, MapInfo};
+use aya::programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use ipnetwork::IpNetwork;
+use proxy_ebpf::Addr;
+use proxy_ebpf::choose::NodePortRange;
+use proxy_ebpf::flow::{FlowKey, FlowValue};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::maps::{self, globals};
+use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::outcome::COUNTERS;
+use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
+use proxy_ebpf::slot::{BackendState, Slot};
+use proxy_ebpf::socket::{Translation, UdpPeers};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+/// The programs of the socket path, all attached to the cgroup root.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];
+
+/// The programs of the packet path.
+pub const PACKET_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_bare", "egress_bare"];
+
+/// The kernel programs, as built with this binary.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
+
+/// What the programs are loaded with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the BPF file system is mounted.
+    pub bpffs_root: PathBuf,
+    /// The ports among which NodePorts are looked for.
+    pub node_ports: NodePortRange,
+    /// The ports that SNAT takes.
+    pub snat_ports: RangeInclusive<u16>,
+    /// The level up to which the programs log, if they do.
+    pub log_level: Option<aya_log::Level>,
+}
+
+/// What went wrong while programs were loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The directory for pins cannot be made.
+    #[error(
+        "cannot make {0}: is a BPF file system mounted at --bpffs-root (`mount -t bpf bpf DIR`), \
+         and may this process write to it?"
+    )]
+    PinDirectory(PathBuf, #[source] io::Error),
+    /// A pinned map has another layout.
+    #[error(
+        "the pinned map {0} has another layout than this version's; run `shunt cleanup` once, \
+         which interrupts service, and start again"
+    )]
+    Layout(PathBuf),
+    /// The object was refused.
+    #[error("the kernel programs cannot be loaded; Linux 6.6 or later with BTF is needed")]
+    Object(#[source] EbpfError),
+    /// A program was refused.
+    #[error("the kernel refuses the program `{0}`; Linux 6.6 or later is needed")]
+    Program(&'static str, #[source] ProgramError),
+    /// Something is missing from the object.
+    #[error("`{0}` is missing from the embedded programs: the binary was built wrong")]
+    Missing(String),
+    /// A kernel call failed.
+    #[error("cannot {0}")]
+    Kernel(&'static str, #[source] io::Error),
+    /// A link cannot be attached.
+    #[error("cannot attach `{program}` to {target}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The cgroup or device.
+        target: String,
+        /// What the kernel said.
+        #[source]
+        source: ProgramError,
+    },
+    /// A pinned link cannot be read, made or removed.
+    #[error("cannot {action} the pinned link {path}")]
+    Pin {
+        /// What was attempted.
+        action: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A map of the node cannot be written.
+    #[error("cannot write the map `{0}`")]
+    Map(&'static str, #[source] aya::maps::MapError),
+}
+
+/// The loaded programs and their maps.
+#[derive(Debug)]
+pub struct Dataplane {
+    ebpf: Ebpf,
+    pins: PathBuf,
+}
+
+/// The directory that holds everything of one layout below the BPF file system.
+pub fn pin_directory(bpffs_root: &Path) -> PathBuf {
+    bpffs_root.join("shunt").join(maps::LAYOUT)
+}
+
+/// Removes every pin of every layout below `bpffs_root`: programs are detached, maps go. Does
+/// nothing if there is nothing.
+pub fn cleanup(bpffs_root: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(bpffs_root.join("shunt")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+impl Dataplane {
+    /// Loads all programs, with the pinned maps if there are any.
+    pub fn load(settings: &Settings) -> Result<Self, LoadError> {
+        let pins = pin_directory(&settings.bpffs_root);
+        let links = pins.join("links");
+        std::fs::create_dir_all(&links).map_err(|e| LoadError::PinDirectory(links, e))?;
+
+        let cookie = sys::netns_cookie()
+            .map_err(|e| LoadError::Kernel("read the cookie of the network namespace", e))?;
+        let log_level = settings.log_level.map_or(0, |level| level as u8);
+        let snat = (*settings.snat_ports.start(), *settings.snat_ports.end());
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(globals::HOST_NETNS_COOKIE, &cookie, true)
+            .override_global(globals::NODE_PORT_FIRST, &settings.node_ports.first, true)
+            .override_global(globals::NODE_PORT_LAST, &settings.node_ports.last, true)
+            .override_global(globals::SNAT_PORT_FIRST, &snat.0, true)
+            .override_global(globals::SNAT_PORT_LAST, &snat.1, true)
+            .override_global(aya_log::LEVEL, &log_level, false);
+        for name in maps::NAMES {
+            loader.map_pin_path(name, pins.join(name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(LoadError::Object)?;
+        for name in SOCKET_PROGRAMS {
+            socket_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
+        }
+        for name in PACKET_PROGRAMS {
+            packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
+        }
+        let dataplane = Self { ebpf, pins };
+        dataplane.check_layout()?;
+        Ok(dataplane)
+    }
+
+    /// aya takes a pinned map as it is; a map of another shape would be read as nonsense.
+    fn check_layout(&self) -> Result<(), LoadError> {
+        for name in maps::NAMES {
+            let Some(shape) = shape(name) else { continue };
+            let path = self.pins.join(name);
+            let info = MapInfo::from_pin(&path).map_err(|e| LoadError::Map("pinned", e))?;
+            if shape != (info.key_size(), info.value_size(), info.max_entries()) {
+                return Err(LoadError::Layout(path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out the maps that services are written to; once.
+    pub fn take_store(&mut self) -> Result<store::MapStore, LoadError> {
+        store::MapStore::new(&mut self.ebpf)
+    }
+
+    /// Hands out the programs' log; once. Silent unless the loader has set a level.
+    pub fn take_log(
+        &mut self,
+    ) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+        aya_log::EbpfLogger::init(&mut self.ebpf)
+    }
+
+    /// Makes the maps of the node's addresses and devices say just what `rows` say. Returns how
+    /// many rows were written or removed.
+    pub fn write_node(&mut self, rows: &NodeRows) -> Result<u64, LoadError> {
+        let addrs = sync_hash(&mut self.ebpf, "node_addrs", &rows.addrs)?;
+        let devices = sync_hash(&mut self.ebpf, "devices", &rows.devices)?;
+        Ok(addrs + devices)
+    }
+
+    /// Makes the map of the pods' prefixes say just `cidrs`.
+    pub fn write_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), LoadError> {
+        let failed = |e| LoadError::Map("cluster_cidrs", e);
+        let map = self.ebpf.map_mut("cluster_cidrs");
+        let map = map.ok_or_else(|| LoadError::Missing("cluster_cidrs".to_owned()))?;
+        let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
+        let wanted: BTreeSet<(u32, Addr)> = cidrs.iter().map(prefix).collect();
+        let known = map.keys().filter_map(Result::ok).map(|key| (key.prefix_len(), key.data()));
+        let known: BTreeSet<(u32, Addr)> = known.collect();
+        for &(len, addr) in wanted.difference(&known) {
+            map.insert(&Key::new(len, addr), 1, 0).map_err(failed)?;
+        }
+        for &(len, addr) in known.difference(&wanted) {
+            map.remove(&Key::new(len, addr)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// All entries of all flows.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, FlowValue)>, LoadError> {
+        sys::entries(map_fd(&self.ebpf, "flows")?.as_fd())
+            .map_err(|e| LoadError::Kernel("read the flows", e))
+    }
+
+    /// Removes entries of flows. An entry that is gone already is no error.
+    pub fn remove_flows(&self, keys: &[FlowKey]) -> Result<(), LoadError> {
+        let failed =
+            store::each_batch(map_fd(&self.ebpf, "flows")?.as_fd(), keys, sys::delete_batch);
+        match failed.into_iter().find(|(_, e)| e.kind() != io::ErrorKind::NotFound) {
+            Some((_, error)) => Err(LoadError::Kernel("remove flows that have ended", error)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Key size, value size (both in bytes) and capacity of a pinned map.
+fn shape(name: &str) -> Option<(u32, u32, u32)> {
+    const fn of<K, V>(capacity: u32) -> Option<(u32, u32, u32)> {
+        Some((size_of::<K>() as u32, size_of::<V>() as u32, capacity))
+    }
+    match name {
+        "frontends" => of::<FrontendKey, FrontendValue>(maps::FRONTENDS),
+        "slots" => of::<u32, Slot>(maps::SLOTS),
+        "backends" => of::<u32, BackendState>(maps::BACKENDS),
+        "services" => of::<ServiceId, ServiceInfo>(maps::SERVICES),
+        "node_addrs" => of::<Addr, NodeAddr>(maps::NODE_ADDRS),
+        "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
+        "devices" => of::<u32, Device>(maps::DEVICES),
+        "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
+        "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
+        "service_counters" => of::<u32, ServiceCounters>(maps::SERVICES),
+        "outcomes" => of::<u32, u64>(COUNTERS),
+        "tcp_peers" => of::<u32, Translation>(0),
+        "udp_peers" => of::<u32, UdpPeers>(0),
+        _ => None,
+    }
+}
+
+/// The key of the trie for `network`: how many bits of which sixteen bytes.
+fn prefix(network: &IpNetwork) -> (u32, Addr) {
+    let len = match network {
+        IpNetwork::V4(network) => 96 + u32::from(network.prefix()),
+        IpNetwork::V6(network) => u32::from(network.prefix()),
+    };
+    (len, network.network().into())
+}
+
+/// Makes the hash map `name` say just what `rows` say. Returns how many rows that took.
+fn sync_hash<K, V>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    rows: &BTreeMap<K, V>,
+) -> Result<u64, LoadError>
+where
+    K: Pod + Ord,
+    V: Pod + PartialEq,
+{
+    let failed = |e| LoadError::Map(name, e);
+    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
+    let mut map: HashMap<_, K, V> = map.try_into().map_err(failed)?;
+    let known: BTreeMap<K, V> = map.iter().filter_map(Result::ok).collect();
+    let mut written = 0;
+    for (key, value) in rows.iter().filter(|(key, value)| known.get(key) != Some(value)) {
+        map.insert(key, value, 0).map_err(failed)?;
+        written += 1;
+    }
+    for key in known.keys().filter(|key| !rows.contains_key(key)) {
+        map.remove(key).map_err(failed)?;
+        written += 1;
+    }
+    Ok(written)
+}
+
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapFd, LoadError> {
+    match ebpf.map(name) {
+        Some(Map::LruHashMap(map)) => Ok(map.fd()),
+        _ => Err(LoadError::Missing(name.to_owned())),
+    }
+}
+
+fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {
+    let missing = || LoadError::Missing(name.to_owned());
+    ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
+}
+
+fn packet_program<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<&'a mut SchedClassifier, LoadError> {
+    let missing = || LoadError::Missing(name.to_owned());
+    ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
+}
+
+fn program_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a ProgramFd, LoadError> {
+    let missing = || LoadError::Missing(name.to_owned());
+    ebpf.program(name).ok_or_else(missing)?.fd().map_err(|_| missing())
+}

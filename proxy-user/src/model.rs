@@ -176,6 +176,25 @@ pub struct Node {
     pub to_be_deleted: bool,
 }
 
+/// A network interface of the node's network namespace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether it is the loopback interface.
+    pub loopback: bool,
+    /// Whether its packets begin with an Ethernet header.
+    pub ethernet: bool,
+    /// Whether it is a port of a bridge, bond or other interface.
+    pub has_controller: bool,
+    /// Its addresses of global scope, with their prefixes.
+    pub addrs: Vec<IpNetwork>,
+}
+
 /// Something wrong that an operator should see: what it is about, and a sentence.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Warning {

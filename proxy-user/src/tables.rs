@@ -3,6 +3,7 @@
 //! `plan` produces them and `apply` writes them; neither knows the other.
 
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port, Proto};
 use std::collections::BTreeMap;
@@ -75,6 +76,12 @@ pub struct ServiceKey {
     pub family: Family,
 }
 
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.port.fmt(f)
+    }
+}
+
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Family {
@@ -100,6 +107,15 @@ pub struct TableDelta {
     pub services: BTreeMap<ServiceKey, Option<ServiceRow>>,
     /// The frontends that change.
     pub frontends: BTreeMap<FrontendKey, Option<FrontendRow>>,
+}
+
+/// Everything that the maps ought to hold of the node itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeRows {
+    /// The node's addresses.
+    pub addrs: BTreeMap<Addr, NodeAddr>,
+    /// The devices of the packet path, by interface index.
+    pub devices: BTreeMap<u32, Device>,
 }
 
 impl TableDelta {

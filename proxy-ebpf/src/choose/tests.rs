@@ -37,7 +37,8 @@ impl Fake {
     fn publish(&mut self, key: FrontendKey, flags: FrontendFlags, cluster: u32, local: u32) {
         let range = self.slots.len() as u32;
         let service = ServiceId(7);
-        let header = RangeHeader { service, cluster, local, affinity_seconds: 0, zero: [0; 2] };
+        let header =
+            RangeHeader { service, cluster, local, affinity_seconds: 0, draining: 0, zero: 0 };
         self.slots.push(header.to_slot());
         for id in 0..cluster + local {
             let flags = BackendFlags::SERVING;

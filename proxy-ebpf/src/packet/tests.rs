@@ -52,7 +52,7 @@ fn ipv4_is_read_with_and_without_options() {
         assert_eq!(headers.src, end("10.0.0.1", 40000));
         assert_eq!(headers.dst, end("10.96.0.1", 80));
         assert_eq!(headers.transport, 14 + 20 + options);
-        assert_eq!(headers.len as usize, 40 + options);
+        assert_eq!(headers.network, 14);
         assert!(headers.tcp_flags.opens() && headers.tcp_flags.syn());
     }
 }
@@ -63,7 +63,7 @@ fn ipv6_is_read() {
     let headers = read(&Bytes(ipv6(6, dst)), ETH_P_IPV6, 0).unwrap();
     assert_eq!(headers.src, end("fd00::1", 40000));
     assert_eq!(headers.dst, end("fd00::2", 80));
-    assert_eq!((headers.transport, headers.len), (40, 60));
+    assert_eq!((headers.network, headers.transport), (0, 40));
     assert!(headers.tcp_flags.fin() && !headers.tcp_flags.opens() && !headers.tcp_flags.rst());
 }
 

@@ -1,0 +1,162 @@
+//! The maps, and how the programs read and count in them.
+//!
+//! Names, sizes and writers stand in [`proxy_ebpf::maps`].
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::{Global, helpers};
+use core::ptr;
+use proxy_ebpf::choose::{NodePortRange, Tables};
+use proxy_ebpf::flow::Hook;
+use proxy_ebpf::flow::{FlowKey, FlowValue, Stamp};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
+use proxy_ebpf::packet::Headers;
+use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
+use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+use proxy_ebpf::socket::{Translation, UdpPeers};
+use proxy_ebpf::{Addr, maps};
+
+const MMAP: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map(name = "frontends")]
+static FRONTENDS: HashMap<FrontendKey, FrontendValue, { maps::FRONTENDS as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "slots")]
+static SLOTS: Array<Slot, { maps::SLOTS as usize }, MMAP> = Array::new();
+
+#[btf_map(name = "backends")]
+static BACKENDS: Array<BackendState, { maps::BACKENDS as usize }, MMAP> = Array::new();
+
+/// Only user space reads it.
+#[btf_map(name = "services")]
+static SERVICES: HashMap<ServiceId, ServiceInfo, { maps::SERVICES as usize }> = HashMap::new();
+
+#[btf_map(name = "node_addrs")]
+static NODE_ADDRS: HashMap<Addr, NodeAddr, { maps::NODE_ADDRS as usize }> = HashMap::new();
+
+#[btf_map(name = "cluster_cidrs")]
+pub(crate) static CLUSTER_CIDRS: LpmTrie<Addr, u32, { maps::CLUSTER_CIDRS as usize }> =
+    LpmTrie::new();
+
+#[btf_map(name = "devices")]
+pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
+
+#[btf_map(name = "flows")]
+pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue, { maps::FLOWS as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "snat_cursors")]
+pub(crate) static SNAT_CURSORS: Array<u32, { maps::SNAT_CURSORS as usize }> = Array::new();
+
+#[btf_map(name = "service_counters")]
+static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { maps::SERVICES as usize }> =
+    PerCpuArray::new();
+
+#[btf_map(name = "outcomes")]
+static OUTCOMES: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "tcp_peers")]
+pub(crate) static TCP_PEERS: SkStorage<Translation> = SkStorage::new();
+
+#[btf_map(name = "udp_peers")]
+pub(crate) static UDP_PEERS: SkStorage<UdpPeers> = SkStorage::new();
+
+/// The headers of the packet that a hook works on, out of the way of the 512-byte stack; one
+/// element a hook, since an egress program may interrupt nothing but itself.
+#[btf_map(name = "scratch")]
+static SCRATCH: PerCpuArray<Headers, 2> = PerCpuArray::new();
+
+#[unsafe(no_mangle)]
+pub(crate) static HOST_NETNS_COOKIE: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static NODE_PORT_FIRST: Global<u16> = Global::new(30_000);
+#[unsafe(no_mangle)]
+static NODE_PORT_LAST: Global<u16> = Global::new(32_767);
+#[unsafe(no_mangle)]
+pub(crate) static SNAT_PORT_FIRST: Global<u16> = Global::new(61_000);
+#[unsafe(no_mangle)]
+pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(65_535);
+
+/// The ports among which NodePorts are looked for.
+#[inline(always)]
+pub(crate) fn node_ports() -> NodePortRange {
+    NodePortRange { first: NODE_PORT_FIRST.load(), last: NODE_PORT_LAST.load() }
+}
+
+/// The maps as the decision reads them.
+pub(crate) struct KernelTables;
+
+impl Tables for KernelTables {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
+        let value = FRONTENDS.get_ptr(key)?;
+        // SAFETY: the kernel keeps the element's memory until this program returns; it may give
+        // the element to another key meanwhile, which the tag in the value tells. One read of
+        // one word, so never half a value.
+        Some(unsafe { ptr::read_volatile(value) })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Slot> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        // SAFETY: copied at once; a recycled element would be another address of this node.
+        unsafe { NODE_ADDRS.get(addr) }.copied()
+    }
+}
+
+/// The state of a backend; "no backend" for an id that is out of range.
+#[inline(always)]
+pub(crate) fn backend_state(id: BackendId) -> BackendState {
+    // SAFETY: array elements stay where they are; one read of one word.
+    BACKENDS
+        .get_ptr(id.0)
+        .map_or_else(BackendState::default, |state| unsafe { ptr::read_volatile(state) })
+}
+
+/// Counts one exit of `program` with the outcome of number `outcome`.
+#[inline(always)]
+pub(crate) fn count(program: Program, outcome: u32) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(counter_index(program, outcome)) {
+        // SAFETY: the copy of this CPU, which no other program writes while this one runs.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// Lets `add` count in this CPU's counters of `service`.
+#[inline(always)]
+pub(crate) fn count_service(service: ServiceId, add: impl FnOnce(&mut ServiceCounters)) {
+    if let Some(counters) = SERVICE_COUNTERS.get_ptr_mut(service.0) {
+        // SAFETY: the copy of this CPU, which no other program writes while this one runs.
+        add(unsafe { &mut *counters });
+    }
+}
+
+/// The current coarse time.
+#[inline(always)]
+pub(crate) fn now() -> Stamp {
+    // SAFETY: no preconditions; since Linux 5.11.
+    Stamp::from_nanoseconds(unsafe { helpers::generated::bpf_ktime_get_coarse_ns() })
+}
+
+/// A number that is uniform over all 32-bit numbers.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: no preconditions.
+    unsafe { helpers::generated::bpf_get_prandom_u32() }
+}
+
+/// This CPU's place for the headers of the packet at `hook`.
+#[inline(always)]
+pub(crate) fn scratch<'a>(hook: Hook) -> Option<&'a mut Headers> {
+    // SAFETY: the copy of this CPU; a hook is not entered again before it is left, and takes the
+    // place once.
+    SCRATCH.get_ptr_mut(hook as u32).map(|headers| unsafe { &mut *headers })
+}

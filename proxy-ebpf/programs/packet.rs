@@ -1,0 +1,93 @@
+//! The packet path: reading and rewriting packets at tcx.
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::helpers::generated::bpf_csum_diff;
+use aya_ebpf::programs::TcContext;
+use proxy_ebpf::flow::{End, Hook};
+use proxy_ebpf::packet::{self, Headers, Packet, Unread};
+use proxy_ebpf::{Addr, Proto};
+
+/// Since Linux 6.16 and in stable kernels of that time; keeps CHECKSUM_COMPLETE right for IPv6,
+/// where no header checksum balances a changed address.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+const IPV4_CHECKSUM: usize = 10;
+
+/// A packet at its hook.
+struct Skb<'a>(&'a TcContext);
+
+impl Packet for Skb<'_> {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.0.load(offset).ok()
+    }
+}
+
+/// Reads the headers of the packet, whose network header begins at `network`, into `headers`.
+#[inline(never)]
+pub(crate) fn read(ctx: &TcContext, network: usize, headers: &mut Headers) -> Result<(), Unread> {
+    // SAFETY: the context is valid for the whole program; the verifier checks the accesses.
+    let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
+    // A tagged packet on the parent of a VLAN device is seen again on the VLAN device.
+    if vlan != 0 {
+        return Err(Unread::NotOurs);
+    }
+    *headers = packet::read(&Skb(ctx), u16::from_be(protocol as u16), network)?;
+    Ok(())
+}
+
+/// Rewrites the destination (ingress) or the source (egress) of the packet to `to`, which is of
+/// the same family, and repairs the checksums. `None` if the kernel refuses or cannot.
+///
+/// By the kernel's helpers and not by hand: they also do it right for packets whose checksum
+/// the device has yet to fill in (CHECKSUM_PARTIAL) or has summed up (CHECKSUM_COMPLETE).
+#[inline(never)]
+pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
+    let from = match hook {
+        Hook::Ingress => headers.dst,
+        Hook::Egress => headers.src,
+    };
+    if from == *to {
+        return Some(());
+    }
+    let is_v4 = from.addr.is_v4();
+    let checksum = match headers.proto {
+        Proto::TCP => Some(headers.transport + 16),
+        Proto::UDP => Some(headers.transport + 6),
+        // SCTP's checksum is a CRC32c over the whole packet, but not over the addresses.
+        _ if from.port == to.port => None,
+        _ => return None,
+    };
+    let mangled = if headers.proto == Proto::UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+
+    let diff = addr_diff(from.addr, to.addr);
+    if let Some(offset) = checksum {
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+        if is_v4 || ctx.l4_csum_replace(offset, 0, diff, flags | BPF_F_IPV6).is_err() {
+            ctx.l4_csum_replace(offset, 0, diff, flags).ok()?;
+        }
+        let (old, new) = (u64::from(from.port.network()), u64::from(to.port.network()));
+        if old != new {
+            ctx.l4_csum_replace(offset, old, new, mangled | 2).ok()?;
+        }
+    }
+    let port = headers.transport + if hook == Hook::Ingress { 2 } else { 0 };
+    ctx.store(port, &to.port.network(), 0).ok()?;
+    if is_v4 {
+        ctx.l3_csum_replace(headers.network + IPV4_CHECKSUM, 0, diff, 0).ok()?;
+        let addr = headers.network + if hook == Hook::Ingress { 16 } else { 12 };
+        ctx.store(addr, &to.addr.v4_word(), 0).ok()
+    } else {
+        let addr = headers.network + if hook == Hook::Ingress { 24 } else { 8 };
+        ctx.store(addr, &to.addr.words(), 0).ok()
+    }
+}
+
+/// The difference that a changed address makes to a checksum. An IPv4 address makes the same one
+/// in its mapped form, since the prefix does not change.
+#[inline(always)]
+fn addr_diff(from: Addr, to: Addr) -> u64 {
+    let (mut from, mut to) = (from.words(), to.words());
+    // SAFETY: both buffers are sixteen bytes long, a multiple of four.
+    unsafe { bpf_csum_diff(from.as_mut_ptr(), 16, to.as_mut_ptr(), 16, 0) as u64 }
+}

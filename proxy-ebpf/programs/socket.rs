@@ -1,0 +1,337 @@
+//! The socket path: a destination is translated when a socket connects or sends, and translated
+//! back when the socket asks for its peer or receives. Nothing is done per packet of a connected
+//! socket.
+//!
+//! All hooks fail open: what they cannot decide they leave alone, and the packet path sees it.
+
+use crate::maps::{
+    HOST_NETNS_COOKIE, KernelTables, TCP_PEERS, UDP_PEERS, backend_state, count, count_service,
+    node_ports, random,
+};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+use core::ptr;
+use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
+use proxy_ebpf::flow::End;
+use proxy_ebpf::frontend::FrontendValue;
+use proxy_ebpf::outcome::{Outcome, Program};
+use proxy_ebpf::service::ServiceId;
+use proxy_ebpf::slot::Slot;
+use proxy_ebpf::socket::{Translation, UDP_DESTINATIONS, UdpPeers};
+use proxy_ebpf::{Addr, Port, Proto};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// How the hooks of a family see the address of a `bpf_sock_addr`.
+///
+/// The hook's family is the one of the address, not of the socket: `connect6` sees IPv4-mapped
+/// addresses, which are IPv4 to everything behind this trait.
+pub(crate) trait Family {
+    fn addr(ctx: &SockAddrContext) -> Addr;
+    fn set_addr(ctx: &SockAddrContext, addr: Addr);
+}
+
+pub(crate) struct V4;
+pub(crate) struct V6;
+
+impl Family for V4 {
+    #[inline(always)]
+    fn addr(ctx: &SockAddrContext) -> Addr {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access.
+        Addr::from_v4_word(unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).user_ip4) })
+    }
+
+    #[inline(always)]
+    fn set_addr(ctx: &SockAddrContext, addr: Addr) {
+        // SAFETY: as above; the kernel takes writes of this field from these hooks.
+        unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, addr.v4_word()) }
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn addr(ctx: &SockAddrContext) -> Addr {
+        // SAFETY: the context is valid for the whole program; the verifier checks the access,
+        // which must be word by word.
+        let words = unsafe { &raw const (*ctx.sock_addr).user_ip6 }.cast::<u32>();
+        // SAFETY: as above; the field has four words.
+        let word = |i: usize| unsafe { ptr::read_volatile(words.add(i)) };
+        Addr::from_words([word(0), word(1), word(2), word(3)])
+    }
+
+    #[inline(always)]
+    fn set_addr(ctx: &SockAddrContext, addr: Addr) {
+        let [w0, w1, w2, w3] = addr.words();
+        // SAFETY: as above; the kernel takes writes of this field from these hooks.
+        unsafe {
+            let words = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
+            ptr::write_volatile(words, w0);
+            ptr::write_volatile(words.add(1), w1);
+            ptr::write_volatile(words.add(2), w2);
+            ptr::write_volatile(words.add(3), w3);
+        }
+    }
+}
+
+#[inline(always)]
+fn port(ctx: &SockAddrContext) -> Port {
+    // SAFETY: the context is valid; the field is read as the whole word that the verifier wants,
+    // and its low half is the port in network byte order.
+    Port::from_network(unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).user_port) } as u16)
+}
+
+#[inline(always)]
+fn end<F: Family>(ctx: &SockAddrContext) -> End {
+    End { addr: F::addr(ctx), port: port(ctx) }
+}
+
+#[inline(always)]
+fn set_end<F: Family>(ctx: &SockAddrContext, end: End) {
+    F::set_addr(ctx, end.addr);
+    let port = u32::from(end.port.network());
+    // SAFETY: the context is valid; the kernel takes writes of this field from these hooks.
+    unsafe { ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, port) }
+}
+
+#[inline(always)]
+fn proto(ctx: &SockAddrContext) -> Proto {
+    // SAFETY: the context is valid; the verifier checks the access.
+    Proto(unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).protocol) } as u8)
+}
+
+/// Whether the socket is in the node's own network namespace, where NodePorts are also served
+/// at loopback addresses.
+#[inline(always)]
+fn is_in_host_namespace(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the helper takes the context of this program type; since Linux 5.7.
+    HOST_NETNS_COOKIE.load() == unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// The frontend that the caller asks for.
+#[inline(always)]
+fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValue> {
+    let loopback = to.addr.is_loopback() && is_in_host_namespace(ctx);
+    find_frontend(&KernelTables, to, node_ports(), loopback).map(|(_, value)| value)
+}
+
+/// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.
+#[inline(always)]
+fn refuse(ctx: &SockAddrContext, program: Program, service: ServiceId) -> i32 {
+    debug!(ctx, "refused: service {} has no usable endpoint", service.0);
+    count(program, Outcome::NoEndpoint as u32);
+    count_service(service, |counters| counters.refused += 1);
+    // SAFETY: allowed in these hooks; since Linux 5.18.
+    let _previous = unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
+}
+
+/// Leaves the address alone, so that the packet path drops the packets silently.
+#[inline(always)]
+fn leave_to_packet_path(program: Program, service: ServiceId) -> i32 {
+    count(program, Outcome::NoLocalEndpoint as u32);
+    count_service(service, |counters| counters.refused += 1);
+    ALLOW
+}
+
+/// `connect4`, `connect6`.
+#[inline(always)]
+pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let proto = proto(ctx);
+    if proto != Proto::TCP && proto != Proto::UDP {
+        return ALLOW;
+    }
+    let frontend = end::<F>(ctx);
+    let to = Destination { addr: frontend.addr, port: frontend.port, proto };
+    let Some(value) = asked_frontend(ctx, to) else {
+        forget_peer(ctx, proto);
+        count(Program::Connect, Outcome::NotOurs as u32);
+        return ALLOW;
+    };
+    match choose(&KernelTables, value, Caller::Internal, random()) {
+        Some(Choice::Backend(service, slot)) => {
+            let translation = translate::<F>(ctx, frontend, service, slot);
+            let kept = if proto == Proto::TCP {
+                keep_tcp_peer(ctx, translation)
+            } else {
+                keep_udp_peer(ctx, translation)
+            };
+            count(Program::Connect, kept_or_full(kept) as u32);
+            ALLOW
+        }
+        Some(Choice::Refuse(service)) => refuse(ctx, Program::Connect, service),
+        Some(Choice::Drop(service)) => leave_to_packet_path(Program::Connect, service),
+        None => {
+            count(Program::Connect, Outcome::Inconsistent as u32);
+            ALLOW
+        }
+    }
+}
+
+/// `sendmsg4`, `sendmsg6`: UDP datagrams that carry a destination.
+///
+/// A socket keeps its backend for a destination for as long as the backend serves, or nothing
+/// else does.
+#[inline(always)]
+pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let frontend = end::<F>(ctx);
+    let to = Destination { addr: frontend.addr, port: frontend.port, proto: Proto::UDP };
+    let Some(value) = asked_frontend(ctx, to) else {
+        count(Program::Sendmsg, Outcome::NotOurs as u32);
+        return ALLOW;
+    };
+    let known = known_translation(ctx, |translation| translation.frontend() == frontend);
+    if let Some(known) = &known
+        && serves(known)
+    {
+        set_end::<F>(ctx, known.backend());
+        count(Program::Sendmsg, Outcome::Matched as u32);
+        return ALLOW;
+    }
+    match choose(&KernelTables, value, Caller::Internal, random()) {
+        Some(Choice::Backend(service, slot)) => {
+            let translation = translate::<F>(ctx, frontend, service, slot);
+            let kept = keep_udp_peer(ctx, translation);
+            count(Program::Sendmsg, kept_or_full(kept) as u32);
+            ALLOW
+        }
+        Some(Choice::Refuse(service)) => match known {
+            Some(known) => {
+                set_end::<F>(ctx, known.backend());
+                count(Program::Sendmsg, Outcome::Matched as u32);
+                ALLOW
+            }
+            None => refuse(ctx, Program::Sendmsg, service),
+        },
+        Some(Choice::Drop(service)) => leave_to_packet_path(Program::Sendmsg, service),
+        None => {
+            count(Program::Sendmsg, Outcome::Inconsistent as u32);
+            ALLOW
+        }
+    }
+}
+
+/// `recvmsg4`, `recvmsg6`: a datagram from a backend seems to come from the frontend.
+#[inline(always)]
+pub(crate) fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let source = end::<F>(ctx);
+    let outcome = match known_translation(ctx, |translation| translation.backend() == source) {
+        Some(translation) => {
+            set_end::<F>(ctx, translation.frontend());
+            Outcome::Matched
+        }
+        None => Outcome::NotOurs,
+    };
+    count(Program::Recvmsg, outcome as u32);
+    ALLOW
+}
+
+/// `getpeername4`, `getpeername6`: the peer is what the socket asked for.
+#[inline(always)]
+pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let peer = end::<F>(ctx);
+    let known = if proto(ctx) == Proto::TCP {
+        // SAFETY: the context's socket is valid in this hook.
+        let translation = unsafe { TCP_PEERS.get_ptr_mut(ctx).as_ref() };
+        translation.copied().filter(|translation| translation.backend() == peer)
+    } else {
+        known_translation(ctx, |translation| translation.backend() == peer)
+    };
+    let outcome = match known {
+        Some(translation) => {
+            set_end::<F>(ctx, translation.frontend());
+            Outcome::Matched
+        }
+        None => Outcome::NotOurs,
+    };
+    count(Program::Getpeername, outcome as u32);
+    ALLOW
+}
+
+#[inline(always)]
+fn kept_or_full(kept: bool) -> Outcome {
+    if kept { Outcome::Chosen } else { Outcome::TableFull }
+}
+
+/// Points the call at the backend in `slot`.
+#[inline(always)]
+fn translate<F: Family>(
+    ctx: &SockAddrContext,
+    frontend: End,
+    service: ServiceId,
+    slot: Slot,
+) -> Translation {
+    let backend = End { addr: slot.addr, port: slot.port };
+    set_end::<F>(ctx, backend);
+    count_service(service, |counters| counters.connections += 1);
+    Translation::new(frontend, backend, service, slot.backend)
+}
+
+/// Whether the backend of `translation` still serves.
+#[inline(always)]
+fn serves(translation: &Translation) -> bool {
+    let End { addr, port } = translation.backend();
+    backend_state(translation.backend_id).serves(translation.service, addr, port)
+}
+
+/// Remembers the peer of a TCP socket; `false` if the kernel has no memory for it.
+#[inline(always)]
+fn keep_tcp_peer(ctx: &SockAddrContext, translation: Translation) -> bool {
+    // SAFETY: the context's socket is valid in this hook.
+    let Some(peer) = (unsafe { TCP_PEERS.get_or_insert_ptr_mut(ctx, None).as_mut() }) else {
+        return false;
+    };
+    *peer = translation;
+    true
+}
+
+/// Remembers a destination of a UDP socket; `false` if the kernel has no memory for it.
+#[inline(always)]
+fn keep_udp_peer(ctx: &SockAddrContext, translation: Translation) -> bool {
+    // SAFETY: the context's socket is valid in this hook.
+    let Some(peers) = (unsafe { UDP_PEERS.get_or_insert_ptr_mut(ctx, None).as_mut() }) else {
+        return false;
+    };
+    let frontend = translation.frontend();
+    for known in &mut peers.translations {
+        if known.frontend() == frontend {
+            *known = translation;
+            return true;
+        }
+    }
+    let index = peers.written as usize % UDP_DESTINATIONS;
+    if let Some(oldest) = peers.translations.get_mut(index) {
+        *oldest = translation;
+        peers.written = peers.written.wrapping_add(1);
+    }
+    true
+}
+
+/// The first of a UDP socket's translations that `matches`.
+#[inline(always)]
+fn known_translation(
+    ctx: &SockAddrContext,
+    matches: impl Fn(&Translation) -> bool,
+) -> Option<Translation> {
+    // SAFETY: the context's socket is valid in this hook.
+    let peers: &UdpPeers = unsafe { UDP_PEERS.get_ptr_mut(ctx).as_ref() }?;
+    peers.translations.iter().find(|&translation| matches(translation)).copied()
+}
+
+/// Forgets what a socket connected to before, now that it connects to something that is no
+/// service: the old translation must not answer for the new peer.
+#[inline(always)]
+fn forget_peer(ctx: &SockAddrContext, proto: Proto) {
+    if proto == Proto::TCP {
+        // SAFETY: the context's socket is valid in this hook.
+        if let Some(peer) = unsafe { TCP_PEERS.get_ptr_mut(ctx).as_mut() } {
+            *peer = Translation::default();
+        }
+    // SAFETY: as above.
+    } else if let Some(peers) = unsafe { UDP_PEERS.get_ptr_mut(ctx).as_mut() } {
+        *peers = UdpPeers::default();
+    }
+}

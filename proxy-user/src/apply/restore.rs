@@ -1,0 +1,142 @@
+//! Restore: what the last agent left in the maps becomes the state that deltas are applied to.
+//!
+//! So ids stay, unchanged services are not written, and what went while no agent ran is found
+//! and removed.
+
+use super::pool::{IdPool, RangePool};
+use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
+use crate::tables::{BackendRow, Family, ServiceKey, ServicePortName, TableDelta, Tables};
+use proxy_ebpf::frontend::FrontendKey;
+use proxy_ebpf::maps;
+use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
+use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+impl<S: Store> Applier<S> {
+    /// Adopts what the maps of `store` hold. Rows that contradict themselves are removed; the
+    /// next [`Applier::apply_all`] makes them again.
+    pub fn restore(mut store: S) -> Result<Self, StoreError> {
+        let names: BTreeMap<ServiceId, ServiceKey> =
+            store.services()?.into_iter().map(|(id, info)| (id, key(&info))).collect();
+        let mut services: HashMap<ServiceKey, Placed> = HashMap::new();
+        let mut frontends = HashMap::new();
+        let mut stray = Vec::new();
+        for (frontend, value) in store.frontends()? {
+            let header = RangeHeader::from_slot(&store.slot(value.range()));
+            let placed = names.get(&header.service).and_then(|key| {
+                if !services.contains_key(key) {
+                    services.insert(key.clone(), read_range(&store, value.range(), &header)?);
+                }
+                services.get_mut(key).map(|placed| (key, placed))
+            });
+            match placed {
+                Some((key, placed))
+                    if placed.range == value.range() && value.tag() == frontend.tag() =>
+                {
+                    placed.frontends.insert(frontend);
+                    frontends.insert(frontend, (key.clone(), value));
+                }
+                _ => stray.push(frontend),
+            }
+        }
+        if let Some((_, error)) = store.remove_frontends(&stray).pop() {
+            return Err(error);
+        }
+        for (id, key) in &names {
+            if services.get(key).is_none_or(|placed| placed.id != *id) {
+                store.remove_service(*id)?;
+            }
+        }
+
+        let ranges: BTreeMap<u32, u32> = services.values().map(|p| (p.range, p.len)).collect();
+        let service_ids: BTreeSet<u32> = services.values().map(|placed| placed.id.0).collect();
+        let backend_ids: BTreeSet<u32> =
+            services.values().flat_map(|p| p.backends.iter().map(|(_, id)| id.0)).collect();
+        for id in (0..maps::BACKENDS).filter(|id| !backend_ids.contains(id)).map(BackendId) {
+            if store.backend(id) != BackendState::default() {
+                store.write_backend(id, BackendState::default());
+            }
+        }
+        Ok(Self {
+            store,
+            services,
+            frontends,
+            service_ids: IdPool::new(maps::SERVICES, &service_ids),
+            backend_ids: IdPool::new(maps::BACKENDS, &backend_ids),
+            ranges: RangePool::new(maps::SLOTS, &ranges),
+            quarantine: Quarantine::default(),
+            unwritten: TableDelta::default(),
+            writes: 0,
+        })
+    }
+
+    /// Brings the maps to exactly `tables`, from whatever was applied before.
+    pub fn apply_all(&mut self, tables: Tables) -> Vec<ApplyError> {
+        let mut delta = TableDelta::default();
+        let known: BTreeSet<ServiceKey> = self.services.keys().cloned().collect();
+        delta.services.extend(known.into_iter().map(|key| (key, None)));
+        let known: BTreeSet<FrontendKey> = self.frontends.keys().copied().collect();
+        delta.frontends.extend(known.into_iter().map(|key| (key, None)));
+        delta.services.extend(tables.services.into_iter().map(|(key, row)| (key, Some(row))));
+        delta.frontends.extend(tables.frontends.into_iter().map(|(key, row)| (key, Some(row))));
+        self.unwritten = TableDelta::default();
+        self.apply(delta)
+    }
+
+    /// Finds what someone else has changed in the maps and brings them to `tables` again.
+    /// Returns how many rows were wrong, and what could not be repaired.
+    pub fn heal(&mut self, tables: Tables) -> Result<(u64, Vec<ApplyError>), StoreError> {
+        let before = self.writes;
+        let actual: BTreeMap<FrontendKey, _> = self.store.frontends()?.into_iter().collect();
+        let strange: Vec<FrontendKey> =
+            actual.keys().filter(|key| !self.frontends.contains_key(key)).copied().collect();
+        self.writes += strange.len() as u64;
+        if let Some((_, error)) = self.store.remove_frontends(&strange).pop() {
+            return Err(error);
+        }
+        // What is forgotten here differs from what is wanted, and so is written again.
+        self.frontends.retain(|key, (_, value)| actual.get(key) == Some(value));
+
+        let names: BTreeMap<ServiceId, ServiceInfo> = self.store.services()?.into_iter().collect();
+        for (key, placed) in &self.services {
+            if let Some(info) = super::info(key)
+                && names.get(&placed.id) != Some(&info)
+            {
+                self.writes += 1;
+                self.store.put_service(placed.id, &info)?;
+            }
+        }
+        let errors = self.apply_all(tables);
+        Ok((self.writes - before, errors))
+    }
+}
+
+/// The range at `start`, unless it is none.
+fn read_range<S: Store>(store: &S, start: u32, header: &RangeHeader) -> Option<Placed> {
+    let sum = u64::from(header.cluster) + u64::from(header.local) + u64::from(header.draining);
+    let len = u32::try_from(sum + 1).ok()?;
+    if start == 0 || start.checked_add(len)? > maps::SLOTS {
+        return None;
+    }
+    let backends: BTreeMap<BackendRow, BackendId> = (start + 1..start + len)
+        .map(|index| store.slot(index))
+        .map(|slot| (BackendRow { addr: slot.addr, port: slot.port }, slot.backend))
+        .collect();
+    Some(Placed {
+        id: header.service,
+        range: start,
+        len,
+        backends: backends.into_iter().collect(),
+        frontends: BTreeSet::new(),
+    })
+}
+
+fn key(info: &ServiceInfo) -> ServiceKey {
+    let port = ServicePortName {
+        namespace: unpadded(&info.namespace).into(),
+        name: unpadded(&info.name).into(),
+        port: unpadded(&info.port_name).into(),
+        proto: info.proto,
+    };
+    ServiceKey { port, family: if info.family == 4 { Family::V4 } else { Family::V6 } }
+}

@@ -1,0 +1,106 @@
+//! Devices: the interfaces and addresses of the node's network namespace, followed live.
+//!
+//! Every change makes the whole list be read again, so that nothing is missed for ever.
+
+use crate::model::Interface;
+use futures::{StreamExt as _, TryStreamExt as _};
+use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType};
+use rtnetlink::{Handle, MulticastGroup};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long events are gathered before the list is read.
+const GATHER: Duration = Duration::from_millis(5);
+/// How often the list is read without any event.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// The interfaces cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] std::io::Error),
+    /// The kernel refused.
+    #[error("cannot list {0}")]
+    List(&'static str, #[source] rtnetlink::Error),
+}
+
+/// Follows the interfaces for ever; every state goes into `interfaces`.
+pub async fn follow(interfaces: watch::Sender<Vec<Interface>>) -> Result<(), DevicesError> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, handle, mut events) =
+        rtnetlink::new_multicast_connection(&groups).map_err(DevicesError::Socket)?;
+    let _connection = tokio::spawn(connection);
+    loop {
+        let list = list(&handle).await?;
+        interfaces.send_if_modified(|known| {
+            let changed = *known != list;
+            *known = list;
+            changed
+        });
+        // An event, the end of the stream (then the next list fails) or a while.
+        let _any = tokio::time::timeout(RESYNC, events.next()).await;
+        tokio::time::sleep(GATHER).await;
+        while let Ok(Some(_)) = tokio::time::timeout(Duration::ZERO, events.next()).await {}
+    }
+}
+
+async fn list(handle: &Handle) -> Result<Vec<Interface>, DevicesError> {
+    let links: Vec<_> = handle
+        .link()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|e| DevicesError::List("interfaces", e))?;
+    let addresses: Vec<_> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .map_err(|e| DevicesError::List("addresses", e))?;
+    let mut interfaces = BTreeMap::new();
+    for link in links {
+        let name = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        let has_controller =
+            link.attributes.iter().any(|a| matches!(a, LinkAttribute::Controller(_)));
+        let Some(name) = name else { continue };
+        let index = link.header.index;
+        let interface = Interface {
+            index,
+            name,
+            up: link.header.flags.contains(LinkFlags::Up),
+            loopback: link.header.flags.contains(LinkFlags::Loopback),
+            ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            has_controller,
+            addrs: Vec::new(),
+        };
+        interfaces.insert(index, interface);
+    }
+    for address in addresses {
+        let Some(interface) = interfaces.get_mut(&address.header.index) else { continue };
+        if address.header.scope != AddressScope::Universe {
+            continue;
+        }
+        // On a point-to-point device the own address is the local one.
+        let own = |local: bool| {
+            address.attributes.iter().find_map(move |attribute| match attribute {
+                AddressAttribute::Local(addr) if local => Some(*addr),
+                AddressAttribute::Address(addr) if !local => Some(*addr),
+                _ => None,
+            })
+        };
+        let network = own(true)
+            .or_else(|| own(false))
+            .and_then(|addr| IpNetwork::new(addr, address.header.prefix_len).ok());
+        interface.addrs.extend(network);
+    }
+    Ok(interfaces.into_values().collect())
+}

@@ -1,0 +1,195 @@
+//! Links: where the programs are attached.
+//!
+//! Every link is pinned under `links/PROGRAM@TARGET`, where the target is `cgroup` or a device's
+//! name. A link that is there already gets the new program in one atomic step; a link whose
+//! target is gone is replaced.
+
+use super::{
+    Dataplane, LoadError, SOCKET_PROGRAMS, packet_program, program_fd, socket_program, sys,
+};
+use crate::status::Attachment;
+use aya::programs::links::FdLink;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{CgroupAttachMode, LinkOrder, ProgramError, TcAttachType};
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// The target's name for programs of the socket path.
+const CGROUP: &str = "cgroup";
+
+/// A device that the packet path is to be attached to.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Target {
+    /// The interface's name.
+    pub name: String,
+    /// The interface's index.
+    pub index: u32,
+    /// Whether packets begin with an Ethernet header.
+    pub ethernet: bool,
+}
+
+impl Dataplane {
+    /// Attaches the socket path to the cgroup at `root`. Returns how many links were not as they
+    /// should be.
+    pub fn attach_cgroup(&mut self, root: &Path) -> Result<u64, LoadError> {
+        let action = "open the cgroup at --cgroup-root";
+        let cgroup = File::open(root).map_err(|e| LoadError::Kernel(action, e))?;
+        let id = cgroup.metadata().map_err(|e| LoadError::Kernel(action, e))?.ino();
+        let mut made = 0;
+        for name in SOCKET_PROGRAMS {
+            let failed = |source| LoadError::Attach {
+                program: name,
+                target: root.display().to_string(),
+                source,
+            };
+            if self.adopt(name, CGROUP, |target| target == id)? {
+                continue;
+            }
+            let program = socket_program(&mut self.ebpf, name)?;
+            let link = program.attach(&cgroup, CgroupAttachMode::Single).map_err(failed)?;
+            let link = program.take_link(link).map_err(failed)?;
+            let link = link.try_into().map_err(|_| failed(ProgramError::NotAttached))?;
+            self.pin(name, CGROUP, link)?;
+            made += 1;
+        }
+        Ok(made)
+    }
+
+    /// Attaches the packet path to exactly `targets`. Returns how many links were not as they
+    /// should be. A device that fails does not keep the others from being attached.
+    pub fn attach_devices(&mut self, targets: &BTreeSet<Target>) -> (u64, Vec<LoadError>) {
+        let mut made = 0;
+        let mut errors = Vec::new();
+        for target in targets {
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                match self.attach_device(target, direction) {
+                    Ok(new) => made += u64::from(new),
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        let names: BTreeSet<String> = targets.iter().map(|target| escape(&target.name)).collect();
+        for path in self.link_pins() {
+            let target = path.file_name().and_then(|name| name.to_str()).and_then(target_of);
+            if target.is_some_and(|target| target != CGROUP && !names.contains(target))
+                && let Err(error) = remove(&path)
+            {
+                errors.push(error);
+            }
+        }
+        (made, errors)
+    }
+
+    fn attach_device(&mut self, target: &Target, at: TcAttachType) -> Result<bool, LoadError> {
+        let (name, other) = match (at == TcAttachType::Ingress, target.ethernet) {
+            (true, true) => ("ingress", "ingress_bare"),
+            (true, false) => ("ingress_bare", "ingress"),
+            (false, true) => ("egress", "egress_bare"),
+            (false, false) => ("egress_bare", "egress"),
+        };
+        let device = escape(&target.name);
+        let index = u64::from(target.index);
+        if self.adopt(name, &device, |attached| attached & 0xffff_ffff == index)? {
+            return Ok(false);
+        }
+        remove(&self.link_pin(other, &device))?;
+        let failed =
+            |source| LoadError::Attach { program: name, target: target.name.clone(), source };
+        let program = packet_program(&mut self.ebpf, name)?;
+        // First, so that a CNI's programs behind it see the flow between client and backend.
+        let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program.attach_with_options(&target.name, at, options).map_err(failed)?;
+        let link = program.take_link(link).map_err(failed)?;
+        let link = link.try_into().map_err(|_| failed(ProgramError::NotAttached))?;
+        self.pin(name, &device, link)?;
+        Ok(true)
+    }
+
+    /// Where the programs are attached, by the pins.
+    pub fn attachments(&self) -> BTreeSet<Attachment> {
+        let attachment = |path: PathBuf| {
+            let (program, target) = path.file_name()?.to_str()?.split_once('@')?;
+            Some(Attachment { program: program.to_owned(), target: unescape(target) })
+        };
+        self.link_pins().into_iter().filter_map(attachment).collect()
+    }
+
+    /// Gives the pinned link for `name` at `target` the loaded program, if there is such a link
+    /// and it is attached where `is_right` wants it; removes it otherwise.
+    fn adopt(
+        &self,
+        name: &'static str,
+        target: &str,
+        is_right: impl Fn(u64) -> bool,
+    ) -> Result<bool, LoadError> {
+        let path = self.link_pin(name, target);
+        let pin_error = |source| LoadError::Pin { action: "open", path: path.clone(), source };
+        let Some(link) = sys::open_pin(&path).map_err(pin_error)? else { return Ok(false) };
+        let program = program_fd(&self.ebpf, name)?;
+        let right = sys::link_target(link.as_fd()).is_ok_and(is_right)
+            && is_updated(link.as_fd(), program.as_fd()).map_err(|source| LoadError::Pin {
+                action: "update",
+                path: path.clone(),
+                source,
+            })?;
+        if !right {
+            remove(&path)?;
+        }
+        Ok(right)
+    }
+
+    fn pin(&self, name: &str, target: &str, link: FdLink) -> Result<(), LoadError> {
+        let path = self.link_pin(name, target);
+        match link.pin(&path) {
+            Ok(_pinned) => Ok(()),
+            Err(error) => {
+                let source = io::Error::other(error);
+                Err(LoadError::Pin { action: "make", path, source })
+            }
+        }
+    }
+
+    fn link_pin(&self, name: &str, target: &str) -> PathBuf {
+        self.pins.join("links").join(format!("{name}@{target}"))
+    }
+
+    fn link_pins(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.pins.join("links")).into_iter().flatten();
+        entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
+    }
+}
+
+/// `false` if the link's target is gone.
+fn is_updated(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<bool> {
+    match sys::update_link(link, program) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), LoadError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LoadError::Pin { action: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn target_of(pin: &str) -> Option<&str> {
+    pin.split_once('@').map(|(_, target)| target)
+}
+
+/// The BPF file system keeps names with dots for itself; device names have no colons.
+fn escape(device: &str) -> String {
+    device.replace('.', ":")
+}
+
+fn unescape(target: &str) -> String {
+    target.replace(':', ".")
+}

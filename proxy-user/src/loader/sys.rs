@@ -1,0 +1,266 @@
+//! The kernel calls that aya does not have: map batches, mapped arrays, link updates, pins, a
+//! wait for readers, and the cookie of a network namespace.
+//!
+//! The one module of this crate with unsafe code. Takes and gives plain Rust; decides nothing.
+
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
+
+use aya::Pod;
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// Calls `bpf(2)` with `attr`, one of the variants of the kernel's `union bpf_attr`.
+fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is a prefix of `union bpf_attr` with its own size; the kernel takes absent
+    // fields for zero, and writes within that size only.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of::<A>() as libc::c_uint)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// `struct { … } batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// A batch that stopped early.
+#[derive(Debug)]
+pub struct BatchError {
+    /// How many elements were done; the next one is the one that failed.
+    pub done: usize,
+    /// Why.
+    pub error: io::Error,
+}
+
+fn batch<K, V>(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: Option<&[V]>,
+) -> Result<(), BatchError> {
+    let mut attr = BatchAttr {
+        keys: keys.as_ptr() as u64,
+        values: values.map_or(0, |values| values.as_ptr() as u64),
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttr::default()
+    };
+    match bpf(command, &mut attr) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(BatchError { done: (attr.count as usize).min(keys.len()), error }),
+    }
+}
+
+/// Writes `rows` to a hash map, in order. Since Linux 5.6.
+pub fn update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    rows: &[(K, V)],
+) -> Result<(), BatchError> {
+    let (keys, values): (Vec<K>, Vec<V>) = rows.iter().copied().unzip();
+    batch(BPF_MAP_UPDATE_BATCH, map, &keys, Some(&values))
+}
+
+/// Removes `keys` from a hash map, in order. Since Linux 5.6.
+pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), BatchError> {
+    batch::<K, ()>(BPF_MAP_DELETE_BATCH, map, keys, None)
+}
+
+/// All elements of a hash map. One that changes meanwhile may be missed or come twice. Since
+/// Linux 5.6.
+pub fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut room = 4_096;
+    let mut position: Option<u32> = None;
+    loop {
+        let mut keys: Vec<MaybeUninit<K>> = vec![const { MaybeUninit::uninit() }; room];
+        let mut values: Vec<MaybeUninit<V>> = vec![const { MaybeUninit::uninit() }; room];
+        let mut next = 0_u32;
+        let mut attr = BatchAttr {
+            in_batch: position.as_ref().map_or(0, |position| ptr::from_ref(position) as u64),
+            out_batch: ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: room as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let end = match &result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // A bucket holds more than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(_) => return result.map(|_| Vec::new()),
+        };
+        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
+            // SAFETY: the kernel has written the first `count` keys and values, and `Pod` types
+            // are valid for all bytes.
+            all.push(unsafe { (key.assume_init_read(), value.assume_init_read()) });
+        }
+        if end {
+            return Ok(all);
+        }
+        position = Some(next);
+    }
+}
+
+/// A BPF array that was made with `BPF_F_MMAPABLE`, in this process's memory.
+#[derive(Debug)]
+pub struct MappedArray<T> {
+    elements: NonNull<T>,
+    len: u32,
+}
+
+// SAFETY: the mapping belongs to the value alone, as far as this process goes.
+unsafe impl<T: Send> Send for MappedArray<T> {}
+
+impl<T: Pod> MappedArray<T> {
+    /// Maps the `len` elements of `map`.
+    pub fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(8), "the kernel pads elements to 8 bytes") };
+        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len as usize * size_of::<T>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        match NonNull::new(address.cast::<T>()) {
+            Some(elements) if address != libc::MAP_FAILED => Ok(Self { elements, len }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The element at `index`; zero bytes if it is out of range.
+    pub fn get(&self, index: u32) -> T {
+        if index >= self.len {
+            // SAFETY: `Pod` types are valid for all bytes.
+            return unsafe { MaybeUninit::zeroed().assume_init() };
+        }
+        // SAFETY: within the mapping, which lives as long as `self`.
+        unsafe { self.elements.add(index as usize).read_volatile() }
+    }
+
+    /// Writes the element at `index`, if there is one. An element of eight bytes is written at
+    /// once.
+    pub fn set(&mut self, index: u32, value: T) {
+        if index < self.len {
+            // SAFETY: within the mapping, which lives as long as `self`.
+            unsafe { self.elements.add(index as usize).write_volatile(value) }
+        }
+    }
+}
+
+impl<T> Drop for MappedArray<T> {
+    fn drop(&mut self) {
+        let len = self.len as usize * size_of::<T>();
+        // SAFETY: the mapping that `new` made; nothing borrows from it.
+        let _unmapped = unsafe { libc::munmap(self.elements.as_ptr().cast(), len) };
+    }
+}
+
+/// Opens the pinned object at `path`; `None` if there is none.
+pub fn open_pin(path: &Path) -> io::Result<Option<OwnedFd>> {
+    #[repr(C)]
+    struct Attr {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    match bpf(BPF_OBJ_GET, &mut attr) {
+        // SAFETY: a new descriptor that nothing else owns.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets `link` run `program` from now on, in one atomic step. `ENOLINK` if what it was attached
+/// to is gone. Since Linux 5.7.
+pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let (link_fd, new_prog_fd) = (link.as_raw_fd() as u32, program.as_raw_fd() as u32);
+    bpf(BPF_LINK_UPDATE, &mut Attr { link_fd, new_prog_fd, flags: 0, old_prog_fd: 0 }).map(drop)
+}
+
+/// What a link is attached to: the first eight bytes behind the common part of
+/// `struct bpf_link_info`, which are the cgroup's id, or the interface index in the low half.
+pub fn link_target(link: BorrowedFd<'_>) -> io::Result<u64> {
+    #[repr(C)]
+    struct Attr {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut info = [0_u64; 16];
+    let mut attr = Attr {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(|_| info[2])
+}
+
+/// Returns after every BPF program that was running at the call has ended (the command waits for
+/// an RCU grace period). Takes milliseconds.
+pub fn wait_for_programs() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no pointers are passed.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The cookie of this thread's network namespace, as programs see it. Since Linux 5.14.
+pub fn netns_cookie() -> io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut len = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the buffer and its length belong together.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            ptr::from_mut(&mut cookie).cast(),
+            &mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
