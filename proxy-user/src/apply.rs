@@ -32,6 +32,8 @@ pub trait Store {
     fn write_slots(&mut self, index: u32, slots: &[Slot]);
     /// Element `id` of the backend array.
     fn backend(&self, id: BackendId) -> BackendState;
+    /// All backends that have a state.
+    fn backends(&self) -> Vec<BackendId>;
     /// Writes one backend's state, in one word.
     fn write_backend(&mut self, id: BackendId, state: BackendState);
     /// All services that the map holds.

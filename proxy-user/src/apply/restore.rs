@@ -52,8 +52,8 @@ impl<S: Store> Applier<S> {
         let service_ids: BTreeSet<u32> = services.values().map(|placed| placed.id.0).collect();
         let backend_ids: BTreeSet<u32> =
             services.values().flat_map(|p| p.backends.iter().map(|(_, id)| id.0)).collect();
-        for id in (0..maps::BACKENDS).filter(|id| !backend_ids.contains(id)).map(BackendId) {
-            if store.backend(id) != BackendState::default() {
+        for id in store.backends() {
+            if !backend_ids.contains(&id.0) {
                 store.write_backend(id, BackendState::default());
             }
         }

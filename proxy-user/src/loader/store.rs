@@ -61,6 +61,11 @@ impl Store for MapStore {
         self.backends.get(id.0)
     }
 
+    fn backends(&self) -> Vec<BackendId> {
+        let used = |id: &BackendId| self.backends.get(id.0) != BackendState::default();
+        (0..maps::BACKENDS).map(BackendId).filter(used).collect()
+    }
+
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.backends.set(id.0, state);
     }

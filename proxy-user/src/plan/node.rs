@@ -1,0 +1,201 @@
+//! The plan for the node itself: which devices the packet path is attached to, at which addresses
+//! NodePorts are reached, and what the source of SNAT is on each device.
+//!
+//! A pure function of the interfaces, the Node and the settings.
+
+use crate::model::{Interface, Node};
+use crate::tables::NodeRows;
+use ipnetwork::IpNetwork;
+use proxy_ebpf::Addr;
+use proxy_ebpf::node::{Device, NodeAddr};
+use std::net::IpAddr;
+
+/// The settings that decide about devices and addresses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeSettings {
+    /// Patterns of the node's own devices; `None` takes every device that has an address.
+    pub devices: Option<Vec<String>>,
+    /// Patterns of the node's side of pod devices.
+    pub pod_devices: Vec<String>,
+    /// Where NodePorts are reached: at addresses within these, or, if `None`, at the primary
+    /// address of each family.
+    pub node_port_addresses: Option<Vec<IpNetwork>>,
+}
+
+/// What is planned for the node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodePlan {
+    /// The rows of the node's tables.
+    pub rows: NodeRows,
+    /// The interfaces that the packet path is attached to.
+    pub attach: Vec<Interface>,
+}
+
+/// Plans the node.
+pub fn plan_node(interfaces: &[Interface], node: Option<&Node>, settings: &NodeSettings) -> NodePlan {
+    let is_pod = |i: &Interface| matches_any(&settings.pod_devices, &i.name);
+    let is_node = |i: &Interface| match &settings.devices {
+        Some(patterns) => matches_any(patterns, &i.name),
+        None => !i.addrs.is_empty() && !i.has_controller,
+    };
+    let attach: Vec<&Interface> = interfaces
+        .iter()
+        .filter(|i| i.up && !i.loopback && (is_pod(i) || is_node(i)))
+        .collect();
+    let node_devices = || attach.iter().filter(|i| !is_pod(i)).copied();
+    let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
+
+    let mut plan = NodePlan::default();
+    // The loopback interface too: a VIP that announces itself may be an address of `lo`.
+    for addr in interfaces.iter().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
+        let accepted = match &settings.node_port_addresses {
+            Some(ranges) => ranges.iter().any(|range| range.contains(addr)),
+            None => primary.contains(&Some(addr)),
+        };
+        let flags = if accepted { NodeAddr::NODE_PORT } else { NodeAddr::LOCAL };
+        plan.rows.addrs.insert(addr.into(), flags);
+    }
+    for interface in attach {
+        let own = |v6: bool| interface.addrs.iter().map(IpNetwork::ip).find(|a| a.is_ipv6() == v6);
+        let snat = |v6: bool| own(v6).or(primary[usize::from(v6)]).map_or_else(none, Addr::from);
+        let pod = u32::from(is_pod(interface));
+        let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod };
+        plan.rows.devices.insert(interface.index, device);
+        plan.attach.push(interface.clone());
+    }
+    plan
+}
+
+const fn none() -> Addr {
+    Addr::UNSPECIFIED_V6
+}
+
+/// The node's primary address of a family: its first InternalIP that is here, or else the first
+/// address of the first device.
+fn primary<'a>(
+    mut devices: impl Iterator<Item = &'a Interface> + Clone,
+    node: Option<&Node>,
+    v6: bool,
+) -> Option<IpAddr> {
+    let here = |ip: &IpAddr| devices.clone().any(|i| i.addrs.iter().any(|a| a.ip() == *ip));
+    let internal = node.and_then(|node| {
+        node.internal_ips.iter().find(|ip| ip.is_ipv6() == v6 && here(ip)).copied()
+    });
+    internal.or_else(|| {
+        devices.find_map(|i| i.addrs.iter().map(IpNetwork::ip).find(|ip| ip.is_ipv6() == v6))
+    })
+}
+
+/// Whether `name` matches one of `patterns`, in which `*` stands for any text.
+fn matches_any(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|pattern| matches(pattern, name))
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            (0..=name.len()).any(|from| name.get(from..).is_some_and(|name| matches(rest, name)))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
+        Interface {
+            index,
+            name: name.into(),
+            up: true,
+            loopback: name == "lo",
+            ethernet: true,
+            has_controller: false,
+            addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
+        }
+    }
+
+    fn settings() -> NodeSettings {
+        let pod_devices = vec!["veth*".into()];
+        NodeSettings { devices: None, pod_devices, node_port_addresses: None }
+    }
+
+    fn interfaces() -> Vec<Interface> {
+        vec![
+            interface(1, "lo", &["192.168.7.7/32"]),
+            interface(2, "eth0", &["172.18.0.2/16", "172.18.0.3/16", "fd00::2/64"]),
+            interface(3, "eth1", &["10.1.0.2/24"]),
+            interface(4, "veth12", &[]),
+            interface(5, "wlan0", &[]),
+        ]
+    }
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn node_devices_have_addresses_and_pod_devices_match() {
+        let plan = plan_node(&interfaces(), None, &settings());
+        let names: Vec<_> = plan.attach.iter().map(|i| i.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "eth1", "veth12"]);
+        assert_eq!(plan.rows.devices.values().map(|d| d.pod).collect::<Vec<_>>(), [0, 0, 1]);
+    }
+
+    #[test]
+    fn ports_of_a_bridge_and_devices_that_are_down_are_left_alone() {
+        let mut interfaces = interfaces();
+        interfaces[1].has_controller = true;
+        interfaces[2].up = false;
+        let plan = plan_node(&interfaces, None, &settings());
+        assert_eq!(plan.attach.len(), 1);
+        interfaces[3].has_controller = true;
+        assert_eq!(plan_node(&interfaces, None, &settings()).attach.len(), 1, "pods' always");
+    }
+
+    #[test]
+    fn primary_is_the_internal_ip_and_else_the_first_address() {
+        let accepted = |node: Option<&Node>| -> Vec<String> {
+            let plan = plan_node(&interfaces(), node, &settings());
+            let accepted = plan.rows.addrs.iter().filter(|(_, a)| a.accepts_node_ports());
+            accepted.map(|(addr, _)| addr.to_string()).collect()
+        };
+        assert_eq!(accepted(None), ["172.18.0.2", "fd00::2"]);
+        let internal_ips = vec!["172.18.0.3".parse().unwrap(), "fd00::9".parse().unwrap()];
+        let node = Node { internal_ips, ..Node::default() };
+        assert_eq!(accepted(Some(&node)), ["172.18.0.3", "fd00::2"]);
+    }
+
+    #[test]
+    fn listed_ranges_choose_the_addresses_and_all_are_known() {
+        let mut settings = settings();
+        settings.node_port_addresses = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+        let plan = plan_node(&interfaces(), None, &settings);
+        assert!(plan.rows.addrs[&addr("10.1.0.2")].accepts_node_ports());
+        assert!(!plan.rows.addrs[&addr("172.18.0.2")].accepts_node_ports());
+        assert!(plan.rows.addrs.contains_key(&addr("192.168.7.7")));
+    }
+
+    #[test]
+    fn snat_takes_the_devices_own_address_or_the_primary_one() {
+        let plan = plan_node(&interfaces(), None, &settings());
+        assert_eq!(plan.rows.devices[&3].snat_v4, addr("10.1.0.2"));
+        assert_eq!(plan.rows.devices[&3].snat_v6, addr("fd00::2"));
+        assert_eq!(plan.rows.devices[&4].snat_v4, addr("172.18.0.2"));
+    }
+
+    #[test]
+    fn patterns_match_with_stars_anywhere() {
+        for (pattern, name, expected) in [
+            ("eth0", "eth0", true),
+            ("eth0", "eth01", false),
+            ("veth*", "veth", true),
+            ("*.100", "eth0.100", true),
+            ("e*0*1", "eth0.1", true),
+            ("e*0*1", "eth0.2", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}
