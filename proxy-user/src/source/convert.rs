@@ -149,7 +149,8 @@ impl Converter {
         }
     }
 
-    fn name(&mut self, metadata: &ObjectMeta) -> ObjectName {
+    /// The name of an object; without a namespace it is in `default`.
+    pub fn name(&mut self, metadata: &ObjectMeta) -> ObjectName {
         let (namespace, name) = object_key(metadata);
         ObjectName { namespace: self.strings.intern(namespace), name: self.strings.intern(name) }
     }

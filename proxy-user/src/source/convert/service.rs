@@ -42,7 +42,7 @@ pub(super) fn cluster_ips(
     }
     let texts = match spec.cluster_ips.as_deref() {
         Some(texts) if !texts.is_empty() => texts,
-        _ => spec.cluster_ip.as_ref().map_or(&[][..], std::slice::from_ref),
+        _ => spec.cluster_ip.as_slice(),
     };
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let mut addrs: Vec<IpAddr> = Vec::new();
