@@ -1,1 +1,98 @@
-//! Not written yet.
+//! The source: where Services, EndpointSlices and the own Node come from.
+//!
+//! Kubernetes objects go in, [`Change`]s come out; the types of Kubernetes stop here. Both
+//! sources give the same changes for the same objects: everything of a kind once, then what
+//! differs. A source that cannot be read changes nothing, says so in
+//! [`Change::SourceWarnings`], and tries again.
+
+pub mod convert;
+mod files;
+mod kube;
+
+use crate::model::{Change, Warning};
+use ::kube::config::{InferConfigError, KubeconfigError};
+use std::path::PathBuf;
+use tokio::sync::mpsc::Sender;
+
+/// Where objects come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SourceConfig {
+    /// A Kubernetes API server.
+    Kube {
+        /// How to reach it; without, `KUBECONFIG` says it, else the pod's service account.
+        kubeconfig: Option<PathBuf>,
+    },
+    /// Files in a folder, watched while the agent runs.
+    Files {
+        /// The folder.
+        manifests: PathBuf,
+    },
+}
+
+/// Why a source cannot begin. Nothing that happens later ends it.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The kubeconfig cannot be used.
+    #[error("cannot use the kubeconfig {}: give the right file with --kubeconfig", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: Box<KubeconfigError>,
+    },
+    /// Nothing says where the API server is.
+    #[error(
+        "cannot find the Kubernetes API: give a file with --kubeconfig or KUBECONFIG, or run in a \
+         pod with a service account"
+    )]
+    NoKubeconfig(#[source] Box<InferConfigError>),
+    /// The kubeconfig can be read, but no client can be made of it.
+    #[error("cannot make a client of the kubeconfig: check its certificates and credentials")]
+    Client(#[source] Box<::kube::Error>),
+    /// The folder of manifests cannot be read.
+    #[error("cannot read the folder {}: give the right folder with --manifests", path.display())]
+    Manifests {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+/// Sends what `config` says of the cluster, and of the Node `node_name`, to `changes`, until the
+/// receiver is dropped.
+///
+/// # Errors
+///
+/// Only at the beginning, for a configuration that time does not heal.
+pub async fn run(
+    config: &SourceConfig,
+    node_name: &str,
+    changes: Sender<Change>,
+) -> Result<(), SourceError> {
+    match config {
+        SourceConfig::Kube { kubeconfig } => {
+            kube::run(kubeconfig.as_deref(), node_name, &changes).await
+        }
+        SourceConfig::Files { manifests } => files::run(manifests, node_name, &changes).await,
+    }
+}
+
+/// The receiver of the changes is gone: the agent is ending.
+#[derive(Debug)]
+struct Closed;
+
+async fn send(changes: &Sender<Change>, change: Change) -> Result<(), Closed> {
+    changes.send(change).await.map_err(|_| Closed)
+}
+
+fn no_node(name: &str) -> Warning {
+    Warning {
+        subject: format!("Node {name}"),
+        message: "there is no such Node, so its zone, addresses and pod ranges are unknown: \
+                  check --node-name"
+            .into(),
+    }
+}

@@ -1,0 +1,285 @@
+//! Kubernetes objects in, objects of the [model](crate::model) out.
+//!
+//! The rules are kube-proxy's: which Services and EndpointSlices count, which of their parts,
+//! and what an absent field means. A part that makes no sense is left out, with a sentence in
+//! `warnings`; the rest of the object keeps working. Pure: no I/O, no clock, no failure.
+
+mod address;
+mod intern;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use crate::model::{
+    Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, Slice, SlicePort,
+    TrafficPolicy,
+};
+use intern::Interner;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use proxy_ebpf::{Port, Proto};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The label of a Service that another proxy serves, whatever its value (KEP-2447).
+pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// The label of an EndpointSlice that names its Service.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+const HEADLESS: &str = "service.kubernetes.io/headless";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+/// Converts objects, and keeps one copy of the strings that they share.
+#[derive(Debug, Default)]
+pub struct Converter {
+    strings: Interner,
+}
+
+impl Converter {
+    /// The Service, or `None` if another proxy serves it.
+    pub fn service(&mut self, object: &core::Service) -> Option<Service> {
+        if has_label(&object.metadata, SERVICE_PROXY_NAME) {
+            return None;
+        }
+        let empty = core::ServiceSpec::default();
+        let spec = object.spec.as_ref().unwrap_or(&empty);
+        let mut warnings = Vec::new();
+        let kind = service::service_type(spec, &mut warnings);
+        let cluster_ips = service::cluster_ips(spec, kind, &mut warnings);
+        // kube-proxy skips a Service without a ClusterIP as a whole.
+        let served = !cluster_ips.is_empty();
+        let external_ips =
+            if served { service::external_ips(spec, &mut warnings) } else { Vec::new() };
+        let load_balancer_ips =
+            if served { service::load_balancer_ips(object, &mut warnings) } else { Vec::new() };
+        let reached_from_outside =
+            matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer)
+                || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
+        let external_policy = match service::policy(spec.external_traffic_policy.as_deref()) {
+            TrafficPolicy::Local if reached_from_outside => TrafficPolicy::Local,
+            _ => TrafficPolicy::Cluster,
+        };
+        let checked = kind == ServiceType::LoadBalancer && external_policy == TrafficPolicy::Local;
+        Some(Service {
+            name: self.name(&object.metadata),
+            created: created(&object.metadata),
+            kind,
+            cluster_ips,
+            external_ips,
+            load_balancer_ips,
+            ports: self.service_ports(spec, &mut warnings),
+            internal_policy: service::policy(spec.internal_traffic_policy.as_deref()),
+            external_policy,
+            affinity_seconds: service::affinity_seconds(spec, &mut warnings),
+            source_ranges: service::source_ranges(spec, &mut warnings),
+            health_check_node_port: spec
+                .health_check_node_port
+                .and_then(|port| u16::try_from(port).ok())
+                .filter(|&port| port != 0 && checked),
+            external_name: spec
+                .external_name
+                .as_deref()
+                .filter(|name| kind == ServiceType::ExternalName && !name.is_empty())
+                .map(Into::into),
+            warnings,
+        })
+    }
+
+    /// The EndpointSlice, or `None` if it belongs to no Service or holds DNS names.
+    pub fn slice(&mut self, object: &discovery::EndpointSlice) -> Option<Slice> {
+        let service = label(&object.metadata, SERVICE_NAME).filter(|name| !name.is_empty())?;
+        if object.address_type == "FQDN" {
+            return None;
+        }
+        let mut warnings = Vec::new();
+        let endpoints = object.endpoints.as_deref().unwrap_or_default().iter();
+        let mut endpoints: Vec<_> = endpoints
+            .filter_map(|endpoint| match endpoint_addr(&object.address_type, &endpoint.addresses) {
+                Ok(addr) => Some(self.endpoint(endpoint, addr)),
+                Err(warning) => {
+                    warnings.push(warning);
+                    None
+                }
+            })
+            .collect();
+        endpoints.shrink_to_fit();
+        let name = self.name(&object.metadata);
+        Some(Slice {
+            service: ObjectName {
+                namespace: name.namespace.clone(),
+                name: self.strings.intern(service),
+            },
+            name,
+            headless: has_label(&object.metadata, HEADLESS),
+            ports: self.slice_ports(object, &mut warnings),
+            endpoints,
+            triggered: annotation(&object.metadata, TRIGGER_TIME)
+                .and_then(|time| time.parse::<jiff::Timestamp>().ok())
+                .map(jiff::Timestamp::as_millisecond),
+            warnings,
+        })
+    }
+
+    /// The Node.
+    pub fn node(&mut self, object: &core::Node) -> Node {
+        let addresses = object.status.as_ref().and_then(|status| status.addresses.as_deref());
+        let internal_ips = addresses
+            .unwrap_or_default()
+            .iter()
+            .filter(|address| address.type_ == "InternalIP")
+            .filter_map(|address| address::virtual_ip(&address.address).ok())
+            .collect();
+        let spec = object.spec.as_ref();
+        let pod_cidrs = match spec.and_then(|spec| spec.pod_cidrs.as_deref()) {
+            Some(cidrs) if !cidrs.is_empty() => cidrs,
+            _ => spec.and_then(|spec| spec.pod_cidr.as_ref()).map_or(&[][..], std::slice::from_ref),
+        };
+        let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+        Node {
+            name: self.strings.intern(object.metadata.name.as_deref().unwrap_or_default()),
+            zone: label(&object.metadata, ZONE)
+                .filter(|zone| !zone.is_empty())
+                .map(|zone| self.strings.intern(zone)),
+            internal_ips,
+            pod_cidrs: pod_cidrs.iter().filter_map(|cidr| address::range(cidr)).collect(),
+            deleting: object.metadata.deletion_timestamp.is_some(),
+            to_be_deleted: taints.iter().any(|taint| taint.key == TO_BE_DELETED),
+        }
+    }
+
+    /// The name of an object; without a namespace it is in `default`.
+    pub fn name(&mut self, metadata: &ObjectMeta) -> ObjectName {
+        let (namespace, name) = object_key(metadata);
+        ObjectName { namespace: self.strings.intern(namespace), name: self.strings.intern(name) }
+    }
+
+    fn service_ports(
+        &mut self,
+        spec: &core::ServiceSpec,
+        warnings: &mut Vec<String>,
+    ) -> Vec<ServicePort> {
+        let ports = spec.ports.as_deref().unwrap_or_default().iter();
+        ports
+            .filter_map(|port| {
+                let Some(number) = port_number(port.port) else {
+                    warnings.push(format!("port {} is ignored: it is not 1 to 65535", port.port));
+                    return None;
+                };
+                let node_port = port.node_port.unwrap_or(0);
+                if node_port != 0 && port_number(node_port).is_none() {
+                    warnings.push(format!("nodePort {node_port} is ignored: it is not 1 to 65535"));
+                }
+                Some(ServicePort {
+                    name: self.strings.intern(port.name.as_deref().unwrap_or_default()),
+                    proto: protocol(port.protocol.as_deref(), port.port, warnings)?,
+                    port: number,
+                    node_port: port_number(node_port),
+                })
+            })
+            .collect()
+    }
+
+    fn slice_ports(
+        &mut self,
+        object: &discovery::EndpointSlice,
+        warnings: &mut Vec<String>,
+    ) -> Vec<SlicePort> {
+        let ports = object.ports.as_deref().unwrap_or_default().iter();
+        ports
+            .filter_map(|port| {
+                // Absent means all ports, which no proxy serves.
+                let number = port.port.filter(|&number| number != 0)?;
+                let Some(port_number) = port_number(number) else {
+                    warnings.push(format!("port {number} is ignored: it is not 1 to 65535"));
+                    return None;
+                };
+                Some(SlicePort {
+                    // The API server turns an absent name into an empty one; a file has not
+                    // been through it.
+                    name: self.strings.intern(port.name.as_deref().unwrap_or_default()),
+                    proto: protocol(port.protocol.as_deref(), number, warnings)?,
+                    port: port_number,
+                })
+            })
+            .collect()
+    }
+
+    fn endpoint(&mut self, endpoint: &discovery::Endpoint, addr: IpAddr) -> Endpoint {
+        let conditions = endpoint.conditions.as_ref();
+        let hints = endpoint.hints.as_ref();
+        let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
+        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+        Endpoint {
+            addr,
+            conditions: Conditions {
+                ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
+                serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
+                terminating: conditions
+                    .and_then(|conditions| conditions.terminating)
+                    .unwrap_or(false),
+            },
+            node: self.optional(endpoint.node_name.as_deref()),
+            hostname: self.optional(endpoint.hostname.as_deref()),
+            zone_hints: zones.iter().map(|zone| self.strings.intern(&zone.name)).collect(),
+            node_hints: nodes.iter().map(|node| self.strings.intern(&node.name)).collect(),
+        }
+    }
+
+    fn optional(&mut self, text: Option<&str>) -> Option<Arc<str>> {
+        text.filter(|text| !text.is_empty()).map(|text| self.strings.intern(text))
+    }
+}
+
+/// The namespace and name of an object.
+pub(super) fn object_key(metadata: &ObjectMeta) -> (&str, &str) {
+    let namespace = metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+    (namespace.unwrap_or("default"), metadata.name.as_deref().unwrap_or_default())
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+fn has_label(metadata: &ObjectMeta, key: &str) -> bool {
+    label(metadata, key).is_some()
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+fn created(metadata: &ObjectMeta) -> i64 {
+    metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+}
+
+fn endpoint_addr(address_type: &str, addresses: &[String]) -> Result<IpAddr, String> {
+    let Some(text) = addresses.first() else {
+        return Err("an endpoint is ignored: it has no address".into());
+    };
+    let addr = address::unicast_ip(text)
+        .map_err(|reason| format!("endpoint {text} is ignored: {reason}"))?;
+    if service::family(addr) != address_type {
+        return Err(format!(
+            "endpoint {text} is ignored: the slice's addressType is {address_type}"
+        ));
+    }
+    Ok(addr)
+}
+
+fn port_number(number: i32) -> Option<Port> {
+    u16::try_from(number).ok().filter(|&number| number != 0).map(Port::new)
+}
+
+fn protocol(text: Option<&str>, port: i32, warnings: &mut Vec<String>) -> Option<Proto> {
+    match text {
+        None | Some("" | "TCP") => Some(Proto::TCP),
+        Some("UDP") => Some(Proto::UDP),
+        Some("SCTP") => Some(Proto::SCTP),
+        Some(other) => {
+            warnings.push(format!("port {port} is ignored: its protocol {other} is not served"));
+            None
+        }
+    }
+}

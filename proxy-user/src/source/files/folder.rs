@@ -1,0 +1,229 @@
+//! The manifests of a folder: which files there are, what each last said, and what all of them
+//! together say.
+
+use super::manifest::{self, Manifest};
+use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
+use crate::source::convert::Converter;
+use std::collections::BTreeMap;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// A file younger than this may change again without a new time stamp.
+const RACY: Duration = Duration::from_millis(100);
+
+/// A folder, and what was last read of it.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    node_name: String,
+    converter: Converter,
+    files: BTreeMap<PathBuf, File>,
+    sent: Option<Objects>,
+    sent_warnings: Vec<Warning>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    /// What the file looked like when it was read; `None` if it must be read again.
+    stamp: Option<Stamp>,
+    manifest: Manifest,
+    warning: Option<Warning>,
+}
+
+/// Inode, size and time of modification in nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
+fn stamp(metadata: &Metadata) -> Stamp {
+    (metadata.dev(), metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// What all files together say.
+#[derive(Debug, Default, PartialEq)]
+struct Objects {
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, Slice>,
+    node: Option<Node>,
+}
+
+impl Folder {
+    /// The folder at `path`, of which nothing has been read.
+    pub(super) fn new(path: &Path, node_name: &str) -> Self {
+        Self {
+            path: path.into(),
+            node_name: node_name.into(),
+            converter: Converter::default(),
+            files: BTreeMap::new(),
+            sent: None,
+            sent_warnings: Vec::new(),
+        }
+    }
+
+    /// The device and inode of the folder itself, which tell one that was replaced.
+    pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
+        fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+
+    /// Reads the files that have changed, and says what that changes.
+    pub(super) fn scan(&mut self) -> Vec<Change> {
+        let mut warnings = Vec::new();
+        match self.paths() {
+            Ok(paths) => {
+                self.files.retain(|path, _| paths.contains(path));
+                for path in paths {
+                    let file = self.files.entry(path.clone()).or_default();
+                    file.update(&path, &mut self.converter);
+                }
+            }
+            // A folder that is away for a moment takes nothing with it.
+            Err(error) => warnings.push(Warning {
+                subject: format!("folder {}", self.path.display()),
+                message: format!("it cannot be read, so what it last held stays: {error}"),
+            }),
+        }
+        warnings.extend(self.files.values().filter_map(|file| file.warning.clone()));
+        let objects = self.merge(&mut warnings);
+        let mut changes = match &self.sent {
+            None => objects.all(),
+            Some(sent) => objects.since(sent),
+        };
+        self.sent = Some(objects);
+        if self.sent_warnings != warnings {
+            self.sent_warnings.clone_from(&warnings);
+            changes.push(Change::SourceWarnings(warnings));
+        }
+        changes
+    }
+
+    /// The manifests in order of their names. Hidden entries are passed over: a ConfigMap volume
+    /// keeps its versions in such folders, and editors their copies.
+    fn paths(&self) -> io::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let path = entry?.path();
+            let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes()[0] == b'.');
+            let manifest =
+                path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
+            if manifest && !hidden && !path.is_dir() {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// Of an object in two files, the first file by name counts.
+    fn merge(&self, warnings: &mut Vec<Warning>) -> Objects {
+        let mut objects = Objects::default();
+        let mut owners = BTreeMap::new();
+        for (path, file) in &self.files {
+            let mut first = |object: String| {
+                let Some(owner) = owners.get(&object) else {
+                    owners.insert(object, path);
+                    return true;
+                };
+                warnings.push(Warning {
+                    subject: object,
+                    message: format!(
+                        "it is in {} and again in {}: the first counts, remove the other",
+                        owner.display(),
+                        path.display()
+                    ),
+                });
+                false
+            };
+            for service in &file.manifest.services {
+                if first(format!("Service {}", service.name)) {
+                    objects.services.insert(service.name.clone(), service.clone());
+                }
+            }
+            for slice in &file.manifest.slices {
+                if first(format!("EndpointSlice {}", slice.name)) {
+                    objects.slices.insert(slice.name.clone(), slice.clone());
+                }
+            }
+            for node in file.manifest.nodes.iter().filter(|node| *node.name == *self.node_name) {
+                if first(format!("Node {}", node.name)) {
+                    objects.node = Some(node.clone());
+                }
+            }
+        }
+        if objects.node.is_none() {
+            warnings.push(crate::source::no_node(&self.node_name));
+        }
+        objects
+    }
+}
+
+impl File {
+    /// Reads the file if it has changed. What cannot be read leaves what was read before.
+    fn update(&mut self, path: &Path, converter: &mut Converter) {
+        let looked = fs::metadata(path).map(|metadata| (stamp(&metadata), metadata.modified()));
+        if let (Ok((now, _)), Some(then)) = (&looked, &self.stamp)
+            && now == then
+        {
+            return;
+        }
+        self.stamp = None;
+        let read = looked.and_then(|looked| Ok((looked, fs::read_to_string(path)?)));
+        let message = match read {
+            Ok(((stamp, modified), text)) => {
+                let age =
+                    modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+                self.stamp = age.filter(|&age| age > RACY).map(|_| stamp);
+                match manifest::read(&text, converter) {
+                    Ok(manifest) => {
+                        self.manifest = manifest;
+                        self.warning = None;
+                        return;
+                    }
+                    Err(error) => format!(
+                        "line {} cannot be read, so what the file last held stays: {}",
+                        error.line, error.reason
+                    ),
+                }
+            }
+            Err(error) => format!("it cannot be read, so what it last held stays: {error}"),
+        };
+        self.warning = Some(Warning { subject: format!("file {}", path.display()), message });
+    }
+}
+
+impl Objects {
+    fn all(&self) -> Vec<Change> {
+        vec![
+            Change::AllServices(self.services.values().cloned().collect()),
+            Change::AllSlices(self.slices.values().cloned().collect()),
+            Change::Node(self.node.clone()),
+        ]
+    }
+
+    /// What leads from `before` to these.
+    fn since(&self, before: &Self) -> Vec<Change> {
+        let services = differences(&before.services, &self.services).map(|change| match change {
+            Ok(service) => Change::Service(Box::new(service.clone())),
+            Err(name) => Change::ServiceGone(name.clone()),
+        });
+        let slices = differences(&before.slices, &self.slices).map(|change| match change {
+            Ok(slice) => Change::Slice(Box::new(slice.clone())),
+            Err(name) => Change::SliceGone(name.clone()),
+        });
+        let node = (before.node != self.node).then(|| Change::Node(self.node.clone()));
+        services.chain(slices).chain(node).collect()
+    }
+}
+
+/// What is gone (`Err`), and then what is new or different (`Ok`).
+fn differences<'a, T: PartialEq>(
+    before: &'a BTreeMap<ObjectName, T>,
+    now: &'a BTreeMap<ObjectName, T>,
+) -> impl Iterator<Item = Result<&'a T, &'a ObjectName>> {
+    let gone = before.keys().filter(|name| !now.contains_key(*name)).map(Err);
+    gone.chain(
+        now.iter()
+            .filter(|(name, object)| before.get(*name) != Some(object))
+            .map(|(_, object)| Ok(object)),
+    )
+}

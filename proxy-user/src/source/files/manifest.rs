@@ -1,0 +1,212 @@
+//! The text of a manifest in, its Services, EndpointSlices and Nodes out.
+//!
+//! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
+//! that cannot be read makes the whole text unreadable: half a file is not what was meant.
+
+use crate::model::{Node, Service, Slice};
+use crate::source::convert::Converter;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// What one file says.
+#[derive(Debug, Default)]
+pub(super) struct Manifest {
+    /// Its Services.
+    pub(super) services: Vec<Service>,
+    /// Its EndpointSlices.
+    pub(super) slices: Vec<Slice>,
+    /// Its Nodes.
+    pub(super) nodes: Vec<Node>,
+}
+
+/// Why a text cannot be read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    /// The line, from 1 on.
+    pub(super) line: usize,
+    /// The reason.
+    pub(super) reason: String,
+}
+
+/// Reads `text`.
+pub(super) fn read(text: &str, converter: &mut Converter) -> Result<Manifest, Unreadable> {
+    let mut manifest = Manifest::default();
+    for (line, document) in documents(text) {
+        let value = parse(document).map_err(|error| located(line, &error))?;
+        manifest.add(value, converter).map_err(|reason| {
+            // Values have no lines; reading the object from the text tells where it goes wrong.
+            typed_error(document).map_or(Unreadable { line, reason }, |error| located(line, &error))
+        })?;
+    }
+    Ok(manifest)
+}
+
+/// The documents of a YAML stream, each with the line that it begins on (YAML 1.2, 9.1.2).
+fn documents(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut begin, mut begin_line, mut offset) = (0, 1, 0);
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        let marker = line.strip_prefix("---");
+        if marker.is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace)) {
+            documents.push((begin_line, &text[begin..offset]));
+            (begin, begin_line) = (offset, i + 1);
+        }
+        offset += line.len();
+    }
+    documents.push((begin_line, &text[begin..]));
+    // Before the first marker there may be directives.
+    documents.retain(|(_, text)| {
+        text.lines().any(|line| !line.is_empty() && !line.starts_with(['#', '%']))
+    });
+    documents
+}
+
+/// JSON is YAML, but its own parser is ten times as fast.
+fn parse(document: &str) -> Result<Value, serde_yaml_ng::Error> {
+    if document.trim_start().starts_with('{')
+        && let Ok(value) = serde_json::from_str(document)
+    {
+        return Ok(value);
+    }
+    serde_yaml_ng::from_str(document)
+}
+
+fn located(first_line: usize, error: &serde_yaml_ng::Error) -> Unreadable {
+    let line = error.location().map_or(1, |location| location.line());
+    Unreadable { line: first_line + line - 1, reason: error.to_string() }
+}
+
+fn typed_error(document: &str) -> Option<serde_yaml_ng::Error> {
+    let value = parse(document).ok()?;
+    match (text(&value, "apiVersion"), text(&value, "kind")) {
+        ("v1", "Service") => serde_yaml_ng::from_str::<core::Service>(document).err(),
+        ("v1", "Node") => serde_yaml_ng::from_str::<core::Node>(document).err(),
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            serde_yaml_ng::from_str::<discovery::EndpointSlice>(document).err()
+        }
+        _ => None,
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+impl Manifest {
+    fn add(&mut self, mut value: Value, converter: &mut Converter) -> Result<(), String> {
+        let kind = (text(&value, "apiVersion"), text(&value, "kind"));
+        let item_kind = match kind {
+            ("v1", "Service") => {
+                let object: core::Service = typed(value)?;
+                self.services.extend(converter.service(&object));
+                return Ok(());
+            }
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                let object: discovery::EndpointSlice = typed(value)?;
+                self.slices.extend(converter.slice(&object));
+                return Ok(());
+            }
+            ("v1", "Node") => {
+                self.nodes.push(converter.node(&typed(value)?));
+                return Ok(());
+            }
+            ("v1", "List") => None,
+            ("v1", "ServiceList") => Some(("v1", "Service")),
+            ("v1", "NodeList") => Some(("v1", "Node")),
+            ("discovery.k8s.io/v1", "EndpointSliceList") => {
+                Some(("discovery.k8s.io/v1", "EndpointSlice"))
+            }
+            _ => return Ok(()),
+        };
+        let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
+            return Ok(());
+        };
+        for mut item in items {
+            if let (Some((version, kind)), Value::Object(fields)) = (item_kind, &mut item) {
+                fields.insert("apiVersion".into(), version.into());
+                fields.insert("kind".into(), kind.into());
+            }
+            self.add(item, converter)?;
+        }
+        Ok(())
+    }
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let subject = format!("{} {name}", text(&value, "kind"));
+    if name.is_empty() {
+        return Err(format!("a {subject}has no metadata.name"));
+    }
+    serde_json::from_value(value).map_err(|error| format!("{subject}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> String {
+        let manifest = read(text, &mut Converter::default()).unwrap();
+        let services = manifest.services.iter().map(|service| service.name.to_string());
+        let slices = manifest.slices.iter().map(|slice| slice.name.to_string());
+        let nodes = manifest.nodes.iter().map(|node| node.name.to_string());
+        services.chain(slices).chain(nodes).collect::<Vec<_>>().join(" ")
+    }
+
+    const SLICE: &str = "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, \
+                         metadata: {name: s, labels: {kubernetes.io/service-name: web}}}";
+
+    #[test]
+    fn every_way_to_write_objects_is_read() {
+        let cases = [
+            ("", ""),
+            ("# nothing\n", ""),
+            ("---\n---\n", ""),
+            ("{apiVersion: v1, kind: Service, metadata: {name: a}}", "default/a"),
+            (
+                "{\"apiVersion\": \"v1\", \"kind\": \"Service\", \"metadata\": {\"name\": \"a\"}}",
+                "default/a",
+            ),
+            ("%YAML 1.2\n---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\n...\n", "n"),
+            (
+                "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: x}\n--- # two\n\
+              apiVersion: v1\nkind: Service\nmetadata: {name: b}\n---",
+                "x/a default/b",
+            ),
+            ("{apiVersion: v1, kind: ServiceList, items: [{metadata: {name: a}}]}", "default/a"),
+            ("{apiVersion: v1, kind: NodeList, items: [{metadata: {name: n}}]}", "n"),
+            ("{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: a}}", ""),
+            ("{apiVersion: apps/v1, kind: Deployment, spec: {replicas: many}}", ""),
+            ("{some: [settings]}", ""),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(names(text), expected, "{text}");
+        }
+        let list = format!("{{apiVersion: v1, kind: List, items: [{SLICE}, {{kind: Pod}}]}}");
+        assert_eq!(names(&list), "default/s");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_with_its_line() {
+        let cases = [
+            ("a: b\n---\n\nc: [\n", 5, "did not find"),
+            (
+                "kind: x\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: http\n",
+                8,
+                "http",
+            ),
+            ("\napiVersion: v1\nkind: Service\nmetadata: {}\n", 1, "metadata.name"),
+            (
+                "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Node, metadata: {name: n}, spec: 7}]}",
+                1,
+                "Node n",
+            ),
+        ];
+        for (text, line, reason) in cases {
+            let error = read(text, &mut Converter::default()).unwrap_err();
+            assert_eq!(error.line, line, "{text}: {error:?}");
+            assert!(error.reason.contains(reason), "{text}: {error:?}");
+        }
+    }
+}

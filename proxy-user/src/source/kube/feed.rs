@@ -1,0 +1,176 @@
+//! What each watched kind is called, which of its objects are asked for, and which [`Change`]s
+//! they make.
+
+use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
+use crate::source::convert::{Converter, SERVICE_NAME, SERVICE_PROXY_NAME};
+use crate::source::no_node;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use kube::Resource;
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::mem::take;
+use std::sync::Arc;
+
+/// Turns the objects of one kind into changes. Keeps none of them: a list is converted object by
+/// object, and sent as a whole at its end.
+pub(super) trait Feed: Send {
+    /// The kind.
+    type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static;
+
+    /// What RBAC calls the kind.
+    const RESOURCE: &'static str;
+
+    /// The label selector and the field selector of what is asked for.
+    fn selectors(&self) -> (Option<String>, Option<String>);
+
+    /// A list begins; what an unfinished one brought is forgotten.
+    fn begin_list(&mut self);
+
+    /// An object of the list.
+    fn listed(&mut self, object: &Self::Object);
+
+    /// The list is complete.
+    fn end_list(&mut self) -> Change;
+
+    /// An object is new or has changed.
+    fn applied(&mut self, object: &Self::Object) -> Option<Change>;
+
+    /// An object is gone.
+    fn deleted(&mut self, object: &Self::Object) -> Change;
+
+    /// What is wrong with the objects as they are now.
+    fn warning(&self) -> Option<Warning> {
+        None
+    }
+}
+
+/// The Services.
+#[derive(Default)]
+pub(super) struct Services {
+    converter: Converter,
+    list: Vec<Service>,
+}
+
+impl Feed for Services {
+    type Object = core::Service;
+    const RESOURCE: &'static str = "services";
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (Some(format!("!{SERVICE_PROXY_NAME}")), None)
+    }
+
+    fn begin_list(&mut self) {
+        self.list.clear();
+    }
+
+    fn listed(&mut self, object: &core::Service) {
+        self.list.extend(self.converter.service(object));
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::AllServices(take(&mut self.list))
+    }
+
+    fn applied(&mut self, object: &core::Service) -> Option<Change> {
+        Some(match self.converter.service(object) {
+            Some(service) => Change::Service(Box::new(service)),
+            None => self.deleted(object),
+        })
+    }
+
+    fn deleted(&mut self, object: &core::Service) -> Change {
+        Change::ServiceGone(self.converter.name(&object.metadata))
+    }
+}
+
+/// The EndpointSlices.
+#[derive(Default)]
+pub(super) struct Slices {
+    converter: Converter,
+    list: Vec<Slice>,
+}
+
+impl Feed for Slices {
+    type Object = discovery::EndpointSlice;
+    const RESOURCE: &'static str = "endpointslices.discovery.k8s.io";
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (Some(SERVICE_NAME.into()), None)
+    }
+
+    fn begin_list(&mut self) {
+        self.list.clear();
+    }
+
+    fn listed(&mut self, object: &discovery::EndpointSlice) {
+        self.list.extend(self.converter.slice(object));
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::AllSlices(take(&mut self.list))
+    }
+
+    fn applied(&mut self, object: &discovery::EndpointSlice) -> Option<Change> {
+        Some(match self.converter.slice(object) {
+            Some(slice) => Change::Slice(Box::new(slice)),
+            None => self.deleted(object),
+        })
+    }
+
+    fn deleted(&mut self, object: &discovery::EndpointSlice) -> Change {
+        let name: ObjectName = self.converter.name(&object.metadata);
+        Change::SliceGone(name)
+    }
+}
+
+/// The own Node. Its status changes often and seldom matters, so the last one is kept to compare.
+pub(super) struct OwnNode {
+    name: Arc<str>,
+    converter: Converter,
+    node: Option<Node>,
+}
+
+impl OwnNode {
+    /// The feed of the Node `name`.
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.into(), converter: Converter::default(), node: None }
+    }
+}
+
+impl Feed for OwnNode {
+    type Object = core::Node;
+    const RESOURCE: &'static str = "nodes";
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (None, Some(format!("metadata.name={}", self.name)))
+    }
+
+    fn begin_list(&mut self) {
+        self.node = None;
+    }
+
+    fn listed(&mut self, object: &core::Node) {
+        self.node = Some(self.converter.node(object));
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::Node(self.node.clone())
+    }
+
+    fn applied(&mut self, object: &core::Node) -> Option<Change> {
+        let node = Some(self.converter.node(object));
+        (node != self.node).then(|| {
+            self.node = node;
+            self.end_list()
+        })
+    }
+
+    fn deleted(&mut self, _: &core::Node) -> Change {
+        self.node = None;
+        self.end_list()
+    }
+
+    fn warning(&self) -> Option<Warning> {
+        self.node.is_none().then(|| no_node(&self.name))
+    }
+}
