@@ -13,6 +13,8 @@ mod service;
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod tests;
 
 use crate::model::{ObjectName, Touched, Warning, World};
 use crate::tables::{Family, ServiceKey, ServicePortName, TableDelta, Tables};

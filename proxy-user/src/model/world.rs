@@ -223,3 +223,106 @@ fn mark(names: &mut BTreeSet<ObjectName>, name: &ObjectName, present: bool) {
         names.remove(name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::examples::{name, service, slice};
+    use super::*;
+
+    const VIP: [u8; 4] = [10, 96, 0, 1];
+    const POD: [u8; 4] = [10, 1, 0, 1];
+
+    fn services(touched: &Touched) -> Vec<String> {
+        touched.services.iter().map(ToString::to_string).collect()
+    }
+
+    fn node(zone: &str) -> Node {
+        Node { name: "node-a".into(), zone: Some(zone.into()), ..Node::default() }
+    }
+
+    #[test]
+    fn world_is_synced_after_all_three_lists_and_not_before() {
+        let lists = [Change::AllServices(vec![]), Change::Node(None), Change::AllSlices(vec![])];
+        for missing in 0..lists.len() {
+            let mut world = World::default();
+            let _ = world.apply(Change::Service(Box::new(service("web", VIP))));
+            let _ = world.apply(Change::Slice(Box::new(slice("web-1", "web", [POD]))));
+            for (i, list) in lists.iter().enumerate() {
+                if i != missing {
+                    let _ = world.apply(list.clone());
+                }
+            }
+            assert!(!world.synced());
+            let _ = world.apply(lists[missing].clone());
+            assert!(world.synced());
+        }
+    }
+
+    #[test]
+    fn relist_touches_only_what_differs() {
+        let mut world = World::default();
+        let before = ["a", "b", "c"].map(|name| service(name, VIP));
+        let _ = world.apply(Change::AllServices(before.to_vec()));
+        let [a, mut b, _] = before;
+        b.created += 1;
+        let touched = world.apply(Change::AllServices(vec![service("d", VIP), b, a]));
+        assert_eq!(services(&touched), ["default/b", "default/c", "default/d"]);
+        assert_eq!(world.services().len(), 3);
+    }
+
+    #[test]
+    fn slice_that_changes_hands_touches_both_services() {
+        let mut world = World::default();
+        let _ =
+            world.apply(Change::AllSlices(vec![slice("s", "a", [POD]), slice("t", "a", [POD])]));
+        let touched = world.apply(Change::Slice(Box::new(slice("s", "b", [POD, POD]))));
+        assert_eq!(services(&touched), ["default/a", "default/b"]);
+        let slices_of = |service| -> Vec<_> {
+            world.slices_of(&name(service)).iter().map(|slice| &*slice.name.name).collect()
+        };
+        assert_eq!((slices_of("a"), slices_of("b")), (vec!["t"], vec!["s"]));
+        assert_eq!((world.slice_count(), world.endpoint_count()), (2, 3));
+    }
+
+    #[test]
+    fn node_touches_everything_only_by_name_and_zone() {
+        let mut world = World::default();
+        assert!(world.apply(Change::Node(Some(node("zone-a")))).everything);
+        let cordoned = Node { deleting: true, ..node("zone-a") };
+        assert!(world.apply(Change::Node(Some(cordoned.clone()))).is_empty());
+        assert_eq!(world.node(), Some(&cordoned));
+        assert!(world.apply(Change::Node(None)).is_empty());
+        assert_eq!(world.node(), Some(&cordoned), "the node outlives its object");
+        assert!(world.apply(Change::Node(Some(node("zone-b")))).everything);
+    }
+
+    #[test]
+    fn warnings_name_their_objects_and_go_with_them() {
+        let mut world = World::default();
+        let mut faulty_service = service("web", VIP);
+        faulty_service.warnings = vec!["one".into(), "two".into()];
+        let mut faulty_slice = slice("web-abc", "web", [POD]);
+        faulty_slice.warnings = vec!["three".into()];
+        let source = Warning { subject: "web.yaml".into(), message: "zero".into() };
+        let _ = world.apply(Change::SourceWarnings(vec![source]));
+        let _ = world.apply(Change::Service(Box::new(faulty_service)));
+        let _ = world.apply(Change::Slice(Box::new(faulty_slice)));
+        let warnings = |world: &World| -> Vec<_> {
+            let warnings = world.warnings().into_iter();
+            warnings.map(|warning| format!("{}: {}", warning.subject, warning.message)).collect()
+        };
+        assert_eq!(
+            warnings(&world),
+            [
+                "web.yaml: zero",
+                "Service default/web: one",
+                "Service default/web: two",
+                "EndpointSlice default/web-abc: three",
+            ]
+        );
+        let _ = world.apply(Change::SliceGone(name("web-abc")));
+        let _ = world.apply(Change::Service(Box::new(service("web", VIP))));
+        let _ = world.apply(Change::SourceWarnings(vec![]));
+        assert!(warnings(&world).is_empty());
+    }
+}

@@ -95,13 +95,19 @@ impl Claims {
     pub(super) fn warnings(&self) -> impl Iterator<Item = Warning> {
         self.contested.iter().filter_map(|key| Some((key, self.by_frontend.get(key)?))).flat_map(
             |(key, claims)| {
-                let owner = object(&claims[0].row.service);
+                let owner = &claims[0];
                 claims[1..].iter().map(move |claim| Warning {
                     subject: format!("Service {}", object(&claim.row.service)),
                     message: format!(
-                        "{} goes to Service {owner}, which claims it too and is older or comes \
-                         first by name: remove it from one of the two",
-                        describe(key)
+                        "{} goes to Service {}, which asks for it too and {}: take it out of \
+                         one of the two",
+                        describe(key),
+                        object(&owner.row.service),
+                        if owner.created < claim.created {
+                            "is older"
+                        } else {
+                            "is as old, and first by name"
+                        },
                     ),
                 })
             },

@@ -58,7 +58,8 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -
     for addr in external_addrs(service, place).map(|(addr, _)| addr) {
         if !service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_v4()) {
             let family = Family::of(addr);
-            plan.warnings.push(format!("{addr} is not served: no ClusterIP of {family}"));
+            plan.warnings
+                .push(format!("{addr} is not served: the Service has no {family} ClusterIP"));
         }
     }
     if restricts_sources(service) {
@@ -94,7 +95,7 @@ fn plan_port(
             // The same address twice, as an external IP that is also the balancer's.
             Entry::Occupied(entry) if entry.get().service == key => {}
             Entry::Occupied(entry) => plan.warnings.push(format!(
-                "{} goes to port `{}`, port `{}` claims it too",
+                "{} goes to port `{}`, though port `{}` asks for it too",
                 describe(&frontend),
                 entry.get().service.port.port,
                 key.port.port,
