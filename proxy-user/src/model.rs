@@ -4,6 +4,8 @@
 //! Kubernetes types, no I/O, no clock. An object with faults is kept as far as it makes sense,
 //! and carries the sentences that say what is wrong with it.
 
+#[cfg(test)]
+pub(crate) mod examples;
 mod world;
 
 pub use world::{Touched, World};

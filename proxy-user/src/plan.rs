@@ -1,1 +1,173 @@
-//! Not written yet.
+//! The plan: from what is known of the cluster to what the maps ought to hold.
+//!
+//! Takes the [`World`] and what was touched in it, gives the rows that differ from the plan
+//! before. What one Service needs is a pure function of it, its slices and the node's name and
+//! zone; only frontends that several Services claim are decided between them. No I/O, no clock,
+//! no randomness, and it cannot fail: what it cannot serve becomes a warning.
+//!
+//! The rules are those of kube-proxy 1.36 in nftables mode; the tests cite them case by case.
+
+mod backends;
+mod claims;
+mod service;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
+use crate::model::{ObjectName, Touched, Warning, World};
+use crate::tables::{Family, ServiceKey, ServicePortName, TableDelta, Tables};
+use claims::Claims;
+use proxy_ebpf::Proto;
+use proxy_ebpf::frontend::FrontendKey;
+use service::{Place, ServicePlan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Keeps the tables that a world asks for.
+#[derive(Debug)]
+pub struct Planner {
+    node_name: Arc<str>,
+    external_ips: bool,
+    tables: Tables,
+    claims: Claims,
+    warnings: BTreeMap<ObjectName, Vec<String>>,
+    services_planned: u64,
+}
+
+impl Planner {
+    /// A planner for the node `node_name`, with nothing planned.
+    pub fn new(node_name: impl Into<Arc<str>>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            external_ips: true,
+            tables: Tables::default(),
+            claims: Claims::default(),
+            warnings: BTreeMap::new(),
+            services_planned: 0,
+        }
+    }
+
+    /// The same planner, which gives no frontends to `spec.externalIPs`: whoever may write a
+    /// Service can claim any address with them (CVE-2020-8554).
+    #[must_use]
+    pub fn without_external_ips(mut self) -> Self {
+        self.external_ips = false;
+        self
+    }
+
+    /// Plans again what is `touched` in `world`, and gives the rows that have changed.
+    ///
+    /// Takes time in proportion to the touched Services, whatever the size of the world. Correct
+    /// only if everything that has changed since the last update is touched.
+    pub fn update(&mut self, world: &World, touched: &Touched) -> TableDelta {
+        let mut delta = TableDelta::default();
+        let mut affected = BTreeSet::new();
+        if touched.everything {
+            for name in self.known_services(world).union(&touched.services) {
+                self.plan_service(world, name, &mut delta, &mut affected);
+            }
+        } else {
+            for name in &touched.services {
+                self.plan_service(world, name, &mut delta, &mut affected);
+            }
+        }
+        for key in affected {
+            let owner = self.claims.owner(&key);
+            if owner != self.tables.frontends.get(&key) {
+                delta.frontends.insert(key, owner.cloned());
+            }
+        }
+        self.tables.apply(delta.clone());
+        delta
+    }
+
+    /// What the maps ought to hold after the last update.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// What cannot be served as it was asked for.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let plans = self.warnings.iter().flat_map(|(name, messages)| {
+            messages.iter().map(move |message| Warning {
+                subject: format!("Service {name}"),
+                message: message.clone(),
+            })
+        });
+        let mut warnings: Vec<_> = plans.chain(self.claims.warnings()).collect();
+        warnings.sort();
+        warnings
+    }
+
+    /// How many times a Service was planned; shows that a change costs no more than it touches.
+    pub fn services_planned(&self) -> u64 {
+        self.services_planned
+    }
+
+    /// The Services of `world`, and those that the last plan knew.
+    fn known_services(&self, world: &World) -> BTreeSet<ObjectName> {
+        let planned = self.tables.services.keys().map(object);
+        let warned = self.warnings.keys().cloned();
+        world.services().map(|service| service.name.clone()).chain(planned).chain(warned).collect()
+    }
+
+    /// Plans the Service `name`: its rows go to `delta`, the frontends that it claims, or claims
+    /// no longer, to `affected`.
+    fn plan_service(
+        &mut self,
+        world: &World,
+        name: &ObjectName,
+        delta: &mut TableDelta,
+        affected: &mut BTreeSet<FrontendKey>,
+    ) {
+        self.services_planned += 1;
+        let place = Place {
+            node: &self.node_name,
+            zone: world.node().and_then(|node| node.zone.as_deref()),
+            external_ips: self.external_ips,
+        };
+        let service = world.service(name);
+        let plan = service.map_or_else(ServicePlan::default, |service| {
+            service::plan(service, world.slices_of(name), place)
+        });
+
+        let planned = self.tables.services.range(first_key(name)..).map(|(key, _)| key);
+        for key in planned.take_while(|key| is_of(key, name)) {
+            if !plan.rows.contains_key(key) {
+                delta.services.insert(key.clone(), None);
+            }
+        }
+        for (key, row) in plan.rows {
+            if self.tables.services.get(&key).is_none_or(|planned| **planned != row) {
+                delta.services.insert(key, Some(Arc::new(row)));
+            }
+        }
+        let created = service.map_or(0, |service| service.created);
+        self.claims.replace(name, created, plan.frontends, affected);
+        if plan.warnings.is_empty() {
+            self.warnings.remove(name);
+        } else {
+            self.warnings.insert(name.clone(), plan.warnings);
+        }
+    }
+}
+
+/// The Service that a service port belongs to.
+fn object(key: &ServiceKey) -> ObjectName {
+    let ServicePortName { namespace, name, .. } = key.port.clone();
+    ObjectName { namespace, name }
+}
+
+/// Whether a service port belongs to the Service `name`.
+fn is_of(key: &ServiceKey, name: &ObjectName) -> bool {
+    key.port.namespace == name.namespace && key.port.name == name.name
+}
+
+/// A key that is not behind any key of the Service `name`, and behind all of those before it.
+fn first_key(name: &ObjectName) -> ServiceKey {
+    let ObjectName { namespace, name } = name.clone();
+    let port = ServicePortName { namespace, name, port: "".into(), proto: Proto(0) };
+    ServiceKey { port, family: Family::V4 }
+}

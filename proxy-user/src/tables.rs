@@ -8,6 +8,7 @@ use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port, Proto};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// One port of one Service: what a [`ServiceId`](proxy_ebpf::service::ServiceId) stands for.
@@ -40,6 +41,12 @@ pub struct BackendRow {
     pub addr: Addr,
     /// The endpoint's port.
     pub port: Port,
+}
+
+impl fmt::Display for BackendRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.addr.into(), self.port.number()).fmt(f)
+    }
 }
 
 /// The backends of a service port in one family.
@@ -91,11 +98,29 @@ pub enum Family {
     V6,
 }
 
+impl Family {
+    /// The family of `addr`.
+    pub const fn of(addr: Addr) -> Self {
+        if addr.is_v4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// Everything that the maps ought to hold of services.
+///
+/// Service rows are shared and not copied: they are most of the agent's memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tables {
     /// The service ports.
-    pub services: BTreeMap<ServiceKey, ServiceRow>,
+    pub services: BTreeMap<ServiceKey, Arc<ServiceRow>>,
     /// The frontends.
     pub frontends: BTreeMap<FrontendKey, FrontendRow>,
 }
@@ -104,7 +129,7 @@ pub struct Tables {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TableDelta {
     /// The service ports that change.
-    pub services: BTreeMap<ServiceKey, Option<ServiceRow>>,
+    pub services: BTreeMap<ServiceKey, Option<Arc<ServiceRow>>>,
     /// The frontends that change.
     pub frontends: BTreeMap<FrontendKey, Option<FrontendRow>>,
 }

@@ -1,8 +1,328 @@
 //! The world: what all changes so far add up to.
+//!
+//! Takes [`Change`]s in any order (a slice may come before its Service) and says which Services
+//! each of them touches. A change that says what is known already touches nothing. It decides
+//! nothing: what objects mean together is `plan`'s business.
 
-/// Not written yet.
-#[derive(Debug)]
-pub struct World;
-/// Not written yet.
-#[derive(Debug)]
-pub struct Touched;
+use super::{Change, Node, ObjectName, Service, Slice, Warning};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// All objects of the cluster that matter here.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    services: BTreeMap<ObjectName, Box<Service>>,
+    slices: BTreeMap<ObjectName, Arc<Slice>>,
+    /// Invariant: the values of `slices` under the Service they name, sorted by name, no entry
+    /// empty.
+    slices_of: BTreeMap<ObjectName, Vec<Arc<Slice>>>,
+    node: Option<Node>,
+    arrived: Arrived,
+    /// Invariant: the sum over `slices`.
+    endpoints: usize,
+    /// Invariant: the names of those objects that carry warnings.
+    faulty_services: BTreeSet<ObjectName>,
+    faulty_slices: BTreeSet<ObjectName>,
+    source_warnings: Vec<Warning>,
+}
+
+/// Which lists have come at least once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Arrived {
+    services: bool,
+    slices: bool,
+    node: bool,
+}
+
+/// What a change touches: what has to be planned again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[must_use = "what is touched has to be planned again"]
+pub struct Touched {
+    /// The Services that are new, gone or different, or whose slices are.
+    pub services: BTreeSet<ObjectName>,
+    /// Whether the node's name or zone has changed, on which every Service depends.
+    pub everything: bool,
+}
+
+impl Touched {
+    /// Whether nothing is touched.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && !self.everything
+    }
+
+    /// Adds what `other` touches: several changes can be planned in one pass.
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.everything |= other.everything;
+    }
+}
+
+impl World {
+    /// Takes the step `change`.
+    pub fn apply(&mut self, change: Change) -> Touched {
+        let mut touched = Touched::default();
+        match change {
+            Change::AllServices(services) => {
+                self.arrived.services = true;
+                let listed: BTreeMap<_, _> =
+                    services.into_iter().map(|service| (service.name.clone(), service)).collect();
+                for name in absent(&self.services, &listed) {
+                    self.remove_service(&name, &mut touched);
+                }
+                for service in listed.into_values() {
+                    self.put_service(Box::new(service), &mut touched);
+                }
+            }
+            Change::AllSlices(slices) => {
+                self.arrived.slices = true;
+                let listed: BTreeMap<_, _> =
+                    slices.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
+                for name in absent(&self.slices, &listed) {
+                    self.remove_slice(&name, &mut touched);
+                }
+                for slice in listed.into_values() {
+                    self.put_slice(slice, &mut touched);
+                }
+            }
+            Change::Node(node) => {
+                self.arrived.node = true;
+                self.put_node(node, &mut touched);
+            }
+            Change::Service(service) => self.put_service(service, &mut touched),
+            Change::ServiceGone(name) => self.remove_service(&name, &mut touched),
+            Change::Slice(slice) => self.put_slice(*slice, &mut touched),
+            Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
+            Change::SourceWarnings(warnings) => self.source_warnings = warnings,
+        }
+        touched
+    }
+
+    /// Whether all Services, all slices and the Node have come: before that, what is missing
+    /// may exist, and nothing may be written.
+    pub fn synced(&self) -> bool {
+        self.arrived.services && self.arrived.slices && self.arrived.node
+    }
+
+    /// The Service `name`.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name).map(Box::as_ref)
+    }
+
+    /// All Services, by name.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
+        self.services.values().map(Box::as_ref)
+    }
+
+    /// The slices of the Service `name`, by name; also if the Service itself is not known.
+    pub fn slices_of(&self, name: &ObjectName) -> &[Arc<Slice>] {
+        self.slices_of.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// This node as last seen; a deleted Node object stays, `None` means that it was never seen.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// How many slices there are.
+    pub fn slice_count(&self) -> usize {
+        self.slices.len()
+    }
+
+    /// How many endpoints there are in all slices.
+    pub fn endpoint_count(&self) -> usize {
+        self.endpoints
+    }
+
+    /// What is wrong with the objects, and what the source itself finds wrong.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let services = self
+            .faulty_services
+            .iter()
+            .filter_map(|name| self.services.get(name))
+            .map(|service| (format!("Service {}", service.name), &service.warnings));
+        let slices = self
+            .faulty_slices
+            .iter()
+            .filter_map(|name| self.slices.get(name))
+            .map(|slice| (format!("EndpointSlice {}", slice.name), &slice.warnings));
+        let objects = services.chain(slices).flat_map(|(subject, messages)| {
+            messages
+                .iter()
+                .map(move |message| Warning { subject: subject.clone(), message: message.clone() })
+        });
+        self.source_warnings.iter().cloned().chain(objects).collect()
+    }
+
+    fn put_service(&mut self, service: Box<Service>, touched: &mut Touched) {
+        if self.services.get(&service.name) == Some(&service) {
+            return;
+        }
+        let name = service.name.clone();
+        mark(&mut self.faulty_services, &name, !service.warnings.is_empty());
+        self.services.insert(name.clone(), service);
+        touched.services.insert(name);
+    }
+
+    fn remove_service(&mut self, name: &ObjectName, touched: &mut Touched) {
+        if self.services.remove(name).is_some() {
+            mark(&mut self.faulty_services, name, false);
+            touched.services.insert(name.clone());
+        }
+    }
+
+    fn put_slice(&mut self, slice: Slice, touched: &mut Touched) {
+        if self.slices.get(&slice.name).is_some_and(|known| **known == slice) {
+            return;
+        }
+        // The slice may have belonged to another Service.
+        self.remove_slice(&slice.name, touched);
+        self.endpoints += slice.endpoints.len();
+        mark(&mut self.faulty_slices, &slice.name, !slice.warnings.is_empty());
+        touched.services.insert(slice.service.clone());
+        let slice = Arc::new(slice);
+        let siblings = self.slices_of.entry(slice.service.clone()).or_default();
+        let index = siblings.partition_point(|sibling| sibling.name < slice.name);
+        siblings.insert(index, Arc::clone(&slice));
+        self.slices.insert(slice.name.clone(), slice);
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName, touched: &mut Touched) {
+        let Some(slice) = self.slices.remove(name) else { return };
+        self.endpoints -= slice.endpoints.len();
+        mark(&mut self.faulty_slices, name, false);
+        touched.services.insert(slice.service.clone());
+        if let Some(siblings) = self.slices_of.get_mut(&slice.service) {
+            siblings.retain(|sibling| sibling.name != *name);
+            if siblings.is_empty() {
+                self.slices_of.remove(&slice.service);
+            }
+        }
+    }
+
+    /// A deleted Node object changes nothing: the node still runs, and may be registered again.
+    fn put_node(&mut self, node: Option<Node>, touched: &mut Touched) {
+        let Some(node) = node else { return };
+        let facts = |node: &Node| (node.name.clone(), node.zone.clone());
+        touched.everything = self.node.as_ref().map(facts) != Some(facts(&node));
+        self.node = Some(node);
+    }
+}
+
+/// The keys of `known` that `listed` lacks.
+fn absent<A, B>(
+    known: &BTreeMap<ObjectName, A>,
+    listed: &BTreeMap<ObjectName, B>,
+) -> Vec<ObjectName> {
+    known.keys().filter(|name| !listed.contains_key(*name)).cloned().collect()
+}
+
+fn mark(names: &mut BTreeSet<ObjectName>, name: &ObjectName, present: bool) {
+    if present {
+        names.insert(name.clone());
+    } else {
+        names.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::examples::{name, service, slice};
+    use super::*;
+
+    const VIP: [u8; 4] = [10, 96, 0, 1];
+    const POD: [u8; 4] = [10, 1, 0, 1];
+
+    fn services(touched: &Touched) -> Vec<String> {
+        touched.services.iter().map(ToString::to_string).collect()
+    }
+
+    fn node(zone: &str) -> Node {
+        Node { name: "node-a".into(), zone: Some(zone.into()), ..Node::default() }
+    }
+
+    #[test]
+    fn world_is_synced_after_all_three_lists_and_not_before() {
+        let lists = [Change::AllServices(vec![]), Change::Node(None), Change::AllSlices(vec![])];
+        for missing in 0..lists.len() {
+            let mut world = World::default();
+            let _ = world.apply(Change::Service(Box::new(service("web", VIP))));
+            let _ = world.apply(Change::Slice(Box::new(slice("web-1", "web", [POD]))));
+            for (i, list) in lists.iter().enumerate() {
+                if i != missing {
+                    let _ = world.apply(list.clone());
+                }
+            }
+            assert!(!world.synced());
+            let _ = world.apply(lists[missing].clone());
+            assert!(world.synced());
+        }
+    }
+
+    #[test]
+    fn relist_touches_only_what_differs() {
+        let mut world = World::default();
+        let before = ["a", "b", "c"].map(|name| service(name, VIP));
+        let _ = world.apply(Change::AllServices(before.to_vec()));
+        let [a, mut b, _] = before;
+        b.created += 1;
+        let touched = world.apply(Change::AllServices(vec![service("d", VIP), b, a]));
+        assert_eq!(services(&touched), ["default/b", "default/c", "default/d"]);
+        assert_eq!(world.services().len(), 3);
+    }
+
+    #[test]
+    fn slice_that_changes_hands_touches_both_services() {
+        let mut world = World::default();
+        let _ =
+            world.apply(Change::AllSlices(vec![slice("s", "a", [POD]), slice("t", "a", [POD])]));
+        let touched = world.apply(Change::Slice(Box::new(slice("s", "b", [POD, POD]))));
+        assert_eq!(services(&touched), ["default/a", "default/b"]);
+        let slices_of = |service| -> Vec<_> {
+            world.slices_of(&name(service)).iter().map(|slice| &*slice.name.name).collect()
+        };
+        assert_eq!((slices_of("a"), slices_of("b")), (vec!["t"], vec!["s"]));
+        assert_eq!((world.slice_count(), world.endpoint_count()), (2, 3));
+    }
+
+    #[test]
+    fn node_touches_everything_only_by_name_and_zone() {
+        let mut world = World::default();
+        assert!(world.apply(Change::Node(Some(node("zone-a")))).everything);
+        let cordoned = Node { deleting: true, ..node("zone-a") };
+        assert!(world.apply(Change::Node(Some(cordoned.clone()))).is_empty());
+        assert_eq!(world.node(), Some(&cordoned));
+        assert!(world.apply(Change::Node(None)).is_empty());
+        assert_eq!(world.node(), Some(&cordoned), "the node outlives its object");
+        assert!(world.apply(Change::Node(Some(node("zone-b")))).everything);
+    }
+
+    #[test]
+    fn warnings_name_their_objects_and_go_with_them() {
+        let mut world = World::default();
+        let mut faulty_service = service("web", VIP);
+        faulty_service.warnings = vec!["one".into(), "two".into()];
+        let mut faulty_slice = slice("web-abc", "web", [POD]);
+        faulty_slice.warnings = vec!["three".into()];
+        let source = Warning { subject: "web.yaml".into(), message: "zero".into() };
+        let _ = world.apply(Change::SourceWarnings(vec![source]));
+        let _ = world.apply(Change::Service(Box::new(faulty_service)));
+        let _ = world.apply(Change::Slice(Box::new(faulty_slice)));
+        let warnings = |world: &World| -> Vec<_> {
+            let warnings = world.warnings().into_iter();
+            warnings.map(|warning| format!("{}: {}", warning.subject, warning.message)).collect()
+        };
+        assert_eq!(
+            warnings(&world),
+            [
+                "web.yaml: zero",
+                "Service default/web: one",
+                "Service default/web: two",
+                "EndpointSlice default/web-abc: three",
+            ]
+        );
+        let _ = world.apply(Change::SliceGone(name("web-abc")));
+        let _ = world.apply(Change::Service(Box::new(service("web", VIP))));
+        let _ = world.apply(Change::SourceWarnings(vec![]));
+        assert!(warnings(&world).is_empty());
+    }
+}

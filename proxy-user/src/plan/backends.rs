@@ -1,0 +1,139 @@
+//! Backends: which endpoints a service port has, and which of them get new connections.
+//!
+//! A pure function of the slices, the port and the place. It reads conditions and hints; traffic
+//! policies choose between its two sets elsewhere.
+
+use super::service::Place;
+use crate::model::{Endpoint, ServicePort, Slice};
+use crate::tables::{BackendRow, Family, ServiceRow};
+use proxy_ebpf::slot::BackendFlags;
+use std::sync::Arc;
+
+/// The most backends that one set may hold; a range of that size can still be written anew
+/// beside the old one several times over.
+pub(super) const MAX_BACKENDS: usize = 65_000;
+
+/// An endpoint of a service port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate<'a> {
+    row: BackendRow,
+    endpoint: &'a Endpoint,
+    local: bool,
+}
+
+impl Candidate<'_> {
+    fn is_ready(&self) -> bool {
+        self.endpoint.conditions.ready
+    }
+
+    /// Whether the endpoint is a last resort: it terminates and still serves (KEP-1669).
+    fn is_draining(&self) -> bool {
+        let conditions = self.endpoint.conditions;
+        !conditions.ready && conditions.serving && conditions.terminating
+    }
+
+    fn flags(&self) -> BackendFlags {
+        let mut flags = BackendFlags::SERVING;
+        if self.is_ready() {
+            flags = flags.with(BackendFlags::READY);
+        }
+        if self.local {
+            flags = flags.with(BackendFlags::LOCAL);
+        }
+        flags
+    }
+}
+
+/// The endpoints of `port` in `family`, usable or not, by address and port.
+///
+/// Of several records of one address and port, a running one wins over a terminating one, because
+/// an address may be given to a new pod while the old one's record lingers; then ready over
+/// unready, and the order of the slices' names decides the rest.
+pub(super) fn endpoints<'a>(
+    slices: &'a [Arc<Slice>],
+    port: &ServicePort,
+    family: Family,
+    node: &str,
+) -> Vec<Candidate<'a>> {
+    let mut candidates = Vec::new();
+    for slice in slices.iter().filter(|slice| !slice.headless) {
+        let ports = slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto);
+        for port in ports.map(|p| p.port) {
+            for endpoint in &slice.endpoints {
+                let row = BackendRow { addr: endpoint.addr.into(), port };
+                if Family::of(row.addr) == family {
+                    let local = endpoint.node.as_deref() == Some(node);
+                    candidates.push(Candidate { row, endpoint, local });
+                }
+            }
+        }
+    }
+    candidates.sort_by_key(|candidate| {
+        let conditions = candidate.endpoint.conditions;
+        (
+            candidate.row,
+            conditions.terminating,
+            !conditions.ready,
+            !conditions.serving,
+            !candidate.local,
+        )
+    });
+    candidates.dedup_by_key(|candidate| candidate.row);
+    candidates
+}
+
+/// The row of `endpoints`, and how many of them do not fit into its sets. Neither affinity nor
+/// policies are considered.
+///
+/// Both sets fall back to endpoints that terminate but serve, each by itself. Hints narrow the
+/// cluster set, and neither the local set nor a set that fell back.
+pub(super) fn choose(endpoints: &[Candidate<'_>], place: Place<'_>) -> (ServiceRow, usize) {
+    let cluster = ready_or_draining(endpoints, |_| true);
+    let mut cluster = rows(&narrow(&cluster, place));
+    let mut local = rows(&ready_or_draining(endpoints, |candidate| candidate.local));
+    let left_out = cluster.len().max(local.len()).saturating_sub(MAX_BACKENDS);
+    cluster.truncate(MAX_BACKENDS);
+    local.truncate(MAX_BACKENDS);
+    let all = endpoints
+        .iter()
+        .filter(|candidate| candidate.is_ready() || candidate.is_draining())
+        .map(|candidate| (candidate.row, candidate.flags()))
+        .collect();
+    (ServiceRow { all, cluster, local, affinity_seconds: 0 }, left_out)
+}
+
+/// The ready ones among those that `admits` admits; if there is none, the draining ones.
+fn ready_or_draining<'a>(
+    endpoints: &[Candidate<'a>],
+    admits: impl Fn(&Candidate<'_>) -> bool,
+) -> Vec<Candidate<'a>> {
+    let admitted = || endpoints.iter().filter(|candidate| admits(candidate)).copied();
+    let ready: Vec<_> = admitted().filter(Candidate::is_ready).collect();
+    if ready.is_empty() { admitted().filter(Candidate::is_draining).collect() } else { ready }
+}
+
+/// Keeps those that hint at this node, else at this zone, else all (KEP-2433, KEP-4444).
+///
+/// A level of hints counts only if every endpoint has a hint of that level and one hints here:
+/// with less, the hints are stale, and following them could overload few endpoints or reach none.
+fn narrow<'a>(endpoints: &[Candidate<'a>], place: Place<'_>) -> Vec<Candidate<'a>> {
+    let level = |hints: fn(&Endpoint) -> &[Arc<str>], here: Option<&str>| {
+        let here = here?;
+        if endpoints.iter().any(|c| !c.is_ready() || hints(c.endpoint).is_empty()) {
+            return None;
+        }
+        let hinted: Vec<_> = endpoints
+            .iter()
+            .filter(|c| hints(c.endpoint).iter().any(|hint| **hint == *here))
+            .copied()
+            .collect();
+        (!hinted.is_empty()).then_some(hinted)
+    };
+    level(|endpoint| &endpoint.node_hints, Some(place.node))
+        .or_else(|| level(|endpoint| &endpoint.zone_hints, place.zone))
+        .unwrap_or_else(|| endpoints.to_vec())
+}
+
+fn rows(candidates: &[Candidate<'_>]) -> Vec<BackendRow> {
+    candidates.iter().map(|candidate| candidate.row).collect()
+}

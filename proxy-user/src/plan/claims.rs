@@ -1,0 +1,126 @@
+//! Claims: who gets a frontend that several Services ask for.
+//!
+//! The Service with the oldest creationTimestamp does, then the first by namespace and name, so
+//! that every node decides alike and a newcomer takes nothing away. The others get a warning;
+//! when the owner goes, the next one follows.
+
+use super::{is_of, object};
+use crate::model::{ObjectName, Warning};
+use crate::tables::{Family, FrontendRow, ServiceKey};
+use proxy_ebpf::frontend::{FrontendKey, Scope};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+/// All claims on all frontends.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    /// Invariant: sorted by seniority, no entry empty, at most one claim of each Service.
+    by_frontend: BTreeMap<FrontendKey, Vec<Claim>>,
+    /// Invariant: names exactly the claims of `by_frontend`.
+    by_service: BTreeMap<ObjectName, Box<[FrontendKey]>>,
+    /// Invariant: the frontends with more than one claim.
+    contested: BTreeSet<FrontendKey>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    created: i64,
+    row: FrontendRow,
+}
+
+impl Claim {
+    /// Orders claims: age first, then namespace and name, with which a row's service begins.
+    fn seniority(&self) -> (i64, &ServiceKey) {
+        (self.created, &self.row.service)
+    }
+}
+
+impl Claims {
+    /// Replaces the claims of the Service `name`, and adds the frontends whose claims it changed
+    /// to `affected`.
+    pub(super) fn replace(
+        &mut self,
+        name: &ObjectName,
+        created: i64,
+        frontends: BTreeMap<FrontendKey, FrontendRow>,
+        affected: &mut BTreeSet<FrontendKey>,
+    ) {
+        for key in self.by_service.remove(name).unwrap_or_default() {
+            affected.insert(key);
+            if let Some(claims) = self.by_frontend.get_mut(&key) {
+                claims.retain(|claim| !is_of(&claim.row.service, name));
+                self.settle(key);
+            }
+        }
+        if frontends.is_empty() {
+            return;
+        }
+        self.by_service.insert(name.clone(), frontends.keys().copied().collect());
+        for (key, row) in frontends {
+            affected.insert(key);
+            let claim = Claim { created, row };
+            // Nearly every frontend has one claim; a growing vector would reserve four.
+            let claims = self.by_frontend.entry(key).or_insert_with(|| Vec::with_capacity(1));
+            let index = claims.partition_point(|other| other.seniority() < claim.seniority());
+            claims.insert(index, claim);
+            self.settle(key);
+        }
+    }
+
+    /// Restores the invariants about how many claims `key` has.
+    fn settle(&mut self, key: FrontendKey) {
+        let count = self.by_frontend.get(&key).map_or(0, Vec::len);
+        if count == 0 {
+            self.by_frontend.remove(&key);
+        }
+        if count > 1 {
+            self.contested.insert(key);
+        } else {
+            self.contested.remove(&key);
+        }
+    }
+
+    /// Whether nobody claims anything, and nothing remembers that anyone did.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_frontend.is_empty() && self.by_service.is_empty() && self.contested.is_empty()
+    }
+
+    /// The row of the Service that gets the frontend.
+    pub(super) fn owner(&self, key: &FrontendKey) -> Option<&FrontendRow> {
+        self.by_frontend.get(key)?.first().map(|claim| &claim.row)
+    }
+
+    /// A warning for each claim that another one has beaten.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = Warning> {
+        self.contested.iter().filter_map(|key| Some((key, self.by_frontend.get(key)?))).flat_map(
+            |(key, claims)| {
+                let owner = &claims[0];
+                claims[1..].iter().map(move |claim| Warning {
+                    subject: format!("Service {}", object(&claim.row.service)),
+                    message: format!(
+                        "{} goes to Service {}, which asks for it too and {}: take it out of \
+                         one of the two",
+                        describe(key),
+                        object(&owner.row.service),
+                        if owner.created < claim.created {
+                            "is older"
+                        } else {
+                            "is as old, and first by name"
+                        },
+                    ),
+                })
+            },
+        )
+    }
+}
+
+/// The frontend in words, such as `10.96.0.1:80/TCP` or `NodePort 30080/TCP (IPv4)`.
+pub(super) fn describe(key: &FrontendKey) -> String {
+    match key.scope() {
+        Scope::Service => {
+            format!("{}/{}", SocketAddr::new(key.addr.into(), key.port.number()), key.proto)
+        }
+        Scope::Node => format!("NodePort {}/{} ({})", key.port, key.proto, Family::of(key.addr)),
+    }
+}

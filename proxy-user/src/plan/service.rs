@@ -1,0 +1,192 @@
+//! The plan of one Service: its rows, and the frontends that it claims.
+//!
+//! A pure function of the Service, its slices and the [`Place`]. Other Services do not matter
+//! here; who gets a contested frontend is decided in `claims`.
+
+use super::backends;
+use super::claims::describe;
+use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
+use crate::tables::{Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow};
+use proxy_ebpf::Addr;
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::service::NAME_LEN;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Where the plan is made for, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// The node's name.
+    pub(super) node: &'a str,
+    /// The node's zone.
+    pub(super) zone: Option<&'a str>,
+    /// Whether `spec.externalIPs` are served.
+    pub(super) external_ips: bool,
+}
+
+/// What one Service needs.
+#[derive(Debug, Default)]
+pub(super) struct ServicePlan {
+    /// A row for each port and family, with backends or without.
+    pub(super) rows: BTreeMap<ServiceKey, ServiceRow>,
+    /// The frontends that the Service claims; each names one of `rows`.
+    pub(super) frontends: BTreeMap<FrontendKey, FrontendRow>,
+    /// What cannot be served as it was asked for; sentences without the Service's name.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Plans `service` with its `slices`, which are sorted by name.
+///
+/// A headless Service and an ExternalName get nothing. A Service is served in the families of
+/// its ClusterIPs; an external address of another family is not.
+pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    if service.kind == ServiceType::ExternalName || service.cluster_ips.is_empty() {
+        return plan;
+    }
+    if let Some(name) = too_long(service) {
+        plan.warnings.push(format!("`{name}` is longer than {NAME_LEN} bytes: not served"));
+        return plan;
+    }
+    for &cluster_ip in &service.cluster_ips {
+        for port in &service.ports {
+            plan_port(&mut plan, service, port, cluster_ip.into(), slices, place);
+        }
+    }
+    for addr in external_addrs(service, place).map(|(addr, _)| addr) {
+        if !service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_v4()) {
+            let family = Family::of(addr);
+            plan.warnings
+                .push(format!("{addr} is not served: the Service has no {family} ClusterIP"));
+        }
+    }
+    if restricts_sources(service) {
+        plan.warnings
+            .push("loadBalancerSourceRanges are not enforced: every source is let in".to_owned());
+    }
+    plan
+}
+
+/// Adds the row of `port` in the family of `cluster_ip`, and its frontends.
+fn plan_port(
+    plan: &mut ServicePlan,
+    service: &Service,
+    port: &ServicePort,
+    cluster_ip: Addr,
+    slices: &[Arc<Slice>],
+    place: Place<'_>,
+) {
+    let ObjectName { namespace, name } = service.name.clone();
+    let (port_name, proto) = (port.name.clone(), port.proto);
+    let family = Family::of(cluster_ip);
+    let key =
+        ServiceKey { port: ServicePortName { namespace, name, port: port_name, proto }, family };
+
+    let frontends = frontends(service, port, cluster_ip, place);
+    let local = FrontendFlags::INTERNAL_LOCAL.with(FrontendFlags::EXTERNAL_LOCAL);
+    let wants_local = frontends.iter().any(|(_, flags)| flags.0 & local.0 != 0);
+    for (frontend, flags) in frontends {
+        match plan.frontends.entry(frontend) {
+            Entry::Vacant(entry) => {
+                entry.insert(FrontendRow { service: key.clone(), flags });
+            }
+            // The same address twice, as an external IP that is also the balancer's.
+            Entry::Occupied(entry) if entry.get().service == key => {}
+            Entry::Occupied(entry) => plan.warnings.push(format!(
+                "{} goes to port `{}`, though port `{}` asks for it too",
+                describe(&frontend),
+                entry.get().service.port.port,
+                key.port.port,
+            )),
+        }
+    }
+
+    let endpoints = backends::endpoints(slices, port, family, place.node);
+    let (mut row, left_out) = backends::choose(&endpoints, place);
+    if !wants_local {
+        row.local = Vec::new();
+    }
+    row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
+    if left_out > 0 {
+        plan.warnings.push(format!(
+            "{} ({family}): {left_out} endpoints are left out, more than {} do not fit",
+            key.port,
+            backends::MAX_BACKENDS,
+        ));
+    }
+    plan.rows.insert(key, row);
+}
+
+/// The frontends of `port` in the family of `cluster_ip`; the first of equal keys counts.
+///
+/// The internal policy is that of the ClusterIP, the external one that of all others.
+fn frontends(
+    service: &Service,
+    port: &ServicePort,
+    cluster_ip: Addr,
+    place: Place<'_>,
+) -> Vec<(FrontendKey, FrontendFlags)> {
+    let local = |policy, flag| match policy {
+        TrafficPolicy::Local => flag,
+        TrafficPolicy::Cluster => FrontendFlags::NONE,
+    };
+    let internal = local(service.internal_policy, FrontendFlags::INTERNAL_LOCAL);
+    let external = local(service.external_policy, FrontendFlags::EXTERNAL_LOCAL);
+
+    let at = |addr| FrontendKey::service(addr, port.port, port.proto);
+    let mut frontends = vec![(at(cluster_ip), internal)];
+    let has_node_ports = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
+    if let Some(number) = port.node_port.filter(|_| has_node_ports) {
+        let key = FrontendKey::node_port(cluster_ip, number, port.proto);
+        frontends.push((key, FrontendFlags::NODE_PORT.with(external)));
+    }
+    frontends.extend(
+        external_addrs(service, place)
+            .filter(|(addr, _)| addr.is_v4() == cluster_ip.is_v4())
+            .map(|(addr, flags)| (at(addr), flags.with(external))),
+    );
+    frontends
+}
+
+/// The addresses of the Service that are not ClusterIPs. Those of the load balancer come first:
+/// an address that is both is the balancer's, because source ranges hold for it.
+fn external_addrs(
+    service: &Service,
+    place: Place<'_>,
+) -> impl Iterator<Item = (Addr, FrontendFlags)> {
+    fn tagged(ips: &[IpAddr], flags: FrontendFlags) -> impl Iterator<Item = (Addr, FrontendFlags)> {
+        ips.iter().map(move |&ip| (Addr::from(ip), flags))
+    }
+    let balanced = service.kind == ServiceType::LoadBalancer;
+    let load_balancer_ips = if balanced { service.load_balancer_ips.as_slice() } else { &[] };
+    let external_ips = if place.external_ips { service.external_ips.as_slice() } else { &[] };
+    tagged(load_balancer_ips, FrontendFlags::LOAD_BALANCER)
+        .chain(tagged(external_ips, FrontendFlags::EXTERNAL_IP))
+}
+
+/// Whether `spec.loadBalancerSourceRanges` shuts anyone out: in the family of some VIP there is a
+/// range, and none is a /0.
+fn restricts_sources(service: &Service) -> bool {
+    service.kind == ServiceType::LoadBalancer
+        && service.load_balancer_ips.iter().any(|ip| {
+            let mut ranges = service
+                .source_ranges
+                .iter()
+                .filter(|range| range.is_ipv4() == ip.is_ipv4())
+                .peekable();
+            ranges.peek().is_some() && ranges.all(|range| range.prefix() != 0)
+        })
+}
+
+/// A name that the maps cannot hold. Kubernetes allows none; a file may.
+fn too_long(service: &Service) -> Option<&str> {
+    let ObjectName { namespace, name } = &service.name;
+    let ports = service.ports.iter().map(|port| &port.name);
+    [namespace, name]
+        .into_iter()
+        .chain(ports)
+        .find(|name| name.len() > NAME_LEN)
+        .map(|name| &**name)
+}

@@ -1,0 +1,83 @@
+//! Facts that the tables of a small case do not show.
+
+use super::Planner;
+use super::backends::MAX_BACKENDS;
+use crate::model::{Change, Service, Slice, Touched, World, examples};
+use std::net::{IpAddr, Ipv4Addr};
+
+fn addr(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0a00_0000 + index)
+}
+
+fn world(services: Vec<Service>, slices: Vec<Slice>) -> (World, Touched) {
+    let mut world = World::default();
+    let mut touched = world.apply(Change::AllServices(services));
+    touched.merge(world.apply(Change::AllSlices(slices)));
+    (world, touched)
+}
+
+#[test]
+fn change_costs_what_it_touches_in_a_world_of_10_000_services() {
+    const SERVICES: u32 = 10_000;
+    const ENDPOINTS: u32 = 25;
+    let slice = |i: u32, count: u32| {
+        let addrs = (0..count).map(|j| addr(0x10_0000 + i * ENDPOINTS + j));
+        examples::slice(&format!("s{i}-x"), &format!("s{i}"), addrs)
+    };
+    let services = (0..SERVICES).map(|i| examples::service(&format!("s{i}"), addr(i))).collect();
+    let slices = (0..SERVICES).map(|i| slice(i, ENDPOINTS)).collect();
+    let (mut world, touched) = world(services, slices);
+    let mut planner = Planner::new("node-a");
+    let delta = planner.update(&world, &touched);
+    assert_eq!(delta.services.len(), 10_000);
+    assert_eq!(world.endpoint_count(), 250_000);
+    assert_eq!(planner.services_planned(), 10_000);
+
+    let touched = world.apply(Change::Slice(Box::new(slice(4711, 24))));
+    assert_eq!(touched.services, [examples::name("s4711")].into());
+    let delta = planner.update(&world, &touched);
+    assert_eq!(planner.services_planned(), 10_001);
+    assert_eq!((delta.services.len(), delta.frontends.len()), (1, 0));
+}
+
+/// Scenario 67.
+#[test]
+fn external_ips_can_be_turned_off() {
+    let mut service = examples::service("web", addr(1));
+    service.external_ips = vec![IpAddr::from([192, 0, 2, 8])];
+    let (world, touched) = world(vec![service], vec![]);
+    let mut planner = Planner::new("node-a").without_external_ips();
+    let delta = planner.update(&world, &touched);
+    assert_eq!(delta.frontends.len(), 1);
+    assert!(delta.frontends.keys().all(|key| key.addr == addr(1).into()));
+}
+
+#[test]
+fn service_with_more_backends_than_fit_gets_those_that_do_and_a_warning() {
+    let most = u32::try_from(MAX_BACKENDS).unwrap();
+    let plan = |count| {
+        let slice = examples::slice("web-1", "web", (0..count).map(|i| addr(0x10_0000 + i)));
+        let (world, touched) = world(vec![examples::service("web", addr(1))], vec![slice]);
+        let mut planner = Planner::new("node-a");
+        let delta = planner.update(&world, &touched);
+        let row = delta.services.into_values().next().unwrap().unwrap();
+        (row.cluster.len(), planner.warnings())
+    };
+    assert_eq!(plan(most), (MAX_BACKENDS, vec![]));
+    let (backends, warnings) = plan(most + 2);
+    assert_eq!((backends, warnings.len()), (MAX_BACKENDS, 1));
+    assert_eq!(warnings[0].subject, "Service default/web");
+    assert!(warnings[0].message.contains(" 2 endpoints are left out"), "{}", warnings[0].message);
+}
+
+#[test]
+fn name_that_the_maps_cannot_hold_is_a_warning() {
+    let plan = |length| {
+        let service = examples::service(&"a".repeat(length), addr(1));
+        let (world, touched) = world(vec![service], vec![]);
+        let mut planner = Planner::new("node-a");
+        (planner.update(&world, &touched).services.len(), planner.warnings().len())
+    };
+    assert_eq!(plan(63), (1, 0));
+    assert_eq!(plan(64), (0, 1));
+}
