@@ -1,1 +1,339 @@
-//! Not written yet.
+//! The command line: what can be asked, and the answers of the commands that only read.
+//!
+//! `agent` and `cleanup` change the node, and are dispatched in `main`.
+
+use crate::control::{self, ControlError};
+use crate::pinned::{self, PinnedError, PinnedMaps};
+use crate::show::{
+    self, Document, Filter, FlowTable, Format, Output, Question, ShowError, Snapshot, StatusReport,
+};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use proxy_ebpf::choose::Destination;
+use proxy_ebpf::{Port, Proto};
+use std::error::Error;
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  an error; it is on standard error
+  2  the command line is not understood
+  3  explain: there is no frontend at the destination
+     status:  no agent runs, or it is not in sync yet";
+
+/// Shunt, a Service proxy: one agent a node, and commands that show what it does.
+///
+/// All commands but `agent` and `cleanup` only read, from the maps that the kernel programs use;
+/// they work with the agent stopped.
+#[derive(Parser, Debug)]
+#[command(name = "shunt", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What holds for all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of all commands.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// The BPF file system below which the maps are pinned.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SHUNT_BPFFS_ROOT",
+        default_value = "/sys/fs/bpf"
+    )]
+    pub bpffs_root: PathBuf,
+    /// The socket on which the agent tells its status.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SHUNT_CONTROL_SOCKET",
+        default_value = "/run/shunt/agent.sock"
+    )]
+    pub control_socket: PathBuf,
+    /// How answers are printed.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Keep the maps of this node true to the cluster's Services, until stopped.
+    Agent,
+    /// Detach all programs and remove all maps of Shunt from this node.
+    ///
+    /// Services stop being reached until an agent runs again. Doing it twice is no error.
+    Cleanup,
+    /// A command that only reads.
+    #[command(flatten)]
+    Query(Query),
+}
+
+/// The commands that only read.
+#[derive(Subcommand, Debug)]
+pub enum Query {
+    /// Show whether this node is in sync, what is attached, and what was refused.
+    #[command(after_help = EXIT_CODES)]
+    Status,
+    /// List the Services, where they are reached, and what they carried.
+    #[command(visible_alias = "svc")]
+    Services(Selection),
+    /// List the backends of the Services, and their states.
+    Backends(Selection),
+    /// List the flows of the packet path.
+    Flows {
+        /// Only flows of this Service.
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service)]
+        service: Option<Filter>,
+        /// Show at most so many.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
+    /// Say what happens to a new connection, step by step, and which object causes it.
+    #[command(after_help = EXIT_CODES)]
+    Explain {
+        /// The destination, such as `10.96.0.10:53` or `[fd00::a]:53`.
+        #[arg(value_name = "ADDR:PORT")]
+        destination: SocketAddr,
+        /// The protocol.
+        #[arg(long, value_enum, default_value_t = Protocol::Tcp)]
+        proto: Protocol,
+        /// The caller's address; without it, a process on this node.
+        #[arg(long, value_name = "IP")]
+        from: Option<IpAddr>,
+    },
+    /// Print the completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which Services are listed.
+#[derive(Args, Debug)]
+pub struct Selection {
+    /// Only Services of this name.
+    pub name: Option<String>,
+    /// Only Services of this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Services of all namespaces; the default.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+}
+
+/// A transport protocol, as it is written on the command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl From<Protocol> for Proto {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::TCP,
+            Protocol::Udp => Self::UDP,
+            Protocol::Sctp => Self::SCTP,
+        }
+    }
+}
+
+/// What a command comes to, other than an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Exit {
+    /// The command did what it was asked.
+    Done = 0,
+    /// The answer is no: no frontend, not in sync.
+    No = 3,
+}
+
+/// Why a command could not answer.
+#[derive(thiserror::Error, Debug)]
+#[error(transparent)]
+pub enum CliError {
+    /// The maps.
+    Pinned(#[from] PinnedError),
+    /// The agent.
+    Control(#[from] ControlError),
+    /// The encoding of the answer.
+    Show(#[from] ShowError),
+    /// Nothing matches the name that was given.
+    #[error("no Service {0} has a frontend on this node")]
+    NoSuchService(String),
+    /// Standard output.
+    #[error("cannot write the answer")]
+    Write(#[source] std::io::Error),
+}
+
+/// Runs a command that only reads.
+pub fn answer(query: &Query, global: &Global) -> Result<Exit, CliError> {
+    let mut exit = Exit::Done;
+    match query {
+        Query::Status => {
+            let report = status(global)?;
+            if !report.in_sync {
+                exit = Exit::No;
+            }
+            print(&report, global)?;
+        }
+        Query::Services(selection) => {
+            let rows = show::services(&snapshot(global)?, &selection.filter());
+            print(&selection.found(rows)?, global)?;
+        }
+        Query::Backends(selection) => {
+            let snapshot = snapshot(global)?;
+            let filter = selection.filter();
+            selection.found(snapshot.select(&filter))?;
+            print(&show::backends(&snapshot, &filter), global)?;
+        }
+        Query::Flows { service, limit } => {
+            let table = FlowTable::read(&PinnedMaps::open(&global.bpffs_root)?)?;
+            let mut rows = show::flows(&table, &service.clone().unwrap_or_default());
+            let left_out = limit.map_or(0, |limit| rows.len().saturating_sub(limit));
+            rows.truncate(rows.len() - left_out);
+            print(&rows, global)?;
+            if left_out > 0 {
+                eprintln!("and {left_out} more flows");
+            }
+        }
+        Query::Explain { destination, proto, from } => {
+            let to = Destination {
+                addr: destination.ip().to_canonical().into(),
+                port: Port::new(destination.port()),
+                proto: (*proto).into(),
+            };
+            let from = from.map(|from| from.to_canonical());
+            let explanation = show::explain(&snapshot(global)?, Question { to, from });
+            if explanation.frontend.is_none() {
+                exit = Exit::No;
+            }
+            print(&explanation, global)?;
+        }
+        Query::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "shunt", &mut script);
+            write(&script)?;
+        }
+    }
+    Ok(exit)
+}
+
+/// The status of the node; maps that cannot be read are an error only if no agent runs.
+fn status(global: &Global) -> Result<StatusReport, CliError> {
+    let agent = control::status(&global.control_socket)?;
+    let counters = match PinnedMaps::open(&global.bpffs_root).and_then(|maps| maps.counters()) {
+        Err(error) if agent.is_none() => return Err(error.into()),
+        counters => counters.map_err(|error| chain(&error)),
+    };
+    let links = show::pinned_links(&pinned::directory(&global.bpffs_root).join("links"));
+    Ok(StatusReport::new(agent, links, counters, Timestamp::now()))
+}
+
+fn snapshot(global: &Global) -> Result<Snapshot, CliError> {
+    Ok(Snapshot::read(&PinnedMaps::open(&global.bpffs_root)?)?)
+}
+
+/// An error and its sources in one line.
+fn chain(error: &dyn Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| (*error).source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+fn print(document: &impl Document, global: &Global) -> Result<(), CliError> {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colour = !plain && std::io::stdout().is_terminal();
+    let text = show::render(document, Output { format: global.output, colour })?;
+    if text.is_empty() {
+        eprintln!("nothing to show");
+    }
+    write(text.as_bytes())
+}
+
+/// Writes to standard output; that its reader has seen enough is no error.
+fn write(text: &[u8]) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(CliError::Write(error)),
+        _ => Ok(()),
+    }
+}
+
+impl Selection {
+    fn filter(&self) -> Filter {
+        Filter { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+
+    /// `rows`, unless a Service was named and there is none.
+    fn found<R>(&self, rows: Vec<R>) -> Result<Vec<R>, CliError> {
+        match (&self.name, &self.namespace) {
+            (Some(name), Some(namespace)) if rows.is_empty() => {
+                Err(CliError::NoSuchService(format!("{namespace}/{name}")))
+            }
+            (Some(name), None) if rows.is_empty() => Err(CliError::NoSuchService(name.clone())),
+            _ => Ok(rows),
+        }
+    }
+}
+
+fn parse_service(text: &str) -> Result<Filter, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(Filter { namespace: Some(namespace.to_owned()), name: Some(name.to_owned()) })
+        }
+        _ => Err("write it as NAMESPACE/NAME".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn destination_needs_address_and_port() {
+        let parse = |text| Cli::try_parse_from(["shunt", "explain", text]);
+        assert!(parse("10.96.0.10:53").is_ok() && parse("[fd00::a]:53").is_ok());
+        assert!(parse("10.96.0.10").is_err() && parse("fd00::a:53").is_err());
+    }
+
+    #[test]
+    fn service_is_named_with_its_namespace() {
+        let parse = |text| Cli::try_parse_from(["shunt", "flows", "--service", text]);
+        assert!(parse("default/web").is_ok());
+        assert!(parse("web").is_err() && parse("/web").is_err());
+        let both = Cli::try_parse_from(["shunt", "services", "-A", "-n", "default"]);
+        assert!(both.is_err());
+    }
+
+    #[test]
+    fn named_service_that_is_not_there_is_an_error() {
+        let named = |name: Option<&str>| Selection {
+            name: name.map(str::to_owned),
+            namespace: None,
+            all_namespaces: false,
+        };
+        assert!(named(Some("web")).found(Vec::<u8>::new()).is_err());
+        assert!(named(Some("web")).found(vec![1]).is_ok());
+        assert!(named(None).found(Vec::<u8>::new()).is_ok());
+    }
+}

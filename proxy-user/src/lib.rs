@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod health;
+pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod model;

@@ -1,1 +1,361 @@
-//! Not written yet.
+//! The pinned maps, read-only: what the kernel programs act on, with or without an agent.
+//!
+//! Takes the root of a BPF file system; gives the maps' contents as the contract's own types.
+//! Never writes to a map, and never asks an agent.
+
+mod counters;
+
+pub use counters::{Counters, Fill, OutcomeCount, ServiceCount};
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use proxy_ebpf::Addr;
+use proxy_ebpf::choose::Tables;
+use proxy_ebpf::flow::{FlowKey, FlowValue};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::maps::LAYOUT;
+use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
+use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader, Slot};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Why the pinned maps could not be read.
+#[derive(thiserror::Error, Debug)]
+pub enum PinnedError {
+    /// The directory of the maps does not exist.
+    #[error(
+        "no maps are pinned in {}: no agent has run on this node since it booted, or its BPF file \
+         system is elsewhere (--bpffs-root)", .dir.display()
+    )]
+    NothingPinned {
+        /// Where the maps were looked for.
+        dir: PathBuf,
+    },
+    /// There are maps, but of other layouts.
+    #[error(
+        "the maps in {} have the layout {found}, and this is a shunt for {LAYOUT}: use the shunt \
+         of the agent's version", .dir.display()
+    )]
+    OtherLayout {
+        /// The directory that holds one directory for each layout.
+        dir: PathBuf,
+        /// The layouts that are there.
+        found: String,
+    },
+    /// The kernel does not let this process see the maps.
+    #[error("reading {} is not permitted: run as root", .path.display())]
+    NotPermitted {
+        /// What was to be read.
+        path: PathBuf,
+    },
+    /// A map could not be opened.
+    #[error(
+        "cannot open the pinned map {}: if an agent is starting, try again; otherwise `shunt \
+         cleanup` and a new agent make the maps anew", .path.display()
+    )]
+    Open {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel or aya said.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// A map was opened but could not be read.
+    #[error("cannot read the map {map}")]
+    Read {
+        /// The map's name.
+        map: &'static str,
+        /// What the kernel or aya said.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// The directory could not be read for another reason.
+    #[error("cannot read {}", .path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The pinned maps, open.
+pub struct PinnedMaps {
+    frontends: Table<HashMap<MapData, FrontendKey, FrontendValue>>,
+    slots: Table<Array<MapData, Slot>>,
+    backends: Table<Array<MapData, BackendState>>,
+    services: Table<HashMap<MapData, ServiceId, ServiceInfo>>,
+    node_addrs: Table<HashMap<MapData, Addr, NodeAddr>>,
+    devices: Table<HashMap<MapData, u32, Device>>,
+    flows: Table<HashMap<MapData, FlowKey, FlowValue>>,
+    service_counters: Table<PerCpuArray<MapData, ServiceCounters>>,
+    outcomes: Table<PerCpuArray<MapData, u64>>,
+}
+
+/// A map with the name and the size it was made with.
+struct Table<M> {
+    name: &'static str,
+    map: M,
+    max: u32,
+}
+
+/// A range of the slot array, as it was when it was read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// The header.
+    pub header: RangeHeader,
+    /// The slots: the cluster set and then the local set.
+    pub slots: Vec<Slot>,
+}
+
+impl Range {
+    /// The cluster set.
+    pub fn cluster(&self) -> &[Slot] {
+        &self.slots[..self.slots.len().min(self.header.cluster as usize)]
+    }
+
+    /// The local set.
+    pub fn local(&self) -> &[Slot] {
+        &self.slots[self.cluster().len()..]
+    }
+}
+
+/// The directory of the maps below the root of a BPF file system.
+pub fn directory(bpffs_root: &Path) -> PathBuf {
+    bpffs_root.join("shunt").join(LAYOUT)
+}
+
+impl PinnedMaps {
+    /// Opens the maps below `bpffs_root`, which is `/sys/fs/bpf` on most nodes.
+    pub fn open(bpffs_root: &Path) -> Result<Self, PinnedError> {
+        let dir = directory(bpffs_root);
+        check(&dir)?;
+        Ok(Self {
+            frontends: Table::open(&dir, "frontends")?,
+            slots: Table::open(&dir, "slots")?,
+            backends: Table::open(&dir, "backends")?,
+            services: Table::open(&dir, "services")?,
+            node_addrs: Table::open(&dir, "node_addrs")?,
+            devices: Table::open(&dir, "devices")?,
+            flows: Table::open(&dir, "flows")?,
+            service_counters: Table::open(&dir, "service_counters")?,
+            outcomes: Table::open(&dir, "outcomes")?,
+        })
+    }
+
+    /// All frontends. An element that the kernel gave to another key while it was read is left
+    /// out (see [`FrontendKey::tag`]).
+    pub fn frontends(&self) -> Result<BTreeMap<FrontendKey, FrontendValue>, PinnedError> {
+        let mut all = self.frontends.entries()?;
+        all.retain(|key, value: &mut FrontendValue| value.tag() == key.tag());
+        Ok(all)
+    }
+
+    /// All service ports.
+    pub fn services(&self) -> Result<BTreeMap<ServiceId, ServiceInfo>, PinnedError> {
+        self.services.entries()
+    }
+
+    /// The addresses of this node.
+    pub fn node_addrs(&self) -> Result<BTreeMap<Addr, NodeAddr>, PinnedError> {
+        self.node_addrs.entries()
+    }
+
+    /// The devices of the packet path, by interface index.
+    pub fn devices(&self) -> Result<BTreeMap<u32, Device>, PinnedError> {
+        self.devices.entries()
+    }
+
+    /// All flow entries; a flow has two or four.
+    pub fn flows(&self) -> Result<BTreeMap<FlowKey, FlowValue>, PinnedError> {
+        self.flows.entries()
+    }
+
+    /// The state of the backend `id`; the zero state if there is none.
+    pub fn backend(&self, id: BackendId) -> Result<BackendState, PinnedError> {
+        self.backends.map.get(&id.0, 0).map_err(|source| self.backends.unreadable(source))
+    }
+
+    /// What the service `id` has carried, over all CPUs.
+    pub fn service_counters(&self, id: ServiceId) -> Result<ServiceCounters, PinnedError> {
+        let table = &self.service_counters;
+        let per_cpu = table.map.get(&id.0, 0).map_err(|source| table.unreadable(source))?;
+        Ok(per_cpu.iter().fold(ServiceCounters::default(), |sum, cpu| ServiceCounters {
+            connections: sum.connections + cpu.connections,
+            refused: sum.refused + cpu.refused,
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+        }))
+    }
+
+    /// The ranges that `frontends` name, by the index of their headers; reads nothing else of
+    /// the slot array.
+    ///
+    /// The agent may give a range to another service as soon as no frontend names it, so a range
+    /// counts only if its frontend still named it after it was read. A frontend that has moved
+    /// is brought up to date, one that is gone is removed.
+    pub fn ranges(
+        &self,
+        frontends: &mut BTreeMap<FrontendKey, FrontendValue>,
+    ) -> Result<BTreeMap<u32, Range>, PinnedError> {
+        let mut ranges = BTreeMap::new();
+        let mut gone = Vec::new();
+        for (key, value) in frontends.iter_mut() {
+            while !ranges.contains_key(&value.range()) {
+                let range = self.range(value.range())?;
+                match self.frontend(key).filter(|now| now.tag() == key.tag()) {
+                    Some(now) if now == *value => drop(ranges.insert(now.range(), range)),
+                    Some(now) => *value = now,
+                    None => {
+                        gone.push(*key);
+                        break;
+                    }
+                }
+            }
+        }
+        for key in gone {
+            frontends.remove(&key);
+        }
+        Ok(ranges)
+    }
+
+    fn range(&self, index: u32) -> Result<Range, PinnedError> {
+        let read = |index| self.slots.map.get(&index, 0).map_err(|e| self.slots.unreadable(e));
+        let header = self.header(index)?;
+        // A header that was overwritten while it was read may promise more than there is.
+        let end = u64::from(index) + u64::from(header.cluster) + u64::from(header.local);
+        let end = end.min(u64::from(self.slots.max) - 1) as u32;
+        let slots = (index + 1..=end).map(read).collect::<Result<_, _>>()?;
+        Ok(Range { header, slots })
+    }
+
+    fn header(&self, index: u32) -> Result<RangeHeader, PinnedError> {
+        let slot = self.slots.map.get(&index, 0).map_err(|e| self.slots.unreadable(e))?;
+        Ok(RangeHeader::from_slot(&slot))
+    }
+}
+
+/// A map that cannot be read holds nothing here; the other functions say why.
+impl Tables for PinnedMaps {
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
+        self.frontends.map.get(key, 0).ok()
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        self.slots.map.get(&index, 0).ok()
+    }
+
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.node_addrs.map.get(addr, 0).ok()
+    }
+}
+
+impl<M: TryFrom<Map, Error = MapError>> Table<M> {
+    fn open(dir: &Path, name: &'static str) -> Result<Self, PinnedError> {
+        let path = dir.join(name);
+        let open = || -> Result<_, MapError> {
+            let data = MapData::from_pin(&path)?;
+            let max = data.info()?.max_entries();
+            Ok(Self { name, max, map: Map::from_map_data(data)?.try_into()? })
+        };
+        open().map_err(|source| match &source {
+            MapError::SyscallError(error)
+                if error.io_error.kind() == ErrorKind::PermissionDenied =>
+            {
+                PinnedError::NotPermitted { path: path.clone() }
+            }
+            _ => PinnedError::Open { path: path.clone(), source: Box::new(source) },
+        })
+    }
+}
+
+impl<M> Table<M> {
+    fn unreadable(&self, source: MapError) -> PinnedError {
+        PinnedError::Read { map: self.name, source: Box::new(source) }
+    }
+}
+
+impl<K: Pod + Ord, V: Pod> Table<HashMap<MapData, K, V>> {
+    /// The entries. A walk starts again when the entry it stands on is deleted, so it is bounded.
+    fn entries(&self) -> Result<BTreeMap<K, V>, PinnedError> {
+        let steps = 2 * self.max as usize;
+        self.map.iter().take(steps).collect::<Result<_, _>>().map_err(|e| self.unreadable(e))
+    }
+
+    fn len(&self) -> Result<u32, PinnedError> {
+        let mut len = 0;
+        for key in self.map.keys().take(self.max as usize) {
+            key.map_err(|source| self.unreadable(source))?;
+            len += 1;
+        }
+        Ok(len)
+    }
+}
+
+/// Says what is wrong if `dir` is not there.
+fn check(dir: &Path) -> Result<(), PinnedError> {
+    let failed = |path: &Path, error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => PinnedError::NothingPinned { dir: dir.into() },
+        ErrorKind::PermissionDenied => PinnedError::NotPermitted { path: path.into() },
+        _ => PinnedError::Directory { path: path.into(), source: error },
+    };
+    match std::fs::metadata(dir) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(dir, error)),
+    }
+    let parent = dir.parent().unwrap_or(dir);
+    let listing = std::fs::read_dir(parent).map_err(|error| failed(parent, error))?;
+    let mut found: Vec<String> = listing
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok()))
+        .collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(PinnedError::NothingPinned { dir: dir.into() });
+    }
+    Err(PinnedError::OtherLayout { dir: parent.into(), found: found.join(", ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(root: &Path) -> String {
+        PinnedMaps::open(root).err().expect("there are no maps").to_string()
+    }
+
+    #[test]
+    fn error_names_the_directory_and_the_flag_when_nothing_is_pinned() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = directory(root.path()).display().to_string();
+        for made in ["", "shunt"] {
+            std::fs::create_dir_all(root.path().join(made)).unwrap();
+            let error = opened(root.path());
+            assert!(error.contains(&dir) && error.contains("--bpffs-root"), "{error}");
+        }
+    }
+
+    #[test]
+    fn error_names_the_layouts_that_are_there() {
+        let root = tempfile::tempdir().unwrap();
+        for layout in ["v0", "v9", "links"] {
+            std::fs::create_dir_all(root.path().join("shunt").join(layout)).unwrap();
+        }
+        let error = opened(root.path());
+        assert!(error.contains("v0, v9, and") && error.contains("for v1"), "{error}");
+    }
+
+    #[test]
+    fn error_names_the_map_that_is_no_map() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = directory(root.path());
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("frontends"), "").unwrap();
+        let error = opened(root.path());
+        assert!(error.contains("v1/frontends"), "{error}");
+    }
+}

@@ -1,0 +1,115 @@
+//! The listener for the metrics: `/metrics`, and what kube-proxy answers beside it.
+
+use super::{CounterSource, Metrics, maps};
+use crate::http;
+use crate::model::Warning;
+use axum::Router;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Serves `metrics` on `addr` for ever, and the counters of `source` with them. `report` is told
+/// when the address cannot be bound, and (`None`) when it can again.
+pub async fn serve(
+    addr: SocketAddr,
+    metrics: Metrics,
+    source: Arc<dyn CounterSource>,
+    report: impl FnMut(Option<Warning>),
+) {
+    http::serve(addr, "metrics (--metrics-bind-address)", router(metrics, source), report).await;
+}
+
+fn router(metrics: Metrics, source: Arc<dyn CounterSource>) -> Router {
+    Router::new()
+        .route("/metrics", get(move || scrape(metrics.clone(), Arc::clone(&source))))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/proxyMode", get(|| async { "shunt" }))
+}
+
+/// The agent's own metrics, and those of the maps unless they cannot be read: then they are
+/// left out, so that what the agent does can still be watched.
+async fn scrape(metrics: Metrics, source: Arc<dyn CounterSource>) -> impl IntoResponse {
+    let mut text = metrics.text();
+    // Thousands of system calls, which other tasks should not wait for.
+    match tokio::task::spawn_blocking(move || source.counters()).await {
+        Ok(Ok(counters)) => text += &maps::text(&counters),
+        Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
+    }
+    text += "# EOF\n";
+    let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, open_metrics)], text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::tests::{get, listening};
+    use crate::pinned::{Counters, Fill, OutcomeCount, PinnedError, ServiceCount};
+    use proxy_ebpf::Proto;
+    use proxy_ebpf::outcome::{Outcome, Program};
+    use proxy_ebpf::service::{ServiceCounters, ServiceInfo};
+
+    struct Example;
+
+    impl CounterSource for Example {
+        fn counters(&self) -> Result<Counters, PinnedError> {
+            let service = |family, connections| ServiceCount {
+                info: ServiceInfo::new("default", "web", "http", Proto::TCP, family).unwrap(),
+                counters: ServiceCounters { connections, refused: 1, packets: 0, bytes: 9 },
+            };
+            Ok(Counters {
+                outcomes: vec![OutcomeCount {
+                    program: Program::Connect,
+                    outcome: Outcome::NoEndpoint,
+                    count: 12,
+                }],
+                services: vec![service(4, 40), service(6, 2)],
+                fill: vec![Fill { map: "flows", used: 3, max: 10 }],
+                no_local: [(("IPv4", "external"), 2)].into(),
+            })
+        }
+    }
+
+    struct Broken;
+
+    impl CounterSource for Broken {
+        fn counters(&self) -> Result<Counters, PinnedError> {
+            Err(PinnedError::NotPermitted { path: "/".into() })
+        }
+    }
+
+    #[tokio::test]
+    async fn scrape_has_the_counters_of_the_maps() {
+        let addr = listening(router(Metrics::new("1"), Arc::new(Example))).await;
+        let text = get(addr, "/metrics").await;
+        let labels = "namespace=\"default\",service=\"web\",port=\"http\",protocol=\"TCP\"";
+        for line in [
+            "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned(),
+            "shunt_outcomes_total{program=\"connect\",outcome=\"no_endpoint\"} 12".to_owned(),
+            format!("shunt_service_connections_total{{{labels}}} 42"),
+            format!("shunt_service_refused_total{{{labels}}} 2"),
+            format!("shunt_service_bytes_total{{{labels}}} 18"),
+            "shunt_map_entries{map=\"flows\"} 3".to_owned(),
+            "shunt_map_max_entries{map=\"flows\"} 10".to_owned(),
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total\
+             {ip_family=\"IPv4\",traffic_policy=\"external\"} 2"
+                .to_owned(),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        assert!(get(addr, "/healthz").await.ends_with("\r\n\r\nok"));
+        assert!(get(addr, "/proxyMode").await.ends_with("\r\n\r\nshunt"));
+    }
+
+    #[tokio::test]
+    async fn unreadable_maps_leave_the_agents_own_metrics() {
+        let addr = listening(router(Metrics::new("1"), Arc::new(Broken))).await;
+        let text = get(addr, "/metrics").await;
+        assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("# EOF\n"), "{text}");
+        assert!(text.contains("shunt_build_info") && !text.contains("shunt_outcomes"), "{text}");
+    }
+}

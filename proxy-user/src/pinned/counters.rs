@@ -1,0 +1,122 @@
+//! What the maps say in numbers: how the programs ended, what each service carried, how full the
+//! maps are. Read by `shunt status` and by a scrape of the metrics.
+
+use super::{PinnedError, PinnedMaps};
+use proxy_ebpf::frontend::FrontendFlags;
+use proxy_ebpf::outcome::{Outcome, Program, counter_index};
+use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+
+/// All numbers, read at about the same time.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Counters {
+    /// One for each program and outcome.
+    pub outcomes: Vec<OutcomeCount>,
+    /// One for each service port and family.
+    pub services: Vec<ServiceCount>,
+    /// One for each map that can fill up.
+    pub fill: Vec<Fill>,
+    /// How many service ports have endpoints, but none on this node where a policy `Local` wants
+    /// one; by family (`IPv4`, `IPv6`) and policy (`internal`, `external`).
+    pub no_local: BTreeMap<(&'static str, &'static str), usize>,
+}
+
+/// How often a program ended in one way, over all CPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutcomeCount {
+    /// The program.
+    pub program: Program,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How often.
+    pub count: u64,
+}
+
+/// What one service port has carried in one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServiceCount {
+    /// Its names.
+    pub info: ServiceInfo,
+    /// Its counters, over all CPUs.
+    pub counters: ServiceCounters,
+}
+
+/// How full a map is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Fill {
+    /// The map's name.
+    pub map: &'static str,
+    /// Entries in use.
+    pub used: u32,
+    /// Entries that the map can hold.
+    pub max: u32,
+}
+
+impl PinnedMaps {
+    /// Reads all numbers.
+    pub fn counters(&self) -> Result<Counters, PinnedError> {
+        let services = self.services()?;
+        let (slots, no_local) = self.ranges_in_use()?;
+        let fill = |map, used, max| Fill { map, used, max };
+        Ok(Counters {
+            outcomes: self.outcomes()?,
+            services: services
+                .iter()
+                .map(|(&id, &info)| Ok(ServiceCount { info, counters: self.service_counters(id)? }))
+                .collect::<Result<_, PinnedError>>()?,
+            fill: vec![
+                fill("frontends", self.frontends.len()?, self.frontends.max),
+                fill("slots", slots, self.slots.max),
+                fill("services", services.len() as u32, self.services.max),
+                fill("flows", self.flows.len()?, self.flows.max),
+            ],
+            no_local,
+        })
+    }
+
+    fn outcomes(&self) -> Result<Vec<OutcomeCount>, PinnedError> {
+        let table = &self.outcomes;
+        let pairs = Program::ALL.iter().flat_map(|p| Outcome::ALL.iter().map(move |o| (*p, *o)));
+        pairs
+            .map(|(program, outcome)| {
+                let per_cpu = table.map.get(&counter_index(program, outcome), 0);
+                let count = per_cpu.map_err(|e| table.unreadable(e))?.iter().sum();
+                Ok(OutcomeCount { program, outcome, count })
+            })
+            .collect()
+    }
+
+    /// How many elements of the slot array belong to ranges that a frontend names, and
+    /// [`Counters::no_local`].
+    fn ranges_in_use(
+        &self,
+    ) -> Result<(u32, BTreeMap<(&'static str, &'static str), usize>), PinnedError> {
+        let policies = [
+            ("internal", FrontendFlags::INTERNAL_LOCAL),
+            ("external", FrontendFlags::EXTERNAL_LOCAL),
+        ];
+        let mut headers = BTreeMap::new();
+        let mut missing: BTreeMap<_, BTreeSet<ServiceId>> = ["IPv4", "IPv6"]
+            .into_iter()
+            .flat_map(|family| policies.map(|(policy, _)| ((family, policy), BTreeSet::new())))
+            .collect();
+        for (key, value) in self.frontends()? {
+            let header = match headers.entry(value.range()) {
+                Entry::Occupied(read) => *read.get(),
+                Entry::Vacant(unread) => *unread.insert(self.header(value.range())?),
+            };
+            let family = if key.addr.is_v4() { "IPv4" } else { "IPv6" };
+            for (policy, flag) in policies {
+                if value.flags().has(flag) && header.cluster > 0 && header.local == 0 {
+                    missing.entry((family, policy)).or_default().insert(header.service);
+                }
+            }
+        }
+        let used = headers.values().fold(0_u32, |sum, header| {
+            sum.saturating_add(1).saturating_add(header.cluster).saturating_add(header.local)
+        });
+        Ok((used, missing.into_iter().map(|(labels, services)| (labels, services.len())).collect()))
+    }
+}

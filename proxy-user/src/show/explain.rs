@@ -1,0 +1,250 @@
+//! `shunt explain`: what the programs do with a new connection, step by step, and why.
+//!
+//! Runs the programs' own decision ([`find_frontend`], [`choose`]) on a snapshot, and adds the
+//! names of the objects behind it. Says nothing of established flows: they stay where they are.
+
+mod reasons;
+
+use super::backends::state;
+use super::{Document, FrontendRef, Output, Snapshot, socket};
+use crate::pinned::Range;
+use proxy_ebpf::choose::{
+    Caller, Choice, Destination, NodePortRange, choose, find_frontend, uses_local_set,
+};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue, Scope};
+use proxy_ebpf::slot::{BackendFlags, Slot};
+use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
+
+/// The agent makes no frontend for a NodePort outside its range, so none needs to be known here.
+const ANY_NODE_PORT: NodePortRange = NodePortRange { first: 0, last: u16::MAX };
+
+/// How many backends the text lists; the other formats list all.
+const LISTED: usize = 10;
+
+/// What is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Question {
+    /// The destination, as the caller writes it.
+    pub to: Destination,
+    /// The caller's address; `None` for a process on this node.
+    pub from: Option<IpAddr>,
+}
+
+/// The answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Explanation {
+    /// The destination, `address:port`.
+    pub destination: SocketAddr,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// The caller, in words.
+    pub from: String,
+    /// The frontend at the destination; absent if Shunt leaves such a connection alone.
+    pub frontend: Option<FrontendRef>,
+    /// The service, `namespace/name` or `namespace/name:port`.
+    pub service: Option<String>,
+    /// Seconds for which a client stays with its backend, 0 for a new choice each time.
+    pub affinity_seconds: u32,
+    /// What happens: one answer, or two where it depends on whether the caller is inside the
+    /// cluster and that is not known. Empty without a frontend.
+    pub answers: Vec<Answer>,
+    /// The steps of the decision, in sentences.
+    pub steps: Vec<Step>,
+    /// What may have been meant instead, in sentences; only without a frontend.
+    pub nearest: Vec<String>,
+}
+
+/// A step of the decision.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Step {
+    /// What is decided: `frontend`, `service`, `policy`.
+    pub step: &'static str,
+    /// How.
+    pub finding: String,
+}
+
+/// What happens to the connections of a group of callers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Answer {
+    /// `inside` (pods and this node), `outside`, or `anyone`.
+    pub caller: &'static str,
+    /// `forwarded`, `refused`, `dropped`; `inconsistent` if the maps contradict themselves.
+    pub verdict: &'static str,
+    /// The set that is chosen from: `cluster` or `local`.
+    pub set: &'static str,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// The backends that may be chosen, each as likely as the other.
+    pub backends: Vec<Candidate>,
+}
+
+/// A backend that may be chosen.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Candidate {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// `ready`; `terminating` if it still serves.
+    pub state: &'static str,
+    /// Whether it runs on this node.
+    pub local: bool,
+}
+
+/// Explains what happens to a new connection.
+pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
+    let Question { to, from } = question;
+    let (caller, from_words) = reasons::caller(snapshot, from);
+    // Loopback reaches NodePorts from the node's own network namespace only.
+    let loopback = from.is_none_or(|from| from.is_loopback());
+    let found = find_frontend(snapshot, to, ANY_NODE_PORT, loopback);
+    let mut explanation = Explanation {
+        destination: SocketAddr::new(to.addr.into(), to.port.number()),
+        protocol: to.proto.to_string(),
+        from: from_words,
+        frontend: found.map(|(key, value)| FrontendRef::new(&key, value)),
+        service: None,
+        affinity_seconds: 0,
+        answers: Vec::new(),
+        steps: Vec::new(),
+        nearest: Vec::new(),
+    };
+    match found {
+        Some((key, value)) => follow(snapshot, to, caller, (key, value), &mut explanation),
+        None => {
+            let finding = "none at this address, port and protocol: Shunt leaves the connection \
+                           alone";
+            explanation.steps.push(Step { step: "frontend", finding: finding.to_owned() });
+            explanation.nearest = reasons::nearest(snapshot, to);
+        }
+    }
+    explanation
+}
+
+/// Follows the decision from a frontend to the backends.
+fn follow(
+    snapshot: &Snapshot,
+    to: Destination,
+    caller: Option<Caller>,
+    (key, value): (FrontendKey, FrontendValue),
+    explanation: &mut Explanation,
+) {
+    let mut step = |step, finding| explanation.steps.push(Step { step, finding });
+    let kind = value.flags().kind();
+    step(
+        "frontend",
+        match key.scope() {
+            Scope::Service => format!("{kind} {}", socket(to.addr, to.port)),
+            Scope::Node => format!(
+                "NodePort {}: {} is an address of this node that takes NodePorts",
+                to.port, to.addr
+            ),
+        },
+    );
+    if let Some(range) = snapshot.range_of(value) {
+        let id = range.header.service;
+        step("service", format!("{}, service port {} of the maps", snapshot.name(id), id.0));
+        explanation.service = Some(snapshot.name(id));
+        explanation.affinity_seconds = range.header.affinity_seconds;
+    }
+    explanation
+        .steps
+        .push(Step { step: "policy", finding: reasons::policy(value.flags()).to_owned() });
+
+    let callers = match caller {
+        _ if !value.flags().has(FrontendFlags::EXTERNAL_LOCAL) => {
+            vec![(Caller::Internal, "anyone")]
+        }
+        Some(Caller::Internal) => vec![(Caller::Internal, "inside")],
+        Some(Caller::External) => vec![(Caller::External, "outside")],
+        None => vec![(Caller::Internal, "inside"), (Caller::External, "outside")],
+    };
+    explanation.answers =
+        callers.into_iter().map(|(caller, who)| answer(snapshot, value, caller, who)).collect();
+}
+
+fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'static str) -> Answer {
+    let local = uses_local_set(value.flags(), caller);
+    let slots: &[Slot] = match snapshot.range_of(value) {
+        Some(range) if local => range.local(),
+        Some(range) => range.cluster(),
+        None => &[],
+    };
+    let set = if local { "local" } else { "cluster" };
+    let (verdict, reason) = match choose(snapshot, value, caller, 0) {
+        Some(Choice::Backend(..)) => ("forwarded", forwarded(slots, local)),
+        Some(Choice::Refuse(_)) => {
+            ("refused", "no endpoint of the service is ready or still serving, on any node".into())
+        }
+        Some(Choice::Drop(_)) => {
+            let elsewhere =
+                snapshot.range_of(value).map_or(0, |range: &Range| range.cluster().len());
+            (
+                "dropped",
+                format!(
+                    "the policy wants an endpoint on this node, and the {elsewhere} that serve \
+                     run on others"
+                ),
+            )
+        }
+        None => (
+            "inconsistent",
+            "the frontend names slots that are not there: the agent's drift check repairs it, \
+             see `shunt status`"
+                .into(),
+        ),
+    };
+    let backends = slots.iter().map(|slot| Candidate {
+        address: SocketAddr::new(slot.addr.into(), slot.port.number()),
+        state: state(slot.flags),
+        local: slot.flags.has(BackendFlags::LOCAL),
+    });
+    Answer { caller: who, verdict, set, reason, backends: backends.collect() }
+}
+
+fn forwarded(slots: &[Slot], local: bool) -> String {
+    let ready = slots.iter().filter(|slot| slot.flags.has(BackendFlags::READY)).count();
+    let place = if local { " on this node" } else { "" };
+    match (slots.len(), ready) {
+        (1, 1) => format!("to the one ready endpoint{place}"),
+        (all, ready) if all == ready => {
+            format!("to one of {all} ready endpoints{place}, at random")
+        }
+        (all, _) => format!(
+            "to one of {all} endpoints{place} that terminate but still serve: none is ready"
+        ),
+    }
+}
+
+impl Document for Explanation {
+    fn text(&self, _: Output) -> String {
+        let mut text = format!("{}/{} from {}\n\n", self.destination, self.protocol, self.from);
+        for (number, Step { step, finding }) in self.steps.iter().enumerate() {
+            text += &format!("{}. {step:<9} {finding}\n", number + 1);
+        }
+        for answer in &self.answers {
+            let who = match answer.caller {
+                "inside" => "pods and this node: ",
+                "outside" => "callers from outside the cluster: ",
+                _ => "",
+            };
+            text += &format!("\n{who}{}: {}\n", answer.verdict, answer.reason);
+            for backend in answer.backends.iter().take(LISTED) {
+                let place = if backend.local { ", on this node" } else { "" };
+                text += &format!("   {}  {}{place}\n", backend.address, backend.state);
+            }
+            if let Some(more @ 1..) = answer.backends.len().checked_sub(LISTED) {
+                text += &format!("   and {more} more (-o json lists all)\n");
+            }
+        }
+        if self.affinity_seconds > 0 {
+            text += &format!(
+                "\na client stays with its backend for {} (session affinity)\n",
+                super::span(self.affinity_seconds.into())
+            );
+        }
+        for near in &self.nearest {
+            text += &format!("   {near}\n");
+        }
+        text
+    }
+}

@@ -1,0 +1,108 @@
+//! The sentences of an explanation: who asks, what a policy means, what may have been meant.
+
+use crate::show::{FrontendRef, Snapshot, socket};
+use proxy_ebpf::Addr;
+use proxy_ebpf::choose::{Caller, Destination};
+use proxy_ebpf::frontend::{FrontendFlags, Scope};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// Who `from` is, as far as the maps know: `None` for an address that may be a pod's or anyone's.
+pub(super) fn caller(snapshot: &Snapshot, from: Option<IpAddr>) -> (Option<Caller>, String) {
+    let Some(ip) = from else {
+        return (Some(Caller::Internal), "a process on this node".to_owned());
+    };
+    let addr = Addr::from(ip);
+    if snapshot.node_addrs.contains_key(&addr) || ip.is_loopback() {
+        return (Some(Caller::Internal), format!("{ip}, this node"));
+    }
+    let mut ranges = snapshot.ranges.values();
+    if let Some(range) = ranges.find(|range| range.slots.iter().any(|slot| slot.addr == addr)) {
+        let service = snapshot.name(range.header.service);
+        return (Some(Caller::Internal), format!("{ip}, an endpoint of {service}"));
+    }
+    (None, format!("{ip}, which is neither this node nor an endpoint: a pod or an outsider"))
+}
+
+/// What the traffic policy in `flags` means.
+pub(super) fn policy(flags: FrontendFlags) -> &'static str {
+    if flags.has(FrontendFlags::INTERNAL_LOCAL) {
+        "internalTrafficPolicy Local: endpoints on this node only"
+    } else if flags.has(FrontendFlags::EXTERNAL_LOCAL) {
+        "externalTrafficPolicy Local: pods and this node reach all endpoints, callers from \
+         outside only those on this node"
+    } else {
+        "Cluster: all endpoints, whoever calls"
+    }
+}
+
+/// What is near a destination that is no frontend.
+pub(super) fn nearest(snapshot: &Snapshot, to: Destination) -> Vec<String> {
+    let mut near = Vec::new();
+    let mut served = BTreeSet::new();
+    let mut node_port = None;
+    for (key, value) in &snapshot.frontends {
+        let service =
+            snapshot.service_of(*value).map_or_else(|| "?".to_owned(), |id| snapshot.name(id));
+        match key.scope() {
+            Scope::Service if key.addr == to.addr => {
+                let kind = FrontendRef::new(key, *value).kind;
+                served.insert((
+                    key.port,
+                    format!("{}/{} ({kind} of {service})", key.port, key.proto),
+                ));
+            }
+            Scope::Node
+                if key.addr == to.addr.unspecified()
+                    && (key.port, key.proto) == (to.port, to.proto) =>
+            {
+                node_port = Some(service);
+            }
+            _ => {}
+        }
+    }
+    if !served.is_empty() {
+        let served: Vec<_> = served.into_iter().map(|(_, text)| text).collect();
+        near.push(format!("{} serves other ports: {}", to.addr, served.join(", ")));
+    }
+    let known = snapshot.node_addrs.get(&to.addr);
+    if let Some(service) = node_port {
+        let mut taking: Vec<IpAddr> = snapshot
+            .node_addrs
+            .iter()
+            .filter(|(addr, node)| node.accepts_node_ports() && addr.is_v4() == to.addr.is_v4())
+            .map(|(addr, _)| (*addr).into())
+            .collect();
+        taking.sort();
+        let taking: Vec<_> = taking.iter().map(ToString::to_string).collect();
+        let what = match known {
+            Some(_) => "an address of this node that takes no NodePorts (--nodeport-addresses)",
+            None => "no address of this node",
+        };
+        near.push(format!(
+            "{}/{} is a NodePort of {service}, but {} is {what}; NodePorts are reached at {}",
+            to.port,
+            to.proto,
+            to.addr,
+            if taking.is_empty() { "no address".to_owned() } else { taking.join(", ") },
+        ));
+    } else if known.is_some() {
+        near.push(format!(
+            "{} is an address of this node, and no Service has the NodePort {}/{}",
+            to.addr, to.port, to.proto
+        ));
+    }
+    let mut ranges = snapshot.ranges.values();
+    let backs = |slot: &proxy_ebpf::slot::Slot| (slot.addr, slot.port) == (to.addr, to.port);
+    if let Some(range) = ranges.find(|range| range.slots.iter().any(backs)) {
+        near.push(format!(
+            "{} is an endpoint of {}: it is reached directly",
+            socket(to.addr, to.port),
+            snapshot.name(range.header.service)
+        ));
+    }
+    if near.is_empty() {
+        near.push(format!("no Service has the address {}", to.addr));
+    }
+    near
+}

@@ -1,0 +1,123 @@
+//! The pinned maps at one moment, as plain data.
+
+use crate::pinned::{PinnedError, PinnedMaps, Range};
+use proxy_ebpf::Addr;
+use proxy_ebpf::choose::Tables;
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::node::NodeAddr;
+use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo, unpadded};
+use proxy_ebpf::slot::Slot;
+use std::collections::BTreeMap;
+
+/// Everything that the maps say of services.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The frontends.
+    pub frontends: BTreeMap<FrontendKey, FrontendValue>,
+    /// The ranges that the frontends name, by the index of their headers.
+    pub ranges: BTreeMap<u32, Range>,
+    /// The service ports.
+    pub services: BTreeMap<ServiceId, ServiceInfo>,
+    /// What the service ports have carried.
+    pub counters: BTreeMap<ServiceId, ServiceCounters>,
+    /// The node's addresses.
+    pub node_addrs: BTreeMap<Addr, NodeAddr>,
+}
+
+/// Which services a command is about; `None` is all.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Filter {
+    /// Services of this namespace.
+    pub namespace: Option<String>,
+    /// Services of this name.
+    pub name: Option<String>,
+}
+
+impl Filter {
+    /// Whether the service of `info` is meant.
+    pub fn admits(&self, info: &ServiceInfo) -> bool {
+        let admits = |wanted: &Option<String>, field| {
+            wanted.as_ref().is_none_or(|wanted| wanted == unpadded(field))
+        };
+        admits(&self.namespace, &info.namespace) && admits(&self.name, &info.name)
+    }
+}
+
+impl Snapshot {
+    /// Reads the maps.
+    pub fn read(maps: &PinnedMaps) -> Result<Self, PinnedError> {
+        let mut frontends = maps.frontends()?;
+        let ranges = maps.ranges(&mut frontends)?;
+        let services = maps.services()?;
+        let counters = services
+            .keys()
+            .map(|id| Ok((*id, maps.service_counters(*id)?)))
+            .collect::<Result<_, PinnedError>>()?;
+        Ok(Self { frontends, ranges, services, counters, node_addrs: maps.node_addrs()? })
+    }
+
+    /// The range of a frontend; `None` if the slot array does not hold it.
+    pub fn range_of(&self, value: FrontendValue) -> Option<&Range> {
+        self.ranges.get(&value.range())
+    }
+
+    /// The service of a frontend.
+    pub fn service_of(&self, value: FrontendValue) -> Option<ServiceId> {
+        self.range_of(value).map(|range| range.header.service)
+    }
+
+    /// The service ports that `filter` admits, in the order of their names, each with its
+    /// frontends.
+    pub fn select(
+        &self,
+        filter: &Filter,
+    ) -> Vec<(ServiceId, &ServiceInfo, Vec<(&FrontendKey, FrontendValue)>)> {
+        let mut frontends: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (key, value) in &self.frontends {
+            frontends.entry(self.service_of(*value)).or_default().push((key, *value));
+        }
+        let mut selected: Vec<_> = self
+            .services
+            .iter()
+            .filter(|(_, info)| filter.admits(info))
+            .map(|(id, info)| (*id, info, frontends.remove(&Some(*id)).unwrap_or_default()))
+            .collect();
+        selected.sort_by_key(|(id, info, _)| {
+            (info.namespace, info.name, info.port_name, info.proto, info.family, *id)
+        });
+        selected
+    }
+
+    /// The name of a service port, `namespace/name` or `namespace/name:port`.
+    pub fn name(&self, id: ServiceId) -> String {
+        self.services.get(&id).map_or_else(|| format!("service {}", id.0), display_name)
+    }
+}
+
+/// `namespace/name`, followed by `:port` where the port has a name.
+pub(super) fn display_name(info: &ServiceInfo) -> String {
+    let name = format!("{}/{}", unpadded(&info.namespace), unpadded(&info.name));
+    match unpadded(&info.port_name) {
+        "" => name,
+        port => format!("{name}:{port}"),
+    }
+}
+
+/// A snapshot answers as the maps did, so `explain` runs the programs' own decision on it.
+impl Tables for Snapshot {
+    fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
+        self.frontends.get(key).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<Slot> {
+        let (first, range) = self.ranges.range(..=index).next_back()?;
+        match index - first {
+            0 => Some(range.header.to_slot()),
+            offset => range.slots.get(offset as usize - 1).copied(),
+        }
+    }
+
+    fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
+        self.node_addrs.get(addr).copied()
+    }
+}

@@ -1,0 +1,238 @@
+//! `shunt status`: is this node in sync, what is attached, how full are the maps, what was
+//! refused.
+//!
+//! The agent's part comes from its control socket, the rest from the pinned maps and links, so
+//! the report is made with the agent down too.
+
+use super::{Column, Document, Output, Row, column, judged, span, table};
+use crate::model::Warning;
+use crate::pinned::{Counters, Fill};
+use crate::status::{Attachment, Status};
+use comfy_table::Cell;
+use jiff::Timestamp;
+use proxy_ebpf::outcome::Outcome;
+use serde::Serialize;
+use std::path::Path;
+
+/// A map that is fuller than this share, in percent, is a warning.
+const FULL_PERCENT: u32 = 80;
+
+/// The state of the node.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct StatusReport {
+    /// The version of this command.
+    pub version: &'static str,
+    /// Whether an agent runs and the maps hold what its source says.
+    pub in_sync: bool,
+    /// What the agent says of itself; absent if none runs.
+    pub agent: Option<Status>,
+    /// The programs and where they are attached: the agent's word, or else the pinned links.
+    pub attachments: Vec<Attachment>,
+    /// How full the maps are.
+    pub maps: Vec<Fill>,
+    /// How often programs ended in which way; those that never happened are left out.
+    pub outcomes: Vec<OutcomeRow>,
+    /// What an operator should look at.
+    pub warnings: Vec<Warning>,
+    #[serde(skip)]
+    now: Timestamp,
+}
+
+/// How often a program ended in one way.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct OutcomeRow {
+    /// The program.
+    pub program: &'static str,
+    /// How it ended.
+    pub outcome: &'static str,
+    /// How often.
+    pub count: u64,
+    #[serde(skip)]
+    normal: bool,
+}
+
+impl StatusReport {
+    /// The report at `now`. `links` are the attachments found pinned, `counters` what the maps
+    /// say, or why they could not be read.
+    pub fn new(
+        agent: Option<Status>,
+        links: Vec<Attachment>,
+        counters: Result<Counters, String>,
+        now: Timestamp,
+    ) -> Self {
+        let mut warnings = agent.as_ref().map(|agent| agent.warnings.clone()).unwrap_or_default();
+        let mut warn = |subject: &str, message: String| {
+            warnings.push(Warning { subject: subject.to_owned(), message });
+        };
+        let counters = counters.unwrap_or_else(|message| {
+            warn("maps", message);
+            Counters::default()
+        });
+        for fill in &counters.fill {
+            if percent(fill) >= FULL_PERCENT {
+                let message = format!("{} % of its {} entries are in use", percent(fill), fill.max);
+                warn(&format!("map {}", fill.map), message);
+            }
+        }
+        let attachments = match &agent {
+            Some(agent) => agent.attachments.clone(),
+            None => links,
+        };
+        if attachments.is_empty() {
+            warn("programs", "none is attached: no Service is reached through Shunt".to_owned());
+        }
+        let outcomes = counters.outcomes.iter().filter(|counter| counter.count > 0);
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            in_sync: agent.as_ref().is_some_and(|agent| agent.synced.is_some()),
+            agent,
+            attachments,
+            maps: counters.fill,
+            outcomes: outcomes
+                .map(|counter| OutcomeRow {
+                    program: counter.program.name(),
+                    outcome: counter.outcome.name(),
+                    count: counter.count,
+                    normal: matches!(
+                        counter.outcome,
+                        Outcome::NotOurs | Outcome::Chosen | Outcome::Matched
+                    ),
+                })
+                .collect(),
+            warnings,
+            now,
+        }
+    }
+
+    fn ago(&self, then: Timestamp) -> String {
+        let seconds = self.now.duration_since(then).as_secs();
+        format!("{then:.0} ({} ago)", span(seconds.try_into().unwrap_or(0)))
+    }
+
+    fn agent_lines(&self) -> Vec<(&'static str, String)> {
+        let Some(agent) = &self.agent else {
+            let forwarding = if self.attachments.is_empty() {
+                "not running"
+            } else {
+                "not running; the programs forward by the maps as it left them"
+            };
+            return vec![("Agent", forwarding.to_owned())];
+        };
+        let objects = agent.objects;
+        vec![
+            ("Agent", format!("{}, pid {}", agent.version, agent.pid)),
+            ("Started", self.ago(agent.started)),
+            ("Node", agent.node.clone()),
+            ("Source", agent.source.clone()),
+            (
+                "In sync",
+                agent.synced.map_or_else(
+                    || "no: the maps are as an earlier agent left them".to_owned(),
+                    |synced| format!("since {}", self.ago(synced)),
+                ),
+            ),
+            ("Changed", agent.last_change.map_or_else(|| "never".to_owned(), |at| self.ago(at))),
+            (
+                "Objects",
+                format!(
+                    "{} Services, {} EndpointSlices, {} endpoints",
+                    objects.services, objects.slices, objects.endpoints
+                ),
+            ),
+            (
+                "Drift",
+                agent.drift.as_ref().map_or_else(
+                    || "not checked yet".to_owned(),
+                    |drift| {
+                        format!(
+                            "{} repaired at {}, {} since the start",
+                            drift.repaired,
+                            self.ago(drift.checked),
+                            drift.repaired_total
+                        )
+                    },
+                ),
+            ),
+        ]
+    }
+}
+
+fn percent(fill: &Fill) -> u32 {
+    (u64::from(fill.used) * 100 / u64::from(fill.max.max(1))) as u32
+}
+
+/// The attachments whose links are pinned in `links`, as files named `PROGRAM@TARGET`; none if
+/// the directory cannot be read.
+pub fn pinned_links(links: &Path) -> Vec<Attachment> {
+    let Ok(entries) = std::fs::read_dir(links) else { return Vec::new() };
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            let (program, target) = name.split_once('@')?;
+            Some(Attachment { program: program.to_owned(), target: target.to_owned() })
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+impl Document for StatusReport {
+    fn text(&self, output: Output) -> String {
+        let mut text = format!("{:<10}{}\n", "Shunt", self.version);
+        for (name, value) in self.agent_lines() {
+            text += &format!("{name:<10}{value}\n");
+        }
+        let wide = output.format == super::Format::Wide;
+        let outcomes: Vec<_> =
+            self.outcomes.iter().filter(|row| wide || !row.normal).cloned().collect();
+        let tables = [
+            table(&self.attachments, output),
+            table(&self.maps, output),
+            table(&outcomes, output),
+            table(&self.warnings, output),
+        ];
+        for table in tables.iter().filter(|table| !table.is_empty()) {
+            text += "\n";
+            text += table;
+        }
+        text
+    }
+}
+
+impl Row for Attachment {
+    const COLUMNS: &'static [Column] = &[column("PROGRAM"), column("ATTACHED TO")];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![Cell::new(&self.program), Cell::new(&self.target)]
+    }
+}
+
+impl Row for Fill {
+    const COLUMNS: &'static [Column] =
+        &[column("MAP"), column("USED"), column("MAX"), column("FULL")];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(self.map),
+            Cell::new(self.used),
+            Cell::new(self.max),
+            judged(format!("{}%", percent(self)), percent(self) < FULL_PERCENT),
+        ]
+    }
+}
+
+impl Row for OutcomeRow {
+    const COLUMNS: &'static [Column] = &[column("OUTCOME"), column("PROGRAM"), column("COUNT")];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![judged(self.outcome, self.normal), Cell::new(self.program), Cell::new(self.count)]
+    }
+}
+
+impl Row for Warning {
+    const COLUMNS: &'static [Column] = &[column("WARNING"), column("MESSAGE")];
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![judged(&self.subject, false), Cell::new(&self.message)]
+    }
+}
