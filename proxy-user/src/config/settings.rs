@@ -1,0 +1,181 @@
+//! The settings of the agent: one table, from which the flags, the environment variables, the
+//! keys of the configuration file, the defaults and the help all come.
+//!
+//! What a value means is in `value`; which of several values counts is in the parent.
+
+/// A setting of the agent.
+#[derive(Debug)]
+pub(super) struct Setting {
+    /// The flag without its dashes, which is also the key in the configuration file.
+    pub(super) name: &'static str,
+    /// The environment variable.
+    pub(super) env: &'static str,
+    /// What stands for the value in the help.
+    pub(super) value: &'static str,
+    /// The default; `None` where there is none, or where it depends on the machine.
+    pub(super) default: Option<&'static str>,
+    /// What it does, in units, for the help.
+    pub(super) help: &'static str,
+}
+
+/// Every setting, in the order of the help.
+pub(super) const SETTINGS: [Setting; 20] = [
+    Setting {
+        name: "source",
+        env: "SHUNT_SOURCE",
+        value: "kube|files",
+        default: Some("kube"),
+        help: "Where Services, EndpointSlices and the Node come from: the Kubernetes API, or a \
+               folder of manifests",
+    },
+    Setting {
+        name: "kubeconfig",
+        env: "SHUNT_KUBECONFIG",
+        value: "FILE",
+        default: None,
+        help: "How to reach the Kubernetes API; without it, the pod's service account. Its server \
+               must be the real address, not the ClusterIP that the agent itself serves",
+    },
+    Setting {
+        name: "manifests",
+        env: "SHUNT_MANIFESTS",
+        value: "DIR",
+        default: None,
+        help: "The folder for `--source files`; it is watched, edits apply live",
+    },
+    Setting {
+        name: "node-name",
+        env: "SHUNT_NODE_NAME",
+        value: "NAME",
+        default: None,
+        help: "The name of this node's Node object [default: the host name, in lower case]",
+    },
+    Setting {
+        name: "cgroup-root",
+        env: "SHUNT_CGROUP_ROOT",
+        value: "PATH",
+        default: None,
+        help: "The cgroup v2 directory whose sockets are served [default: where cgroup2 is mounted]",
+    },
+    Setting {
+        name: "bpffs-root",
+        env: "SHUNT_BPFFS_ROOT",
+        value: "PATH",
+        default: Some("/sys/fs/bpf"),
+        help: "The BPF file system; maps and links are pinned in `shunt/` below it",
+    },
+    Setting {
+        name: "devices",
+        env: "SHUNT_DEVICES",
+        value: "LIST",
+        default: Some("auto"),
+        help: "The node's own devices on which the packet path runs: names or patterns with * and \
+               ?, separated by commas; `auto` takes those with a default route or a node address",
+    },
+    Setting {
+        name: "pod-devices",
+        env: "SHUNT_POD_DEVICES",
+        value: "GLOBS",
+        default: Some("veth*,cali*,lxc*,eni*,azv*,gke*"),
+        help: "The node's side of the pods' devices, by name: patterns with * and ?, separated by \
+               commas",
+    },
+    Setting {
+        name: "cluster-cidr",
+        env: "SHUNT_CLUSTER_CIDR",
+        value: "CIDRS",
+        default: None,
+        help: "The addresses of the cluster's pods, separated by commas; what comes from elsewhere \
+               is from outside",
+    },
+    Setting {
+        name: "node-port-addresses",
+        env: "SHUNT_NODE_PORT_ADDRESSES",
+        value: "primary|CIDRS",
+        default: Some("primary"),
+        help: "Where NodePorts are reached: the node's InternalIP of each family, or its addresses \
+               inside these networks, separated by commas",
+    },
+    Setting {
+        name: "node-port-range",
+        env: "SHUNT_NODE_PORT_RANGE",
+        value: "FIRST-LAST",
+        default: Some("30000-32767"),
+        help: "The ports that the API server gives to NodePorts",
+    },
+    Setting {
+        name: "snat-port-range",
+        env: "SHUNT_SNAT_PORT_RANGE",
+        value: "FIRST-LAST",
+        default: Some("61000-65535"),
+        help: "The node's ports that the packet path uses for itself; they must lie outside the \
+               NodePorts and net.ipv4.ip_local_port_range",
+    },
+    Setting {
+        name: "min-sync-period",
+        env: "SHUNT_MIN_SYNC_PERIOD",
+        value: "DURATION",
+        default: Some("50ms"),
+        help: "The least time between two writes to the kernel while changes keep coming; a change \
+               after a pause is written at once",
+    },
+    Setting {
+        name: "drift-check-period",
+        env: "SHUNT_DRIFT_CHECK_PERIOD",
+        value: "DURATION",
+        default: Some("30s"),
+        help: "How often maps and links are compared with what they should be, and repaired; at \
+               least 1s",
+    },
+    Setting {
+        name: "healthz-bind-address",
+        env: "SHUNT_HEALTHZ_BIND_ADDRESS",
+        value: "IP:PORT",
+        default: Some("0.0.0.0:10256"),
+        help: "Where /healthz and /livez are served",
+    },
+    Setting {
+        name: "metrics-bind-address",
+        env: "SHUNT_METRICS_BIND_ADDRESS",
+        value: "IP:PORT",
+        default: Some("127.0.0.1:10249"),
+        help: "Where /metrics is served",
+    },
+    Setting {
+        name: "control-socket",
+        env: "SHUNT_CONTROL_SOCKET",
+        value: "PATH",
+        default: Some("/run/shunt/agent.sock"),
+        help: "The socket on which the agent answers the command line",
+    },
+    Setting {
+        name: "log-format",
+        env: "SHUNT_LOG_FORMAT",
+        value: "text|json",
+        default: Some("text"),
+        help: "How a log line is written",
+    },
+    Setting {
+        name: "log-level",
+        env: "SHUNT_LOG_LEVEL",
+        value: "LEVEL",
+        default: Some("info"),
+        help: "The least important line that is logged: error, warn, info, debug or trace",
+    },
+    Setting {
+        name: CONFIG,
+        env: "SHUNT_CONFIG",
+        value: "FILE",
+        default: None,
+        help: "A YAML file with any of these settings, each under its name without the dashes; a \
+               flag or an environment variable counts more",
+    },
+];
+
+/// The setting that names the configuration file; the only one that the file cannot hold.
+pub(super) const CONFIG: &str = "config";
+
+/// The names that a configuration file may hold.
+pub(super) fn file_keys() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().map(|setting| setting.name).filter(|&name| name != CONFIG)
+}

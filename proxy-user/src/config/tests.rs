@@ -1,0 +1,244 @@
+//! Flags, variables and files in, configuration or one sentence out.
+
+use super::*;
+use clap::{CommandFactory, Parser};
+use std::io::Write as _;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+fn args(flags: &[&str]) -> AgentArgs {
+    Cli::try_parse_from(["agent"].iter().chain(flags)).unwrap().agent
+}
+
+fn file(yaml: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(yaml.as_bytes()).unwrap();
+    file
+}
+
+/// The flags, and the sentence without the path of the file.
+fn refusal(flags: &[&str], yaml: &str) -> String {
+    let file = file(yaml);
+    let path = file.path().to_str().unwrap();
+    let flags: Vec<_> = ["--config", path].iter().chain(flags).copied().collect();
+    args(&flags).resolve().unwrap_err().to_string().replace(path, "FILE")
+}
+
+#[test]
+fn the_defaults_suit_a_kubeadm_node() {
+    let config = args(&["--node-name", " Node-1\n"]).resolve().unwrap();
+    assert_eq!(
+        config,
+        AgentConfig {
+            source: SourceConfig::Kube { kubeconfig: None },
+            node_name: "node-1".to_owned(),
+            cgroup_root: None,
+            bpffs_root: "/sys/fs/bpf".into(),
+            devices: DeviceSelection::Auto,
+            pod_devices: ["veth*", "cali*", "lxc*", "eni*", "azv*", "gke*"]
+                .map(str::to_owned)
+                .into(),
+            cluster_cidrs: vec![],
+            node_port_addresses: NodePortAddresses::Primary,
+            node_port_range: PortRange { first: 30_000, last: 32_767 },
+            snat_port_range: PortRange { first: 61_000, last: 65_535 },
+            min_sync_period: Duration::from_millis(50),
+            drift_check_period: Duration::from_secs(30),
+            healthz_bind_address: "0.0.0.0:10256".parse().unwrap(),
+            metrics_bind_address: "127.0.0.1:10249".parse().unwrap(),
+            control_socket: "/run/shunt/agent.sock".into(),
+            log_format: LogFormat::Text,
+            log_level: tracing::Level::INFO,
+        }
+    );
+    let host_name = rustix::system::uname().nodename().to_str().unwrap().to_lowercase();
+    assert_eq!(args(&[]).resolve().unwrap().node_name, host_name);
+}
+
+#[test]
+fn every_setting_can_be_given_in_a_file() {
+    let file = file(
+        "source: files\nmanifests: here\nnode-name: n\ncgroup-root: /c\nbpffs-root: /b\n\
+         devices: [eth0, 'ens*']\npod-devices: p*\ncluster-cidr: [10.0.0.0/8, 'fd00::/8']\n\
+         node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nsnat-port-range: 3-3\n\
+         min-sync-period: 0\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
+         metrics-bind-address: 127.0.0.1:2\ncontrol-socket: /s\nlog-format: json\n\
+         log-level: trace\nkubeconfig:\n",
+    );
+    let config = args(&["--config", file.path().to_str().unwrap()]).resolve().unwrap();
+    assert_eq!(
+        config,
+        AgentConfig {
+            source: SourceConfig::Files { manifests: "here".into() },
+            node_name: "n".to_owned(),
+            cgroup_root: Some("/c".into()),
+            bpffs_root: "/b".into(),
+            devices: DeviceSelection::Named(vec!["eth0".to_owned(), "ens*".to_owned()]),
+            pod_devices: vec!["p*".to_owned()],
+            cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            node_port_addresses: NodePortAddresses::Cidrs(vec!["192.168.0.0/16".parse().unwrap()]),
+            node_port_range: PortRange { first: 1, last: 2 },
+            snat_port_range: PortRange { first: 3, last: 3 },
+            min_sync_period: Duration::ZERO,
+            drift_check_period: Duration::from_secs(90),
+            healthz_bind_address: "[::]:1".parse().unwrap(),
+            metrics_bind_address: "127.0.0.1:2".parse().unwrap(),
+            control_socket: "/s".into(),
+            log_format: LogFormat::Json,
+            log_level: tracing::Level::TRACE,
+        }
+    );
+}
+
+#[test]
+fn a_flag_counts_more_than_a_variable_and_that_more_than_the_file() {
+    let file = file("log-level: error\nlog-format: json\nnode-name: from-file");
+    let mut args = args(&["--log-level", "debug", "--config", file.path().to_str().unwrap()]);
+    let variable = (Origin::Env("SHUNT_NODE_NAME"), "from-env".to_owned());
+    args.given.insert("node-name", variable);
+    let config = args.resolve().unwrap();
+    assert_eq!(config.log_level, tracing::Level::DEBUG);
+    assert_eq!(config.node_name, "from-env");
+    assert_eq!(config.log_format, LogFormat::Json);
+}
+
+#[test]
+fn every_flag_has_its_variable_and_help() {
+    for arg in Cli::command().get_arguments() {
+        let name = arg.get_long().unwrap();
+        let variable = format!("SHUNT_{}", name.replace('-', "_").to_uppercase());
+        assert_eq!(arg.get_env().unwrap(), &*variable);
+        assert!(arg.get_help().is_some_and(|help| help.to_string().len() > 20), "{name}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_what_would_be_right() {
+    for (flags, yaml, expected) in [
+        (&["--source", "etcd"][..], "", "--source: \"etcd\" is no source: write kube or files"),
+        (&["--source", "files"], "", "--source files needs a folder: add --manifests DIR"),
+        (
+            &["--manifests", "m"],
+            "",
+            "--manifests is not for --source kube: leave it out, or choose the other source",
+        ),
+        (
+            &["--source", "files", "--manifests", "m"],
+            "kubeconfig: k",
+            "kubeconfig in FILE is not for --source files: leave it out, or choose the other source",
+        ),
+        (
+            &["--snat-port-range", "30500-31000"],
+            "",
+            "the SNAT ports 30500-31000 and the NodePorts 30000-32767 overlap: \
+             move --snat-port-range",
+        ),
+        (
+            &[],
+            "snat-port-range: 65000-61000",
+            "snat-port-range in FILE: \"65000-61000\" is no port range: \
+             write FIRST-LAST within 1-65535, lowest first",
+        ),
+        (
+            &["--min-sync-period", "50"],
+            "",
+            "--min-sync-period: \"50\" is no duration: \
+             write a number and ms, s, m or h, such as 50ms or 1m30s",
+        ),
+        (
+            &["--drift-check-period", "10ms"],
+            "",
+            "--drift-check-period: \"10ms\" is too often: write 1s or more",
+        ),
+        (
+            &["--healthz-bind-address", "10256"],
+            "",
+            "--healthz-bind-address: \"10256\" is no address with a port: \
+             write it like 0.0.0.0:10256 or [::]:10256",
+        ),
+        (
+            &["--cluster-cidr", "10.0.0.0/8,10.244/16"],
+            "",
+            "--cluster-cidr: \"10.244/16\" is no network: \
+             write ADDRESS/LENGTH, such as 10.244.0.0/16",
+        ),
+        (
+            &["--node-port-addresses", "secondary"],
+            "",
+            "--node-port-addresses: \"secondary\" is no network: \
+             write ADDRESS/LENGTH, such as 10.244.0.0/16, or primary alone",
+        ),
+        (
+            &["--devices", "auto,eth0"],
+            "",
+            "--devices: \"auto,eth0\" mixes auto and names: write one or the other",
+        ),
+        (
+            &["--bpffs-root", "bpf"],
+            "",
+            "--bpffs-root: \"bpf\" is a relative path: write one that begins with /",
+        ),
+        (
+            &["--log-level", "loud"],
+            "",
+            "--log-level: \"loud\" is no log level: write error, warn, info, debug or trace",
+        ),
+        (
+            &["--node-name", "a b"],
+            "",
+            "--node-name: \"a b\" is no node name: \
+             write the name that `kubectl get nodes` shows",
+        ),
+        (
+            &[],
+            "nodePortAddress: []",
+            "\"nodePortAddress\" in FILE is no setting: did you mean node-port-addresses?",
+        ),
+        (&[], "config: x", "\"config\" in FILE is no setting: did you mean kubeconfig?"),
+        (
+            &[],
+            "devices: {a: b}",
+            "devices in FILE: the value has parts of its own: write one value, or a list",
+        ),
+        (&[], "- a list", "the configuration file FILE is no YAML mapping of settings"),
+        (
+            &[],
+            "log-level: info\nlog-level: warn",
+            "the configuration file FILE is no YAML mapping of settings",
+        ),
+    ] {
+        assert_eq!(refusal(flags, yaml), expected);
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = args(&["--config", "/nowhere/shunt.yaml"]).resolve().unwrap_err();
+    assert_eq!(error.to_string(), "the configuration file /nowhere/shunt.yaml cannot be read");
+}
+
+#[test]
+fn durations_are_read_as_go_writes_them() {
+    for (text, milliseconds) in [
+        ("0", Some(0)),
+        ("0s", Some(0)),
+        ("50ms", Some(50)),
+        ("1m30s", Some(90_000)),
+        ("2h", Some(7_200_000)),
+        ("", None),
+        ("s", None),
+        ("1", None),
+        ("1d", None),
+        ("-1s", None),
+        ("1s1", None),
+        ("99999999999999999999s", None),
+        ("18446744073709551615h", None),
+    ] {
+        let expected = milliseconds.map(Duration::from_millis);
+        assert_eq!(value::duration(text).ok(), expected, "{text:?}");
+    }
+}

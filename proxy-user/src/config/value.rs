@@ -1,0 +1,179 @@
+//! What the text of a setting means.
+//!
+//! Each function takes the text and gives the value, or the end of the sentence that begins with
+//! where the text came from: what is wrong, and what would be right. Nothing here knows flags,
+//! files or defaults.
+
+use super::{DeviceSelection, LogFormat, NodePortAddresses, PortRange};
+use ipnetwork::IpNetwork;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing::Level;
+
+/// A value, or what is wrong with the text.
+pub(super) type Parsed<T> = Result<T, String>;
+
+/// The kinds of source, without what each needs.
+#[derive(Clone, Copy)]
+pub(super) enum SourceKind {
+    Kube,
+    Files,
+}
+
+pub(super) fn source(text: &str) -> Parsed<SourceKind> {
+    match text {
+        "kube" => Ok(SourceKind::Kube),
+        "files" => Ok(SourceKind::Files),
+        _ => Err(format!("{text:?} is no source: write kube or files")),
+    }
+}
+
+pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+    if text.is_empty() {
+        return Err("the path is empty: write one, or leave the setting out".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// A path that must mean the same to the agent and to the command line, wherever they run.
+pub(super) fn absolute_path(text: &str) -> Parsed<PathBuf> {
+    let path = path(text)?;
+    if path.is_relative() {
+        return Err(format!("{text:?} is a relative path: write one that begins with /"));
+    }
+    Ok(path)
+}
+
+/// As kube-proxy does with its host name override: trimmed, in lower case.
+pub(super) fn node_name(text: &str) -> Parsed<String> {
+    let name = text.trim().to_lowercase();
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+    if name.is_empty() || !name.chars().all(valid) {
+        return Err(format!(
+            "{text:?} is no node name: write the name that `kubectl get nodes` shows"
+        ));
+    }
+    Ok(name)
+}
+
+pub(super) fn devices(text: &str) -> Parsed<DeviceSelection> {
+    if text.trim() == "auto" {
+        return Ok(DeviceSelection::Auto);
+    }
+    let patterns = patterns(text)?;
+    if patterns.iter().any(|pattern| pattern == "auto") {
+        return Err(format!("{text:?} mixes auto and names: write one or the other"));
+    }
+    Ok(DeviceSelection::Named(patterns))
+}
+
+pub(super) fn patterns(text: &str) -> Parsed<Vec<String>> {
+    let patterns: Vec<_> = items(text).map(str::to_owned).collect();
+    if patterns.is_empty() {
+        return Err("the list is empty: write device names or patterns, such as eth0,ens*".into());
+    }
+    match patterns.iter().find(|pattern| pattern.contains(['/', ' '])) {
+        Some(pattern) => Err(format!(
+            "{pattern:?} can be no device: a name has no slash and no blank, a list has commas"
+        )),
+        None => Ok(patterns),
+    }
+}
+
+pub(super) fn networks(text: &str) -> Parsed<Vec<IpNetwork>> {
+    let network = |item: &str| {
+        item.parse().map_err(|_| {
+            format!("{item:?} is no network: write ADDRESS/LENGTH, such as 10.244.0.0/16")
+        })
+    };
+    items(text).map(network).collect()
+}
+
+pub(super) fn node_port_addresses(text: &str) -> Parsed<NodePortAddresses> {
+    if text.trim() == "primary" {
+        return Ok(NodePortAddresses::Primary);
+    }
+    let networks = networks(text).map_err(|problem| format!("{problem}, or primary alone"))?;
+    if networks.is_empty() {
+        return Err("the list is empty: write primary or networks such as 10.0.0.0/8".to_owned());
+    }
+    Ok(NodePortAddresses::Cidrs(networks))
+}
+
+pub(super) fn port_range(text: &str) -> Parsed<PortRange> {
+    text.split_once('-')
+        .and_then(|(first, last)| {
+            let range =
+                PortRange { first: first.trim().parse().ok()?, last: last.trim().parse().ok()? };
+            (0 < range.first && range.first <= range.last).then_some(range)
+        })
+        .ok_or_else(|| {
+            format!("{text:?} is no port range: write FIRST-LAST within 1-65535, lowest first")
+        })
+}
+
+/// As Go writes durations, without fractions: `90s`, `1m30s`, `50ms`, `0`.
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    let milliseconds = if text == "0" { Some(0) } else { milliseconds(text.trim()) };
+    milliseconds.map(Duration::from_millis).ok_or_else(|| {
+        format!("{text:?} is no duration: write a number and ms, s, m or h, such as 50ms or 1m30s")
+    })
+}
+
+fn milliseconds(text: &str) -> Option<u64> {
+    let (mut rest, mut total) = (text, 0u64);
+    loop {
+        let (number, tail) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let factor = match &tail[..end] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        total = number.parse::<u64>().ok()?.checked_mul(factor)?.checked_add(total)?;
+        rest = &tail[end..];
+        if rest.is_empty() {
+            return Some(total);
+        }
+    }
+}
+
+pub(super) fn at_least_a_second(text: &str) -> Parsed<Duration> {
+    let duration = duration(text)?;
+    if duration < Duration::from_secs(1) {
+        return Err(format!("{text:?} is too often: write 1s or more"));
+    }
+    Ok(duration)
+}
+
+pub(super) fn socket_addr(text: &str) -> Parsed<SocketAddr> {
+    text.trim().parse().map_err(|_| {
+        format!("{text:?} is no address with a port: write it like 0.0.0.0:10256 or [::]:10256")
+    })
+}
+
+pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("{text:?} is no log format: write text or json")),
+    }
+}
+
+pub(super) fn log_level(text: &str) -> Parsed<Level> {
+    match text {
+        "error" => Ok(Level::ERROR),
+        "warn" => Ok(Level::WARN),
+        "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
+        _ => Err(format!("{text:?} is no log level: write error, warn, info, debug or trace")),
+    }
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
