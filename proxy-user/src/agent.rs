@@ -1,1 +1,346 @@
-//! Not written yet.
+//! The agent: everything put together, on one task that owns all state.
+//!
+//! Changes of the source and of the node's devices come in; passes over the plan and the maps
+//! go out. Nothing is written before the source is in sync; what fails is reported and tried
+//! again; on SIGTERM everything is left forwarding.
+
+mod node;
+mod report;
+
+use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
+use crate::config::AgentConfig;
+use crate::health::Health;
+use crate::loader::store::MapStore;
+use crate::loader::{Dataplane, FlowTable, LoadError, Settings, sys};
+use crate::metrics::Metrics;
+use crate::model::{Change, Interface, Touched, Warning, World};
+use crate::pinned::{PinnedError, PinnedMaps};
+use crate::plan::Planner;
+use crate::preflight::{self, PreflightError};
+use crate::source::{self, SourceError};
+use crate::sweep;
+use jiff::Timestamp;
+use node::NodeState;
+use proxy_ebpf::choose::NodePortRange;
+use proxy_ebpf::flow::Stamp;
+use report::{Report, chain};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+/// How often flows that have ended are removed.
+const SWEEP_PERIOD: Duration = Duration::from_secs(20);
+/// How many changes may wait before a source has to wait too.
+const CHANGES: usize = 4_096;
+
+/// Why the agent cannot begin.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum AgentError {
+    /// The machine does not fit.
+    Preflight(#[from] PreflightError),
+    /// The programs cannot be loaded.
+    Load(#[from] LoadError),
+    /// The pinned maps cannot be adopted.
+    Restore(#[from] StoreError),
+    /// The pinned maps cannot be read.
+    Pinned(#[from] PinnedError),
+    /// The source is not to be had.
+    Source(#[from] SourceError),
+    /// No signals.
+    #[error("cannot wait for signals")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
+    let machine = preflight::check(&config)?;
+    for warning in &machine.warnings {
+        tracing::warn!(subject = warning.subject, "{}", warning.message);
+    }
+    let mut dataplane = Dataplane::load(&settings(&config))?;
+    let applier = Applier::restore(dataplane.take_store()?)?;
+    dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
+    let flows = Arc::new(dataplane.flow_table()?);
+    let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);
+
+    let mut tasks = JoinSet::new();
+    let (changes_in, changes) = mpsc::channel(CHANGES);
+    let source = source::run(&config.source, &config.node_name, changes_in);
+    let (interfaces_in, interfaces) = watch::channel(Vec::new());
+    let report = Report::new(&config, machine.warnings);
+    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+    let health = Health::default();
+    report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
+    report.spawn_follow(&mut tasks, interfaces_in);
+    report.spawn_servers(&mut tasks, &config, &health, &metrics, pinned);
+
+    let node = NodeState::new(dataplane, machine.cgroup_root, &config);
+    let mut agent = Agent {
+        world: World::default(),
+        planner: Planner::new(config.node_name.as_str()),
+        applier,
+        node,
+        flows,
+        touched: Touched::default(),
+        triggers: Vec::new(),
+        synced: false,
+        min_sync_period: config.min_sync_period,
+        next_pass: None,
+        last_pass: None,
+        reclaim: None,
+        health,
+        metrics,
+        report,
+    };
+    tokio::select! {
+        result = source => Ok(result?),
+        () = agent.follow(changes, interfaces, config.drift_check_period) => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+fn settings(config: &AgentConfig) -> Settings {
+    Settings {
+        bpffs_root: config.bpffs_root.clone(),
+        node_ports: NodePortRange {
+            first: config.node_port_range.first,
+            last: config.node_port_range.last,
+        },
+        snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
+        log_level: report::program_log_level(config.log_level),
+    }
+}
+
+/// All state of the agent.
+struct Agent {
+    world: World,
+    planner: Planner,
+    applier: Applier<MapStore>,
+    node: NodeState,
+    flows: Arc<FlowTable>,
+    /// What has changed since the last pass.
+    touched: Touched,
+    /// When the changes since the last pass were triggered, in milliseconds since 1970.
+    triggers: Vec<i64>,
+    synced: bool,
+    min_sync_period: Duration,
+    next_pass: Option<Instant>,
+    last_pass: Option<Instant>,
+    /// Waits for the programs that may still read what was replaced.
+    reclaim: Option<JoinHandle<Option<Quarantine>>>,
+    health: Health,
+    metrics: Metrics,
+    report: Report,
+}
+
+impl Agent {
+    /// Follows changes for ever.
+    async fn follow(
+        &mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut interfaces: watch::Receiver<Vec<Interface>>,
+        drift_check_period: Duration,
+    ) {
+        let mut drift = ticker(drift_check_period);
+        let mut sweep = ticker(SWEEP_PERIOD);
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Some(change) => {
+                        self.take(change);
+                        while let Ok(change) = changes.try_recv() {
+                            self.take(change);
+                        }
+                        self.schedule();
+                    }
+                    None => return,
+                },
+                () = at(self.next_pass) => self.pass(),
+                Ok(()) = interfaces.changed() => {
+                    self.node.set_interfaces(interfaces.borrow_and_update().clone());
+                    self.update_node();
+                }
+                quarantine = finished(&mut self.reclaim) => self.release(quarantine),
+                _ = drift.tick() => self.check_drift(),
+                _ = sweep.tick() => self.sweep(),
+            }
+            self.publish();
+        }
+    }
+
+    /// Takes a change into the world.
+    fn take(&mut self, change: Change) {
+        match &change {
+            Change::Service(_) | Change::ServiceGone(_) => self.metrics.changes(1, 0),
+            Change::Slice(slice) => {
+                self.metrics.changes(0, 1);
+                self.triggers.extend(slice.triggered);
+            }
+            Change::SliceGone(_) => self.metrics.changes(0, 1),
+            _ => {}
+        }
+        let is_node = matches!(change, Change::Node(_));
+        let touched = self.world.apply(change);
+        self.touched.merge(touched);
+        if is_node {
+            self.health.node(self.world.node());
+            self.update_node();
+        }
+    }
+
+    /// Plans the next pass: at once if the last one is long ago, else after the least time.
+    fn schedule(&mut self) {
+        if !self.world.synced() || self.synced && self.touched.is_empty() {
+            return;
+        }
+        let now = Timestamp::now();
+        self.health.queued(now);
+        self.metrics.queued(now);
+        self.metrics.pending(self.touched.services.len(), self.triggers.len());
+        let earliest = self.last_pass.map(|last| last + self.min_sync_period);
+        self.next_pass.get_or_insert(earliest.unwrap_or_else(Instant::now));
+    }
+
+    /// Brings the maps to what the world says.
+    fn pass(&mut self) {
+        let began = Instant::now();
+        self.next_pass = None;
+        let touched = std::mem::take(&mut self.touched);
+        let delta = self.planner.update(&self.world, &touched);
+        let errors = if self.synced {
+            self.applier.apply(delta)
+        } else {
+            self.applier.apply_all(self.planner.tables().clone())
+        };
+        if !self.synced {
+            self.synced = true;
+            self.update_node();
+            self.report.synced();
+            tracing::info!(services = self.world.services().len(), "in sync");
+        }
+        self.finish_pass(began, &errors);
+    }
+
+    fn finish_pass(&mut self, began: Instant, errors: &[ApplyError]) {
+        let now = Timestamp::now();
+        self.last_pass = Some(Instant::now());
+        self.report.apply_errors(errors);
+        self.report.changed(now);
+        self.health.synced(now);
+        self.metrics.pending(0, 0);
+        self.metrics.sync_finished(began.elapsed(), now);
+        for trigger in self.triggers.drain(..) {
+            self.metrics.programmed(trigger, now.as_millisecond());
+        }
+        self.reclaim();
+    }
+
+    /// Lets what was replaced wait for its last readers, apart from this task.
+    fn reclaim(&mut self) {
+        if self.reclaim.is_some() {
+            return;
+        }
+        let quarantine = self.applier.take_quarantine();
+        if !quarantine.is_empty() {
+            self.reclaim = Some(tokio::task::spawn_blocking(move || {
+                sys::wait_for_programs().is_ok().then_some(quarantine)
+            }));
+        }
+    }
+
+    /// Frees what has no readers any more. If the kernel cannot tell, nothing is freed.
+    fn release(&mut self, quarantine: Option<Quarantine>) {
+        match quarantine {
+            Some(quarantine) => self.applier.release(quarantine),
+            None => tracing::warn!("the kernel cannot tell when programs have ended; slots leak"),
+        }
+        self.reclaim();
+    }
+
+    /// Brings devices and addresses to what is planned for the node.
+    fn update_node(&mut self) {
+        if self.synced {
+            let errors = self.node.update(self.world.node());
+            self.report.node_errors(&errors);
+        }
+    }
+
+    /// Compares maps and links with what they should be, and repairs them.
+    fn check_drift(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let errors = self.node.update(self.world.node());
+        self.report.node_errors(&errors);
+        match self.applier.heal(self.planner.tables().clone()) {
+            Ok((rows, errors)) => {
+                self.report.apply_errors(&errors);
+                self.report.drift(rows + self.node.take_repaired());
+            }
+            Err(error) => self.report.problem("drift", vec![map_warning(&error)]),
+        }
+        self.reclaim();
+    }
+
+    /// Removes flows that have ended, apart from this task.
+    fn sweep(&self) {
+        let flows = Arc::clone(&self.flows);
+        tokio::task::spawn_blocking(move || {
+            let swept =
+                flows.entries().and_then(|entries| flows.remove(&sweep::expired(&entries, now())));
+            if let Err(error) = swept {
+                tracing::warn!("{}", chain(&error));
+            }
+        });
+    }
+
+    /// Tells everyone who asks.
+    fn publish(&self) {
+        let mut warnings = self.world.warnings();
+        warnings.extend(self.planner.warnings());
+        self.report.publish(&self.world, self.node.attachments(), warnings);
+    }
+}
+
+fn map_warning(error: &StoreError) -> Warning {
+    Warning { subject: format!("map {}", error.map), message: chain(error) }
+}
+
+/// The coarse time as the programs stamp flows with it.
+fn now() -> Stamp {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let nanoseconds = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
+    Stamp::from_nanoseconds(nanoseconds)
+}
+
+fn ticker(period: Duration) -> tokio::time::Interval {
+    let mut ticker = interval(period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// Waits until `instant`; for ever if there is none.
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
+}
+
+/// The result of `task`, which is then taken away; waits for ever if there is none.
+async fn finished(task: &mut Option<JoinHandle<Option<Quarantine>>>) -> Option<Quarantine> {
+    let result = match task {
+        Some(task) => task.await.ok().flatten(),
+        None => pending().await,
+    };
+    *task = None;
+    result
+}

@@ -13,6 +13,7 @@ mod value;
 
 pub use glob::matches_any;
 
+use crate::source::SourceConfig;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use ipnetwork::IpNetwork;
@@ -24,21 +25,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use value::{Parsed, SourceKind};
-
-/// Where the cluster's objects come from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum SourceConfig {
-    /// The Kubernetes API.
-    Kube {
-        /// How to reach it; `None` means the pod's service account.
-        kubeconfig: Option<PathBuf>,
-    },
-    /// A folder of manifests.
-    Files {
-        /// The folder.
-        manifests: PathBuf,
-    },
-}
 
 /// The agent's configuration, complete and checked.
 #[derive(Clone, PartialEq, Eq, Debug)]

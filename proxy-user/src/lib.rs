@@ -20,4 +20,5 @@ pub mod preflight;
 pub mod show;
 pub mod source;
 pub mod status;
+pub mod sweep;
 pub mod tables;

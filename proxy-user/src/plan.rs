@@ -9,6 +9,7 @@
 
 mod backends;
 mod claims;
+pub mod node;
 mod service;
 
 #[cfg(test)]

@@ -1,1 +1,176 @@
-//! Not written yet.
+//! Preflight: whether this machine can run the agent, and what in it will surprise.
+//!
+//! Reads the machine, changes nothing. What cannot work is an error that says what to do; what
+//! works only in part is a warning.
+
+use crate::config::{AgentConfig, PortRange};
+use crate::model::Warning;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The oldest kernel with tcx, on which the packet path stands.
+const OLDEST_KERNEL: (u32, u32) = (6, 6);
+/// `BPF_FS_MAGIC` of the kernel's `linux/magic.h`.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// `CGROUP2_SUPER_MAGIC` of the same.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+/// Why the agent cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// The kernel is too old.
+    #[error("Linux {found} is too old: Shunt needs {}.{} or later", OLDEST_KERNEL.0, OLDEST_KERNEL.1)]
+    Kernel {
+        /// The release that runs.
+        found: String,
+    },
+    /// There is no BPF file system.
+    #[error(
+        "{0} is no BPF file system: mount one (`mount -t bpf bpf {0}`) or name another place with \
+         --bpffs-root"
+    )]
+    Bpffs(PathBuf),
+    /// There is no cgroup v2 tree.
+    #[error(
+        "no cgroup v2 tree is mounted: mount one (`mount -t cgroup2 none DIR`) and name it with \
+         --cgroup-root"
+    )]
+    NoCgroup,
+    /// The given directory is not in a cgroup v2 tree.
+    #[error("{0} is no cgroup v2 directory: name one with --cgroup-root")]
+    Cgroup(PathBuf),
+    /// The ports for SNAT are also given to sockets.
+    #[error(
+        "the SNAT ports {snat} overlap net.ipv4.ip_local_port_range {local}: move one of them \
+         (--snat-port-range, or `sysctl net.ipv4.ip_local_port_range`)"
+    )]
+    LocalPorts {
+        /// `--snat-port-range`.
+        snat: PortRange,
+        /// The kernel's range.
+        local: PortRange,
+    },
+}
+
+/// What the machine has.
+#[derive(Debug)]
+pub struct Machine {
+    /// The cgroup to which the socket path is attached.
+    pub cgroup_root: PathBuf,
+    /// What will surprise.
+    pub warnings: Vec<Warning>,
+}
+
+/// Looks at the machine.
+pub fn check(config: &AgentConfig) -> Result<Machine, PreflightError> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if kernel_version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
+        return Err(PreflightError::Kernel { found: release });
+    }
+    if !is_file_system(&config.bpffs_root, BPF_FS_MAGIC) {
+        return Err(PreflightError::Bpffs(config.bpffs_root.clone()));
+    }
+    let cgroup_root = match &config.cgroup_root {
+        Some(root) => root.clone(),
+        None => fs::read_to_string("/proc/self/mountinfo")
+            .ok()
+            .and_then(|mounts| cgroup2_mount(&mounts))
+            .ok_or(PreflightError::NoCgroup)?,
+    };
+    if !is_file_system(&cgroup_root, CGROUP2_MAGIC) {
+        return Err(PreflightError::Cgroup(cgroup_root));
+    }
+    let snat = config.snat_port_range;
+    if let Ok(range) = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        && let Some(local) = port_range(&range)
+        && snat.overlaps(local)
+    {
+        return Err(PreflightError::LocalPorts { snat, local });
+    }
+    Ok(Machine { cgroup_root, warnings: forwarding_warnings(|path| fs::read_to_string(path)) })
+}
+
+/// Major and minor number of a kernel release such as `6.18.1-cloud`.
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn is_file_system(path: &Path, magic: u64) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 & 0xffff_ffff == magic)
+}
+
+/// The mount point of the first cgroup v2 tree in a `mountinfo` (proc_pid_mountinfo(5)).
+fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let is_cgroup2 = file_system.split(' ').next() == Some("cgroup2");
+        is_cgroup2.then(|| mount.split(' ').nth(4).map(PathBuf::from)).flatten()
+    })
+}
+
+fn port_range(text: &str) -> Option<PortRange> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Some(PortRange { first, last }),
+        _ => None,
+    }
+}
+
+/// NodePorts with a backend on another node need forwarding, as every CNI does.
+fn forwarding_warnings(read: impl Fn(&str) -> io::Result<String>) -> Vec<Warning> {
+    let sysctls = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+    let off = |sysctl: &&&str| {
+        let path = format!("/proc/sys/{}", sysctl.replace('.', "/"));
+        read(&path).is_ok_and(|value| value.trim() == "0")
+    };
+    let warning = |sysctl: &str| Warning {
+        subject: format!("sysctl {sysctl}"),
+        message: format!(
+            "packets are not forwarded, so NodePorts reach no pods: run `sysctl -w {sysctl}=1`"
+        ),
+    };
+    sysctls.iter().filter(off).map(|sysctl| warning(sysctl)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_compare_by_number() {
+        assert_eq!(kernel_version("6.18.1-cloud-amd64"), Some((6, 18)));
+        assert!(kernel_version("6.1.0-17-amd64").unwrap() < OLDEST_KERNEL);
+        assert!(kernel_version("6.10.2").unwrap() > OLDEST_KERNEL);
+        assert_eq!(kernel_version("rolling"), None);
+    }
+
+    #[test]
+    fn cgroup2_is_found_in_pure_and_hybrid_hierarchies() {
+        let pure = "29 22 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup2_mount(pure), Some("/sys/fs/cgroup".into()));
+        let hybrid = "30 22 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
+        assert_eq!(cgroup2_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(cgroup2_mount("30 22 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n"), None);
+    }
+
+    #[test]
+    fn forwarding_that_is_off_is_named_and_an_unknown_sysctl_is_not() {
+        let read = |path: &str| match path {
+            "/proc/sys/net/ipv4/ip_forward" => Ok("0\n".to_owned()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        };
+        let warnings = forwarding_warnings(read);
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].message.contains("sysctl -w net.ipv4.ip_forward=1"));
+    }
+
+    #[test]
+    fn local_port_range_is_read() {
+        assert_eq!(port_range("32768\t60999\n"), Some(PortRange { first: 32768, last: 60999 }));
+        assert_eq!(port_range("32768"), None);
+    }
+}

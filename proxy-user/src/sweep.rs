@@ -108,8 +108,7 @@ mod tests {
         let fin = FlowFlags::SNAT.with(FlowFlags::ESTABLISHED).with(FlowFlags::FIN);
         let up = FlowFlags::SNAT.with(FlowFlags::ESTABLISHED);
         let (c, f, b, s) = (end(1, 1000), end(2, 80), end(3, 8080), end(4, 61000));
-        let value =
-            |to, flags| FlowValue::new(to, flags, ServiceId(1), BackendId(1), at(100));
+        let value = |to, flags| FlowValue::new(to, flags, ServiceId(1), BackendId(1), at(100));
         let reply = |flags: FlowFlags| flags.with(FlowFlags::REPLY);
         let entries = |there: FlowFlags, back: FlowFlags| {
             [

@@ -81,7 +81,7 @@ impl PinnedMaps {
         let pairs = Program::ALL.iter().flat_map(|p| Outcome::ALL.iter().map(move |o| (*p, *o)));
         pairs
             .map(|(program, outcome)| {
-                let per_cpu = table.map.get(&counter_index(program, outcome), 0);
+                let per_cpu = table.map.get(&counter_index(program, outcome as u32), 0);
                 let count = per_cpu.map_err(|e| table.unreadable(e))?.iter().sum();
                 Ok(OutcomeCount { program, outcome, count })
             })

@@ -32,16 +32,18 @@ pub struct NodePlan {
 }
 
 /// Plans the node.
-pub fn plan_node(interfaces: &[Interface], node: Option<&Node>, settings: &NodeSettings) -> NodePlan {
+pub fn plan_node(
+    interfaces: &[Interface],
+    node: Option<&Node>,
+    settings: &NodeSettings,
+) -> NodePlan {
     let is_pod = |i: &Interface| matches_any(&settings.pod_devices, &i.name);
     let is_node = |i: &Interface| match &settings.devices {
         Some(patterns) => matches_any(patterns, &i.name),
         None => !i.addrs.is_empty() && !i.has_controller,
     };
-    let attach: Vec<&Interface> = interfaces
-        .iter()
-        .filter(|i| i.up && !i.loopback && (is_pod(i) || is_node(i)))
-        .collect();
+    let attach: Vec<&Interface> =
+        interfaces.iter().filter(|i| i.up && !i.loopback && (is_pod(i) || is_node(i))).collect();
     let node_devices = || attach.iter().filter(|i| !is_pod(i)).copied();
     let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
 

@@ -1,0 +1,93 @@
+//! The node as the agent keeps it: its devices and addresses, and what is attached to them.
+
+use super::report::chain;
+use crate::config::{AgentConfig, DeviceSelection, NodePortAddresses};
+use crate::loader::Dataplane;
+use crate::loader::links::Target;
+use crate::model::{Interface, Node, Warning};
+use crate::plan::node::{NodeSettings, plan_node};
+use crate::status::Attachment;
+use std::path::PathBuf;
+
+/// The node's side of the dataplane.
+pub(super) struct NodeState {
+    dataplane: Dataplane,
+    cgroup_root: PathBuf,
+    settings: NodeSettings,
+    /// `None` until they have been read once.
+    interfaces: Option<Vec<Interface>>,
+    attached_once: bool,
+    repaired: u64,
+}
+
+impl NodeState {
+    pub(super) fn new(dataplane: Dataplane, cgroup_root: PathBuf, config: &AgentConfig) -> Self {
+        let settings = NodeSettings {
+            devices: match &config.devices {
+                DeviceSelection::Auto => None,
+                DeviceSelection::Named(patterns) => Some(patterns.clone()),
+            },
+            pod_devices: config.pod_devices.clone(),
+            node_port_addresses: match &config.node_port_addresses {
+                NodePortAddresses::Primary => None,
+                NodePortAddresses::Cidrs(ranges) => Some(ranges.clone()),
+            },
+        };
+        Self {
+            dataplane,
+            cgroup_root,
+            settings,
+            interfaces: None,
+            attached_once: false,
+            repaired: 0,
+        }
+    }
+
+    pub(super) fn set_interfaces(&mut self, interfaces: Vec<Interface>) {
+        self.interfaces = Some(interfaces);
+    }
+
+    /// Writes the node's rows and attaches the programs where they should be. Does all that it
+    /// can; what fails is returned.
+    pub(super) fn update(&mut self, node: Option<&Node>) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut links = 0;
+        match self.dataplane.attach_cgroup(&self.cgroup_root) {
+            Ok(made) => links += made,
+            Err(error) => warnings.push(warning("socket path", &error)),
+        }
+        if let Some(interfaces) = &self.interfaces {
+            let plan = plan_node(interfaces, node, &self.settings);
+            if let Err(error) = self.dataplane.write_node(&plan.rows) {
+                warnings.push(warning("packet path", &error));
+            }
+            let target = |interface: Interface| Target {
+                name: interface.name,
+                index: interface.index,
+                ethernet: interface.ethernet,
+            };
+            let targets = plan.attach.into_iter().map(target).collect();
+            let (made, errors) = self.dataplane.attach_devices(&targets);
+            links += made;
+            warnings.extend(errors.iter().map(|error| warning("packet path", error)));
+        }
+        if self.attached_once {
+            self.repaired += links;
+        }
+        self.attached_once = true;
+        warnings
+    }
+
+    /// How many links had to be made since the last call, after the first ones.
+    pub(super) fn take_repaired(&mut self) -> u64 {
+        std::mem::take(&mut self.repaired)
+    }
+
+    pub(super) fn attachments(&self) -> Vec<Attachment> {
+        self.dataplane.attachments().into_iter().collect()
+    }
+}
+
+fn warning(subject: &str, error: &dyn std::error::Error) -> Warning {
+    Warning { subject: subject.to_owned(), message: chain(error) }
+}

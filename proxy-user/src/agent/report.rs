@@ -1,0 +1,197 @@
+//! What the agent says of itself: status, health, metrics, logs, warnings.
+
+use crate::apply::ApplyError;
+use crate::config::AgentConfig;
+use crate::control;
+use crate::health::{self, Health};
+use crate::loader::{Dataplane, devices};
+use crate::metrics::{self, Metrics};
+use crate::model::{Interface, Warning, World};
+use crate::pinned::PinnedMaps;
+use crate::source::SourceConfig;
+use crate::status::{Attachment, Drift, Objects, Status};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How often the programs' log is read.
+const LOG_PERIOD: Duration = Duration::from_millis(50);
+
+/// Warnings by where they come from; each origin replaces its own.
+type Problems = Arc<Mutex<BTreeMap<&'static str, Vec<Warning>>>>;
+
+/// The agent's voice.
+pub(super) struct Report {
+    status: Status,
+    problems: Problems,
+    published: watch::Sender<Arc<Status>>,
+}
+
+impl Report {
+    pub(super) fn new(config: &AgentConfig, preflight: Vec<Warning>) -> Self {
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            node: config.node_name.clone(),
+            source: match &config.source {
+                SourceConfig::Kube { .. } => "kube".to_owned(),
+                SourceConfig::Files { manifests } => format!("files {}", manifests.display()),
+            },
+            started: Timestamp::now(),
+            synced: None,
+            last_change: None,
+            objects: Objects::default(),
+            attachments: Vec::new(),
+            drift: None,
+            warnings: Vec::new(),
+        };
+        let problems = Problems::default();
+        set(&problems, "preflight", preflight);
+        let published = watch::Sender::new(Arc::new(status.clone()));
+        Self { status, problems, published }
+    }
+
+    pub(super) fn synced(&mut self) {
+        self.status.synced = Some(Timestamp::now());
+    }
+
+    pub(super) fn changed(&mut self, now: Timestamp) {
+        self.status.last_change = Some(now);
+    }
+
+    pub(super) fn drift(&mut self, repaired: u64) {
+        let before = self.status.drift.as_ref().map_or(0, |drift| drift.repaired_total);
+        if repaired > 0 {
+            tracing::warn!(repaired, "maps or links were not what they should be; repaired");
+        }
+        let checked = Timestamp::now();
+        let repaired_total = before + repaired;
+        self.status.drift = Some(Drift { checked, repaired, repaired_total });
+        self.problem("drift", Vec::new());
+    }
+
+    pub(super) fn apply_errors(&self, errors: &[ApplyError]) {
+        let warning = |error: &ApplyError| Warning {
+            subject: "kernel maps".to_owned(),
+            message: chain(error),
+        };
+        self.problem("apply", errors.iter().map(warning).collect());
+    }
+
+    pub(super) fn node_errors(&self, warnings: &[Warning]) {
+        self.problem("node", warnings.to_vec());
+    }
+
+    /// Replaces the warnings of `origin`, and logs those that are new.
+    pub(super) fn problem(&self, origin: &'static str, warnings: Vec<Warning>) {
+        set(&self.problems, origin, warnings);
+    }
+
+    /// Publishes the status.
+    pub(super) fn publish(&self, world: &World, attachments: Vec<Attachment>, own: Vec<Warning>) {
+        let mut warnings = own;
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.extend(problems.values().flatten().cloned());
+        warnings.sort();
+        let objects = Objects {
+            services: world.services().len(),
+            slices: world.slice_count(),
+            endpoints: world.endpoint_count(),
+        };
+        let status = Status { objects, attachments, warnings, ..self.status.clone() };
+        self.published.send_if_modified(|published| {
+            for warning in &status.warnings {
+                if !published.warnings.contains(warning) {
+                    tracing::warn!(subject = warning.subject, "{}", warning.message);
+                }
+            }
+            let changed = **published != status;
+            *published = Arc::new(status);
+            changed
+        });
+    }
+
+    /// Follows the node's devices, again and again if that fails.
+    pub(super) fn spawn_follow(
+        &self,
+        tasks: &mut JoinSet<()>,
+        interfaces: watch::Sender<Vec<Interface>>,
+    ) {
+        let problems = Arc::clone(&self.problems);
+        tasks.spawn(async move {
+            loop {
+                if let Err(error) = devices::follow(interfaces.clone()).await {
+                    let message = chain(&error);
+                    let subject = "devices".to_owned();
+                    set(&problems, "devices", vec![Warning { subject, message }]);
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    /// Answers health checks, scrapes and the command line.
+    pub(super) fn spawn_servers(
+        &self,
+        tasks: &mut JoinSet<()>,
+        config: &AgentConfig,
+        health: &Health,
+        metrics: &Metrics,
+        counters: Arc<PinnedMaps>,
+    ) {
+        let problem = |origin: &'static str| {
+            let problems = Arc::clone(&self.problems);
+            move |warning: Option<Warning>| set(&problems, origin, warning.into_iter().collect())
+        };
+        let healthz = config.healthz_bind_address;
+        let (health, counted) = (health.clone(), metrics.clone());
+        tasks.spawn(health::serve(healthz, health, counted, problem("healthz")));
+        let address = config.metrics_bind_address;
+        tasks.spawn(metrics::serve(address, metrics.clone(), counters, problem("metrics")));
+        let (path, status) = (config.control_socket.clone(), self.published.subscribe());
+        let report = problem("control socket");
+        tasks.spawn(async move {
+            if let Err(error) = control::serve(&path, status).await {
+                let subject = "--control-socket".to_owned();
+                report(Some(Warning { subject, message: chain(&error) }));
+            }
+        });
+    }
+}
+
+fn set(problems: &Problems, origin: &'static str, warnings: Vec<Warning>) {
+    let mut problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
+    problems.insert(origin, warnings);
+}
+
+/// The programs log at the agent's level, if that is fine enough for single packets.
+pub(super) fn program_log_level(level: tracing::Level) -> Option<aya_log::Level> {
+    (level >= tracing::Level::DEBUG).then_some(aya_log::Level::Debug)
+}
+
+/// Writes the programs' log lines into the agent's log, if they log at all.
+pub(super) fn spawn_log(tasks: &mut JoinSet<()>, dataplane: &mut Dataplane, level: tracing::Level) {
+    if program_log_level(level).is_none() {
+        return;
+    }
+    match dataplane.take_log() {
+        Ok(mut log) => drop(tasks.spawn(async move {
+            let mut tick = tokio::time::interval(LOG_PERIOD);
+            loop {
+                tick.tick().await;
+                log.flush();
+            }
+        })),
+        Err(error) => tracing::warn!("the programs' log cannot be read: {}", chain(&error)),
+    }
+}
+
+/// An error and its causes, in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| (*error).source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
