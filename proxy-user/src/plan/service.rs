@@ -39,11 +39,11 @@ pub(super) struct ServicePlan {
 
 /// Plans `service` with its `slices`, which are sorted by name.
 ///
-/// A headless Service and an ExternalName get nothing. A Service is served in the families of
+/// A Service without a ClusterIP gets nothing. Any other is served in the families of
 /// its ClusterIPs; an external address of another family is not.
 pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -> ServicePlan {
     let mut plan = ServicePlan::default();
-    if service.kind == ServiceType::ExternalName || service.cluster_ips.is_empty() {
+    if service.cluster_ips.is_empty() {
         return plan;
     }
     if let Some(name) = too_long(service) {
