@@ -66,7 +66,8 @@ pub struct Service {
     pub created: i64,
     /// Its type.
     pub kind: ServiceType,
-    /// Its ClusterIPs, at most one of each family; empty for a headless Service.
+    /// Its ClusterIPs, at most one of each family; empty for a headless Service and for an
+    /// ExternalName.
     pub cluster_ips: Vec<IpAddr>,
     /// Valid addresses of `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,

@@ -65,14 +65,10 @@ impl Planner {
     pub fn update(&mut self, world: &World, touched: &Touched) -> TableDelta {
         let mut delta = TableDelta::default();
         let mut affected = BTreeSet::new();
-        if touched.everything {
-            for name in self.known_services(world).union(&touched.services) {
-                self.plan_service(world, name, &mut delta, &mut affected);
-            }
-        } else {
-            for name in &touched.services {
-                self.plan_service(world, name, &mut delta, &mut affected);
-            }
+        let all = touched.everything.then(|| world.services().map(|service| &service.name));
+        let names: BTreeSet<_> = all.into_iter().flatten().chain(&touched.services).collect();
+        for name in names {
+            self.plan_service(world, name, &mut delta, &mut affected);
         }
         for key in affected {
             let owner = self.claims.owner(&key);
@@ -105,13 +101,6 @@ impl Planner {
     /// How many times a Service was planned; shows that a change costs no more than it touches.
     pub fn services_planned(&self) -> u64 {
         self.services_planned
-    }
-
-    /// The Services of `world`, and those that the last plan knew.
-    fn known_services(&self, world: &World) -> BTreeSet<ObjectName> {
-        let planned = self.tables.services.keys().map(object);
-        let warned = self.warnings.keys().cloned();
-        world.services().map(|service| service.name.clone()).chain(planned).chain(warned).collect()
     }
 
     /// Plans the Service `name`: its rows go to `delta`, the frontends that it claims, or claims

@@ -59,7 +59,7 @@ pub struct ServiceRow {
     pub all: BTreeMap<BackendRow, BackendFlags>,
     /// The cluster set.
     pub cluster: Vec<BackendRow>,
-    /// The local set; empty where no frontend has the policy `Local`.
+    /// The local set; empty if the Service has no policy `Local`.
     pub local: Vec<BackendRow>,
     /// Client-IP affinity in seconds, 0 for none.
     pub affinity_seconds: u32,

@@ -28,7 +28,7 @@ const OWN_NODE: &str = "node-a";
 #[test]
 fn every_case_gives_its_tables() {
     let mut failures = String::new();
-    let cases = files("yaml");
+    let cases = files("yaml").unwrap();
     assert!(cases.len() >= 35, "only {} cases were found", cases.len());
     for case in cases {
         if let Err(error) = check(&case) {
@@ -41,18 +41,19 @@ fn every_case_gives_its_tables() {
 
 #[test]
 fn every_expected_output_has_its_case() {
-    for output in files("out") {
+    for output in files("out").unwrap() {
         assert!(output.with_extension("yaml").exists(), "{} has no case", output.display());
     }
 }
 
-fn files(extension: &str) -> Vec<PathBuf> {
+/// The files beside the cases that have the extension, by name.
+fn files(extension: &str) -> anyhow::Result<Vec<PathBuf>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<_> =
-        paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
+    let paths = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut paths = paths.collect::<Result<Vec<_>, _>>()?;
+    paths.retain(|path| path.extension().is_some_and(|found| found == extension));
     paths.sort();
-    paths
+    Ok(paths)
 }
 
 fn check(case: &Path) -> anyhow::Result<()> {

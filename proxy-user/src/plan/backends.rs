@@ -29,7 +29,7 @@ impl Candidate<'_> {
     /// Whether the endpoint is a last resort: it terminates and still serves (KEP-1669).
     fn is_draining(&self) -> bool {
         let conditions = self.endpoint.conditions;
-        !conditions.ready && conditions.serving && conditions.terminating
+        conditions.serving && conditions.terminating
     }
 
     fn flags(&self) -> BackendFlags {
@@ -48,7 +48,7 @@ impl Candidate<'_> {
 ///
 /// Of several records of one address and port, a running one wins over a terminating one, because
 /// an address may be given to a new pod while the old one's record lingers; then ready over
-/// unready, and the order of the slices' names decides the rest.
+/// unready and serving over not; the order of the slices' names decides the rest.
 pub(super) fn endpoints<'a>(
     slices: &'a [Arc<Slice>],
     port: &ServicePort,
@@ -70,36 +70,27 @@ pub(super) fn endpoints<'a>(
     }
     candidates.sort_by_key(|candidate| {
         let conditions = candidate.endpoint.conditions;
-        (
-            candidate.row,
-            conditions.terminating,
-            !conditions.ready,
-            !conditions.serving,
-            !candidate.local,
-        )
+        (candidate.row, conditions.terminating, !conditions.ready, !conditions.serving)
     });
     candidates.dedup_by_key(|candidate| candidate.row);
     candidates
 }
 
-/// The row of `endpoints`, and how many of them do not fit into its sets. Neither affinity nor
-/// policies are considered.
+/// The row of `endpoints`, without affinity and whatever the policies, and how many of them do
+/// not fit into the cluster set.
 ///
 /// Both sets fall back to endpoints that terminate but serve, each by itself. Hints narrow the
 /// cluster set, and neither the local set nor a set that fell back.
 pub(super) fn choose(endpoints: &[Candidate<'_>], place: Place<'_>) -> (ServiceRow, usize) {
-    let cluster = ready_or_draining(endpoints, |_| true);
-    let mut cluster = rows(&narrow(&cluster, place));
-    let mut local = rows(&ready_or_draining(endpoints, |candidate| candidate.local));
-    let left_out = cluster.len().max(local.len()).saturating_sub(MAX_BACKENDS);
-    cluster.truncate(MAX_BACKENDS);
-    local.truncate(MAX_BACKENDS);
+    let cluster = narrow(ready_or_draining(endpoints, |_| true), place);
+    let local = ready_or_draining(endpoints, |candidate| candidate.local);
     let all = endpoints
         .iter()
         .filter(|candidate| candidate.is_ready() || candidate.is_draining())
         .map(|candidate| (candidate.row, candidate.flags()))
         .collect();
-    (ServiceRow { all, cluster, local, affinity_seconds: 0 }, left_out)
+    let row = ServiceRow { all, cluster: rows(&cluster), local: rows(&local), affinity_seconds: 0 };
+    (row, cluster.len().saturating_sub(MAX_BACKENDS))
 }
 
 /// The ready ones among those that `admits` admits; if there is none, the draining ones.
@@ -112,11 +103,11 @@ fn ready_or_draining<'a>(
     if ready.is_empty() { admitted().filter(Candidate::is_draining).collect() } else { ready }
 }
 
-/// Keeps those that hint at this node, else at this zone, else all (KEP-2433, KEP-4444).
+/// Keeps those that hint at this node, else at this zone, else all (KEP-2433, KEP-3015).
 ///
 /// A level of hints counts only if every endpoint has a hint of that level and one hints here:
 /// with less, the hints are stale, and following them could overload few endpoints or reach none.
-fn narrow<'a>(endpoints: &[Candidate<'a>], place: Place<'_>) -> Vec<Candidate<'a>> {
+fn narrow<'a>(endpoints: Vec<Candidate<'a>>, place: Place<'_>) -> Vec<Candidate<'a>> {
     let level = |hints: fn(&Endpoint) -> &[Arc<str>], here: Option<&str>| {
         let here = here?;
         if endpoints.iter().any(|c| !c.is_ready() || hints(c.endpoint).is_empty()) {
@@ -131,9 +122,9 @@ fn narrow<'a>(endpoints: &[Candidate<'a>], place: Place<'_>) -> Vec<Candidate<'a
     };
     level(|endpoint| &endpoint.node_hints, Some(place.node))
         .or_else(|| level(|endpoint| &endpoint.zone_hints, place.zone))
-        .unwrap_or_else(|| endpoints.to_vec())
+        .unwrap_or(endpoints)
 }
 
 fn rows(candidates: &[Candidate<'_>]) -> Vec<BackendRow> {
-    candidates.iter().map(|candidate| candidate.row).collect()
+    candidates.iter().map(|candidate| candidate.row).take(MAX_BACKENDS).collect()
 }

@@ -33,6 +33,20 @@ impl Claim {
     fn seniority(&self) -> (i64, &ServiceKey) {
         (self.created, &self.row.service)
     }
+
+    /// Says that `owner` has the frontend `key`, and why.
+    fn warning(&self, key: &FrontendKey, owner: &Self) -> Warning {
+        let older = owner.created < self.created;
+        Warning {
+            subject: format!("Service {}", object(&self.row.service)),
+            message: format!(
+                "{} goes to Service {}, which asks for it too and {}: take it out of one of the two",
+                describe(key),
+                object(&owner.row.service),
+                if older { "is older" } else { "is as old, and first by name" },
+            ),
+        }
+    }
 }
 
 impl Claims {
@@ -93,25 +107,11 @@ impl Claims {
 
     /// A warning for each claim that another one has beaten.
     pub(super) fn warnings(&self) -> impl Iterator<Item = Warning> {
-        self.contested.iter().filter_map(|key| Some((key, self.by_frontend.get(key)?))).flat_map(
-            |(key, claims)| {
-                let owner = &claims[0];
-                claims[1..].iter().map(move |claim| Warning {
-                    subject: format!("Service {}", object(&claim.row.service)),
-                    message: format!(
-                        "{} goes to Service {}, which asks for it too and {}: take it out of \
-                         one of the two",
-                        describe(key),
-                        object(&owner.row.service),
-                        if owner.created < claim.created {
-                            "is older"
-                        } else {
-                            "is as old, and first by name"
-                        },
-                    ),
-                })
-            },
-        )
+        let contests = self.contested.iter().filter_map(|key| {
+            let (owner, losers) = self.by_frontend.get(key)?.split_first()?;
+            Some(losers.iter().map(move |loser| loser.warning(key, owner)))
+        });
+        contests.flatten()
     }
 }
 

@@ -42,8 +42,8 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
 }
 
 fn kind() -> impl Strategy<Value = ServiceType> {
-    use ServiceType::{ClusterIp, ExternalName, LoadBalancer, NodePort};
-    select(vec![ClusterIp, NodePort, LoadBalancer, LoadBalancer, ExternalName])
+    use ServiceType::{ClusterIp, LoadBalancer, NodePort};
+    select(vec![ClusterIp, NodePort, LoadBalancer])
 }
 
 prop_compose! {

@@ -39,11 +39,11 @@ pub(super) struct ServicePlan {
 
 /// Plans `service` with its `slices`, which are sorted by name.
 ///
-/// A headless Service and an ExternalName get nothing. A Service is served in the families of
-/// its ClusterIPs; an external address of another family is not.
+/// A Service without a ClusterIP gets nothing. Any other is served in the families of its
+/// ClusterIPs; an external address of another family is not.
 pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -> ServicePlan {
     let mut plan = ServicePlan::default();
-    if service.kind == ServiceType::ExternalName || service.cluster_ips.is_empty() {
+    if service.cluster_ips.is_empty() {
         return plan;
     }
     if let Some(name) = too_long(service) {
@@ -84,10 +84,7 @@ fn plan_port(
     let key =
         ServiceKey { port: ServicePortName { namespace, name, port: port_name, proto }, family };
 
-    let frontends = frontends(service, port, cluster_ip, place);
-    let local = FrontendFlags::INTERNAL_LOCAL.with(FrontendFlags::EXTERNAL_LOCAL);
-    let wants_local = frontends.iter().any(|(_, flags)| flags.0 & local.0 != 0);
-    for (frontend, flags) in frontends {
+    for (frontend, flags) in frontends(service, port, cluster_ip, place) {
         match plan.frontends.entry(frontend) {
             Entry::Vacant(entry) => {
                 entry.insert(FrontendRow { service: key.clone(), flags });
@@ -105,7 +102,7 @@ fn plan_port(
 
     let endpoints = backends::endpoints(slices, port, family, place.node);
     let (mut row, left_out) = backends::choose(&endpoints, place);
-    if !wants_local {
+    if ![service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local) {
         row.local = Vec::new();
     }
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);

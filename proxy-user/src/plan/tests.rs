@@ -53,6 +53,17 @@ fn external_ips_can_be_turned_off() {
 }
 
 #[test]
+fn service_without_a_cluster_ip_gets_nothing_and_no_warning() {
+    let mut service = examples::service("web", addr(1));
+    service.cluster_ips.clear();
+    service.external_ips = vec![IpAddr::from([192, 0, 2, 8])];
+    let (world, touched) = world(vec![service], vec![]);
+    let mut planner = Planner::new("node-a");
+    assert!(planner.update(&world, &touched).is_empty());
+    assert_eq!(planner.warnings(), vec![]);
+}
+
+#[test]
 fn service_with_more_backends_than_fit_gets_those_that_do_and_a_warning() {
     let most = u32::try_from(MAX_BACKENDS).unwrap();
     let plan = |count| {
