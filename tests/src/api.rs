@@ -18,6 +18,7 @@ pub use fault::{Fault, Refusal};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
 use store::Store;
@@ -43,6 +44,8 @@ struct State {
     store: Store,
     faults: Vec<Fault>,
     token: Option<String>,
+    /// The version that the last watch of each resource began at.
+    watched_from: BTreeMap<&'static str, u64>,
 }
 
 /// What has happened so often; a watch compares with what it last saw.
@@ -76,7 +79,12 @@ impl ApiServer {
     /// namespace of `listener`, so it may be called from any.
     pub fn start(listener: TcpListener) -> Result<Self> {
         let addr = listener.local_addr().context("the API server's socket has no address")?;
-        let state = State { store: Store::default(), faults: Vec::new(), token: None };
+        let state = State {
+            store: Store::default(),
+            faults: Vec::new(),
+            token: None,
+            watched_from: BTreeMap::new(),
+        };
         let (signal, _) = signal::channel(Signal::default());
         let shared = Arc::new(Shared { state: Mutex::new(state), signal });
         let mut server = Self { shared, addr, runtime: None };
@@ -155,6 +163,11 @@ impl ApiServer {
         self.shared.signal.receiver_count()
     }
 
+    /// The version that the last watch of `resource` began at; 0 for one that asked for a list.
+    pub fn watched_from(&self, resource: &str) -> Option<u64> {
+        self.shared.state().watched_from.get(resource).copied()
+    }
+
     /// Answers requests as `fault` says, until it is used up or [`heal`](Self::heal)ed.
     pub fn fail(&self, fault: Fault) {
         self.shared.state().faults.push(fault);
@@ -170,8 +183,7 @@ impl ApiServer {
         self.shared.state().token = token.map(Into::into);
     }
 
-    /// Forgets the history: versions before now are answered with 410, and the lists that are
-    /// being read in pages cannot be finished.
+    /// Forgets the history: versions before the current one are answered with 410.
     pub fn compact(&self) {
         self.shared.state().store.compact();
     }

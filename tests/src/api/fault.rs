@@ -34,6 +34,8 @@ pub enum Refusal {
     InternalError,
     /// 503.
     Unavailable,
+    /// The right answer, broken off halfway; of a watch, its first objects.
+    Half,
     /// The right answer, late.
     Late(Duration),
 }
@@ -63,7 +65,9 @@ impl Refusal {
             ),
             Self::TooManyRequests(_) => (429, "TooManyRequests", "too many requests".into()),
             Self::InternalError => (500, "InternalError", "an internal error".into()),
-            Self::Unavailable | Self::Late(_) => (503, "ServiceUnavailable", "not ready".into()),
+            Self::Unavailable | Self::Half | Self::Late(_) => {
+                (503, "ServiceUnavailable", "not ready".into())
+            }
         };
         let mut status = status(code, reason, &message);
         if let Self::TooManyRequests(seconds) = self {

@@ -8,12 +8,14 @@ use super::store::{Key, Store};
 use super::watch::Watch;
 use super::{Shared, State};
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{Query, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
+use futures::stream;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,11 +110,12 @@ async fn answer(
     let met = fault(&mut shared.state(), verb, target.kind.plural);
     match met {
         Some(Refusal::Late(delay)) => tokio::time::sleep(delay).await,
+        Some(Refusal::Half) | None => {}
         Some(refusal) => return refuse(refusal, verb, target.kind),
-        None => {}
     }
+    let half = met == Some(Refusal::Half);
     let result = match verb {
-        "watch" => match watch(&shared.state(), &target, &parameters) {
+        "watch" => match watch(&mut shared.state(), &target, &parameters, half) {
             Ok(watch) => {
                 let json = [(header::CONTENT_TYPE, "application/json")];
                 return (json, watch.body(shared.clone())).into_response();
@@ -123,7 +126,14 @@ async fn answer(
         "get" => get(&shared.state().store, &target),
         _ => shared.write(|store| write(store, verb, &target, &headers, &body)),
     };
-    json_response(result.unwrap_or_else(|failure| failure))
+    let response = json_response(result.unwrap_or_else(|failure| failure));
+    if half { break_off(response) } else { response }
+}
+
+/// Sends the headers, and lets the connection break.
+fn break_off(response: Response) -> Response {
+    let broken = stream::iter([Err::<Bytes, _>(io::Error::other("broken off"))]);
+    Response::from_parts(response.into_parts().0, Body::from_stream(broken))
 }
 
 fn json_response((code, body): (u16, Value)) -> Response {
@@ -199,7 +209,12 @@ fn selector(target: &Target, parameters: &Parameters) -> Selector {
     Selector::new(target.namespace.clone(), text("labelSelector"), &fields)
 }
 
-fn watch(state: &State, target: &Target, parameters: &Parameters) -> Result<Watch, Failure> {
+fn watch(
+    state: &mut State,
+    target: &Target,
+    parameters: &Parameters,
+    breaks_off: bool,
+) -> Result<Watch, Failure> {
     let is_true =
         |name: &str| parameters.get(name).is_some_and(|value| value == "true" || value == "1");
     let version = parameters.get("resourceVersion").map_or("", String::as_str);
@@ -213,6 +228,7 @@ fn watch(state: &State, target: &Target, parameters: &Parameters) -> Result<Watc
     if version.is_some_and(|version| version > state.store.version()) {
         return Err(failure(504, "Timeout", "Too large resource version"));
     }
+    state.watched_from.insert(target.kind.plural, version.unwrap_or(0));
     let seconds = parameters.get("timeoutSeconds").and_then(|text| text.parse().ok());
     Ok(Watch {
         kind: target.kind,
@@ -221,6 +237,7 @@ fn watch(state: &State, target: &Target, parameters: &Parameters) -> Result<Watc
         marks_end,
         bookmarks: is_true("allowWatchBookmarks"),
         duration: Duration::from_secs(seconds.unwrap_or(WATCH_SECONDS)),
+        breaks_off,
     })
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Watch {
     pub(super) marks_end: bool,
     pub(super) bookmarks: bool,
     pub(super) duration: Duration,
+    /// Whether it breaks off halfway through the first objects.
+    pub(super) breaks_off: bool,
 }
 
 /// The watch is over: the client is gone, or it was broken off.
@@ -57,10 +59,13 @@ impl Watch {
             None => self.send_all(shared, out).await?,
         };
         loop {
-            let steps = shared.state().store.since(version).map(<[Step]>::to_vec);
-            let Some(steps) = steps else { return self.expire(out).await };
+            let steps = {
+                let store = &shared.state().store;
+                store.since(version).map(|steps| (store.version(), steps.to_vec()))
+            };
+            let Some((now, steps)) = steps else { return self.expire(out).await };
+            version = now;
             for step in steps {
-                version = step.version;
                 if let Some(event) = self.event(&step) {
                     out.send(&event).await?;
                 }
@@ -94,7 +99,11 @@ impl Watch {
             let objects = state.store.objects(self.kind.plural).map(|(_, object)| object.clone());
             (state.store.version(), objects.collect::<Vec<_>>())
         };
-        for object in objects.iter().filter(|object| self.selector.matches(object)) {
+        for (i, object) in objects.iter().filter(|object| self.selector.matches(object)).enumerate()
+        {
+            if self.breaks_off && i == objects.len() / 2 {
+                return out.break_off().await;
+            }
             out.send(&json!({"type": "ADDED", "object": **object})).await?;
         }
         if self.marks_end {
