@@ -3,7 +3,8 @@
 //! `agent` and `cleanup` change the node, and are dispatched in `main`.
 
 use crate::control::{self, ControlError};
-use crate::pinned::{self, PinnedError, PinnedMaps};
+use crate::loader::pin_directory;
+use crate::pinned::{PinnedError, PinnedMaps};
 use crate::show::{
     self, Document, Filter, FlowTable, Format, Output, Question, ShowError, Snapshot, StatusReport,
 };
@@ -176,6 +177,9 @@ pub enum CliError {
     /// Nothing matches the name that was given.
     #[error("no Service {0} has a frontend on this node")]
     NoSuchService(String),
+    /// A caller of the one family does not reach a destination of the other.
+    #[error("--from must be of the destination's family, IPv4 or IPv6")]
+    Families,
     /// Standard output.
     #[error("cannot write the answer")]
     Write(#[source] std::io::Error),
@@ -219,6 +223,9 @@ pub fn answer(query: &Query, global: &Global) -> Result<Exit, CliError> {
                 proto: (*proto).into(),
             };
             let from = from.map(|from| from.to_canonical());
+            if from.is_some_and(|from| from.is_ipv4() != to.addr.is_v4()) {
+                return Err(CliError::Families);
+            }
             let explanation = show::explain(&snapshot(global)?, Question { to, from });
             if explanation.frontend.is_none() {
                 exit = Exit::No;
@@ -241,7 +248,7 @@ fn status(global: &Global) -> Result<StatusReport, CliError> {
         Err(error) if agent.is_none() => return Err(error.into()),
         counters => counters.map_err(|error| chain(&error)),
     };
-    let links = show::pinned_links(&pinned::directory(&global.bpffs_root).join("links"));
+    let links = show::pinned_links(&pin_directory(&global.bpffs_root).join("links"));
     Ok(StatusReport::new(agent, links, counters, Timestamp::now()))
 }
 

@@ -241,6 +241,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
             "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\",ip_family=\"IPv4\"} 1",
             "kubeproxy_network_programming_duration_seconds_bucket{le=\"3.0\",ip_family=\"IPv4\"} 2",
+            "kubeproxy_network_programming_duration_seconds_sum{ip_family=\"IPv4\"} 2.5",
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 50.0",
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} 49.0",
             "kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family=\"IPv4\"} 5",

@@ -5,10 +5,12 @@
 
 mod counters;
 
-pub use counters::{Counters, Fill, OutcomeCount, ServiceCount};
+pub use counters::{Counters, Fill, NoLocal, OutcomeCount, ServiceCount};
 
+use crate::loader::pin_directory;
 use aya::Pod;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::Tables;
 use proxy_ebpf::flow::{FlowKey, FlowValue};
@@ -19,6 +21,7 @@ use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader, Slot};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// Why the pinned maps could not be read.
@@ -89,6 +92,7 @@ pub struct PinnedMaps {
     backends: Table<Array<MapData, BackendState>>,
     services: Table<HashMap<MapData, ServiceId, ServiceInfo>>,
     node_addrs: Table<HashMap<MapData, Addr, NodeAddr>>,
+    cluster_cidrs: Table<LpmTrie<MapData, Addr, u32>>,
     devices: Table<HashMap<MapData, u32, Device>>,
     flows: Table<HashMap<MapData, FlowKey, FlowValue>>,
     service_counters: Table<PerCpuArray<MapData, ServiceCounters>>,
@@ -107,31 +111,36 @@ struct Table<M> {
 pub struct Range {
     /// The header.
     pub header: RangeHeader,
-    /// The slots: the cluster set and then the local set.
+    /// The slots: the cluster set, the local set and the draining backends.
     pub slots: Vec<Slot>,
 }
 
 impl Range {
     /// The cluster set.
     pub fn cluster(&self) -> &[Slot] {
-        &self.slots[..self.slots.len().min(self.header.cluster as usize)]
+        self.part(0, self.header.cluster)
     }
 
     /// The local set.
     pub fn local(&self) -> &[Slot] {
-        &self.slots[self.cluster().len()..]
+        self.part(self.header.cluster, self.header.local)
     }
-}
 
-/// The directory of the maps below the root of a BPF file system.
-pub fn directory(bpffs_root: &Path) -> PathBuf {
-    bpffs_root.join("shunt").join(LAYOUT)
+    /// The backends that serve but are in neither set.
+    pub fn draining(&self) -> &[Slot] {
+        self.part(self.header.cluster.saturating_add(self.header.local), self.header.draining)
+    }
+
+    fn part(&self, first: u32, count: u32) -> &[Slot] {
+        let slots = self.slots.get(first as usize..).unwrap_or_default();
+        &slots[..slots.len().min(count as usize)]
+    }
 }
 
 impl PinnedMaps {
     /// Opens the maps below `bpffs_root`, which is `/sys/fs/bpf` on most nodes.
     pub fn open(bpffs_root: &Path) -> Result<Self, PinnedError> {
-        let dir = directory(bpffs_root);
+        let dir = pin_directory(bpffs_root);
         check(&dir)?;
         Ok(Self {
             frontends: Table::open(&dir, "frontends")?,
@@ -139,6 +148,7 @@ impl PinnedMaps {
             backends: Table::open(&dir, "backends")?,
             services: Table::open(&dir, "services")?,
             node_addrs: Table::open(&dir, "node_addrs")?,
+            cluster_cidrs: Table::open(&dir, "cluster_cidrs")?,
             devices: Table::open(&dir, "devices")?,
             flows: Table::open(&dir, "flows")?,
             service_counters: Table::open(&dir, "service_counters")?,
@@ -162,6 +172,21 @@ impl PinnedMaps {
     /// The addresses of this node.
     pub fn node_addrs(&self) -> Result<BTreeMap<Addr, NodeAddr>, PinnedError> {
         self.node_addrs.entries()
+    }
+
+    /// The prefixes of the pods' addresses.
+    pub fn cluster_cidrs(&self) -> Result<Vec<IpNetwork>, PinnedError> {
+        let mut cidrs = Vec::new();
+        for key in self.cluster_cidrs.map.keys().take(2 * self.cluster_cidrs.max as usize) {
+            let key = key.map_err(|source| self.cluster_cidrs.unreadable(source))?;
+            let addr = key.data();
+            let bits = key.prefix_len().saturating_sub(if addr.is_v4() { 96 } else { 0 });
+            // The agent writes whole prefixes, so no key is left out.
+            cidrs.extend(IpNetwork::new(IpAddr::from(addr), bits as u8));
+        }
+        cidrs.sort();
+        cidrs.dedup();
+        Ok(cidrs)
     }
 
     /// The devices of the packet path, by interface index.
@@ -226,9 +251,10 @@ impl PinnedMaps {
         let read = |index| self.slots.map.get(&index, 0).map_err(|e| self.slots.unreadable(e));
         let header = self.header(index)?;
         // A header that was overwritten while it was read may promise more than there is.
-        let end = u64::from(index) + u64::from(header.cluster) + u64::from(header.local);
-        let end = end.min(u64::from(self.slots.max) - 1) as u32;
-        let slots = (index + 1..=end).map(read).collect::<Result<_, _>>()?;
+        let counts = [header.cluster, header.local, header.draining].map(u64::from);
+        let end = u64::from(index) + 1 + counts.iter().sum::<u64>();
+        let end = end.min(self.slots.max.into()) as u32;
+        let slots = (index + 1..end).map(read).collect::<Result<_, _>>()?;
         Ok(Range { header, slots })
     }
 
@@ -331,7 +357,7 @@ mod tests {
     #[test]
     fn error_names_the_directory_and_the_flag_when_nothing_is_pinned() {
         let root = tempfile::tempdir().unwrap();
-        let dir = directory(root.path()).display().to_string();
+        let dir = pin_directory(root.path()).display().to_string();
         for made in ["", "shunt"] {
             std::fs::create_dir_all(root.path().join(made)).unwrap();
             let error = opened(root.path());
@@ -352,7 +378,7 @@ mod tests {
     #[test]
     fn error_names_the_map_that_is_no_map() {
         let root = tempfile::tempdir().unwrap();
-        let dir = directory(root.path());
+        let dir = pin_directory(root.path());
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("frontends"), "").unwrap();
         let error = opened(root.path());

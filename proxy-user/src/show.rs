@@ -15,7 +15,7 @@ pub use backends::{BackendRow, backends};
 pub use explain::{Answer, Candidate, Explanation, Question, Step, explain};
 pub use flows::{FlowRow, FlowTable, flows};
 pub use services::{FrontendRef, ServiceRow, services};
-pub use snapshot::{Filter, Snapshot};
+pub use snapshot::{Filter, Selected, Snapshot};
 pub use status::{OutcomeRow, StatusReport, pinned_links};
 
 use comfy_table::{Attribute, Cell, Color, Table, presets};

@@ -1,8 +1,11 @@
-//! The pinned maps are read as they were written: real maps, in a BPF file system that nothing
-//! else sees. Needs root.
+//! The pinned maps are read as they were written, by the library and by the command line: real
+//! maps, in a BPF file system that nothing else sees. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use aya::Pod;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use proxy_ebpf::choose::{Caller, Choice, Destination, NodePortRange, choose, find_frontend};
 use proxy_ebpf::flow::{FlowKey, FlowValue};
@@ -12,11 +15,16 @@ use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 use proxy_ebpf::{Addr, Port, Proto};
-use proxy_user::pinned::{Fill, PinnedMaps, directory};
+use proxy_user::loader::{Dataplane, Settings, pin_directory};
+use proxy_user::pinned::{Fill, PinnedMaps};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The only way in which the kernel makes a trie.
+const BPF_F_NO_PREALLOC: u32 = 1;
 
 /// A BPF file system that is mounted nowhere, and is gone with its descriptor.
 struct Bpffs(OwnedFd);
@@ -30,7 +38,8 @@ impl Bpffs {
     }
 
     fn root(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+        // By process id, so that a child process finds it too.
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 }
 
@@ -68,43 +77,79 @@ fn backend(id: u32) -> Slot {
     Slot { addr, port, flags, backend: BackendId(id) }
 }
 
-#[test]
-fn what_is_in_the_pinned_maps_is_read() {
-    let bpffs = Bpffs::new();
-    let dir = directory(&bpffs.root());
+const SERVICE: ServiceId = ServiceId(3);
+
+/// The frontend at `vip`, port 53, UDP.
+fn dns(vip: &str) -> FrontendKey {
+    FrontendKey::service(addr(vip), Port::new(53), Proto::UDP)
+}
+
+fn header() -> RangeHeader {
+    let (cluster, draining) = (2, 1);
+    RangeHeader { service: SERVICE, cluster, local: 0, affinity_seconds: 0, draining, zero: 0 }
+}
+
+fn value() -> FrontendValue {
+    FrontendValue::new(&dns("10.96.0.10"), 5, FrontendFlags::INTERNAL_LOCAL)
+}
+
+fn info() -> ServiceInfo {
+    ServiceInfo::new("kube-system", "kube-dns", "dns", Proto::UDP, 4).unwrap()
+}
+
+fn state() -> BackendState {
+    let Slot { addr, port, .. } = backend(1);
+    BackendState::new(SERVICE, addr, port, BackendFlags::SERVING)
+}
+
+/// Pins maps that hold one service of two backends, both on other nodes, with a policy that
+/// wants local ones.
+fn pin_example(bpffs_root: &Path) {
+    let dir = pin_directory(bpffs_root);
     std::fs::create_dir_all(&dir).unwrap();
-
-    let service = ServiceId(3);
-    let key = FrontendKey::service(addr("10.96.0.10"), Port::new(53), Proto::UDP);
-    let value = FrontendValue::new(&key, 5, FrontendFlags::INTERNAL_LOCAL);
-    let header = RangeHeader { service, cluster: 2, local: 0, affinity_seconds: 0, zero: [0; 2] };
-    let info = ServiceInfo::new("kube-system", "kube-dns", "dns", Proto::UDP, 4).unwrap();
-    let state = BackendState::new(service, backend(1).addr, backend(1).port, BackendFlags::SERVING);
-    // An element that another key has taken over: its tag is wrong.
-    let foreign = FrontendKey::service(addr("10.96.0.11"), Port::new(53), Proto::UDP);
-
-    hash(&dir.join("frontends"), 16, &[(key, value), (foreign, value)]);
-    array(&dir.join("slots"), 32, &[(5, header.to_slot()), (6, backend(1)), (7, backend(2))]);
-    array(&dir.join("backends"), 8, &[(1, state)]);
-    hash(&dir.join("services"), 8, &[(service, info)]);
+    // The second element is one that another key has taken over: its tag is wrong.
+    let frontends = [(dns("10.96.0.10"), value()), (dns("10.96.0.11"), value())];
+    hash(&dir.join("frontends"), 16, &frontends);
+    let slots = [header().to_slot(), backend(1), backend(2), backend(3), backend(4)];
+    let slots: Vec<_> = (5..).zip(slots).collect();
+    array(&dir.join("slots"), 32, &slots);
+    array(&dir.join("backends"), 8, &[(1, state())]);
+    hash(&dir.join("services"), 8, &[(SERVICE, info())]);
     hash(&dir.join("node_addrs"), 8, &[(addr("192.168.0.1"), NodeAddr::NODE_PORT)]);
+    let mut cidrs = LpmTrie::<MapData, Addr, u32>::create(8, BPF_F_NO_PREALLOC).unwrap();
+    for (bits, prefix) in [(96 + 16, "10.244.0.0"), (56, "fd00:244::")] {
+        cidrs.insert(&Key::new(bits, addr(prefix)), 1, 0).unwrap();
+    }
+    cidrs.pin(dir.join("cluster_cidrs")).unwrap();
     hash::<u32, Device>(&dir.join("devices"), 8, &[]);
     hash::<FlowKey, FlowValue>(&dir.join("flows"), 8, &[]);
     let carried = |cpu| ServiceCounters { connections: cpu + 1, ..Default::default() };
-    per_cpu(&dir.join("service_counters"), 8, service.0, carried);
-    let refused = counter_index(Program::Connect, Outcome::NoEndpoint);
+    per_cpu(&dir.join("service_counters"), 8, SERVICE.0, carried);
+    let refused = counter_index(Program::Connect, Outcome::NoEndpoint as u32);
     per_cpu(&dir.join("outcomes"), COUNTERS, refused, |_| 1_u64);
+}
+
+#[test]
+fn what_is_in_the_pinned_maps_is_read() {
+    let bpffs = Bpffs::new();
+    pin_example(&bpffs.root());
 
     let maps = PinnedMaps::open(&bpffs.root()).unwrap();
     let mut frontends = maps.frontends().unwrap();
-    assert_eq!(frontends.clone().into_iter().collect::<Vec<_>>(), [(key, value)]);
+    assert_eq!(frontends.clone().into_iter().collect::<Vec<_>>(), [(dns("10.96.0.10"), value())]);
     let ranges = maps.ranges(&mut frontends).unwrap();
     assert_eq!(ranges.len(), 1);
-    assert_eq!(ranges[&5].header, header);
+    assert_eq!(ranges[&5].header, header());
     assert_eq!(ranges[&5].cluster(), [backend(1), backend(2)]);
     assert!(ranges[&5].local().is_empty());
-    assert_eq!(maps.services().unwrap()[&service], info);
-    assert_eq!(maps.backend(BackendId(1)).unwrap(), state);
+    assert_eq!(ranges[&5].draining(), [backend(3)]);
+    assert_eq!(maps.services().unwrap()[&SERVICE], info());
+    assert_eq!(maps.backend(BackendId(1)).unwrap(), state());
+
+    let cidrs: Vec<_> = maps.cluster_cidrs().unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(cidrs, ["10.244.0.0/16", "fd00:244::/56"]);
+    assert_eq!(maps.node_addrs().unwrap().len(), 1);
+    assert!(maps.devices().unwrap().is_empty() && maps.flows().unwrap().is_empty());
 
     let cpus = nr_cpus().unwrap() as u64;
     let counters = maps.counters().unwrap();
@@ -114,12 +159,74 @@ fn what_is_in_the_pinned_maps_is_read() {
     assert_eq!((seen[0].outcome, seen[0].count), (Outcome::NoEndpoint, cpus));
     assert_eq!(counters.no_local[&("IPv4", "internal")], 1);
     assert_eq!(counters.no_local.values().sum::<usize>(), 1);
-    assert!(counters.fill.contains(&Fill { map: "slots", used: 3, max: 32 }));
+    assert!(counters.fill.contains(&Fill { map: "slots", used: 4, max: 32 }));
     assert!(counters.fill.contains(&Fill { map: "frontends", used: 2, max: 16 }));
 
+    let key = dns("10.96.0.10");
     let to = Destination { addr: key.addr, port: key.port, proto: key.proto };
     let node_ports = NodePortRange { first: 30000, last: 32767 };
     let (found, value) = find_frontend(&maps, to, node_ports, false).unwrap();
     assert_eq!(found, key);
-    assert_eq!(choose(&maps, value, Caller::Internal, 0), Some(Choice::Drop(service)));
+    assert_eq!(choose(&maps, value, Caller::Internal, 0), Some(Choice::Drop(SERVICE)));
+}
+
+#[test]
+fn maps_of_the_loader_can_be_read() {
+    let bpffs = Bpffs::new();
+    let settings = Settings {
+        bpffs_root: bpffs.root(),
+        node_ports: NodePortRange { first: 30000, last: 32767 },
+        snat_ports: 61000..=65535,
+        log_level: None,
+    };
+    let mut dataplane = Dataplane::load(&settings).unwrap();
+    dataplane.write_cluster_cidrs(&["10.244.0.0/16".parse().unwrap()]).unwrap();
+    drop(dataplane);
+
+    let maps = PinnedMaps::open(&bpffs.root()).unwrap();
+    assert_eq!(maps.cluster_cidrs().unwrap().len(), 1);
+    let full: Vec<_> = maps.counters().unwrap().fill.iter().map(|fill| fill.used).collect();
+    assert_eq!(full, [0; 4]);
+}
+
+#[test]
+fn commands_answer_without_an_agent_and_keep_their_exit_codes() {
+    let bpffs = Bpffs::new();
+    pin_example(&bpffs.root());
+    let runtime = tempfile::tempdir().unwrap();
+    let run = |root: &Path, args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_shunt"))
+            .args(args)
+            .arg("--bpffs-root")
+            .arg(root)
+            .arg("--control-socket")
+            .arg(runtime.path().join("agent.sock"))
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let cases: [(&[&str], i32, &str); 9] = [
+        (&["services"], 0, "ClusterIP 10.96.0.10:53"),
+        (&["services", "-n", "kube-system", "kube-dns", "-o", "json"], 0, "\"cluster\": 2"),
+        (&["services", "absent"], 1, "no Service absent"),
+        (&["backends", "kube-dns"], 0, "10.244.0.2:5302"),
+        (&["flows"], 0, "nothing to show"),
+        (&["explain", "10.96.0.10:53", "--proto", "udp"], 0, "dropped"),
+        (&["explain", "10.96.0.10:53"], 3, "10.96.0.10 is reached at 53/UDP"),
+        (&["explain", "10.96.0.10"], 2, "ADDR:PORT"),
+        (&["status"], 3, "not running"),
+    ];
+    let root = bpffs.root();
+    for (args, code, text) in cases {
+        let (found, out, err) = run(&root, args);
+        assert_eq!(found, Some(code), "{args:?}: {out}{err}");
+        assert!(out.contains(text) || err.contains(text), "{args:?}: {out}{err}");
+    }
+    let (code, _, err) = run(runtime.path(), &["services"]);
+    assert!(code == Some(1) && err.contains("no maps are pinned"), "{code:?}: {err}");
+    for _ in 0..2 {
+        assert_eq!(run(&root, &["cleanup"]).0, Some(0), "cleanup may be repeated");
+    }
+    assert!(run(&root, &["services"]).2.contains("no maps are pinned"));
 }

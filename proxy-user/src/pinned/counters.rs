@@ -9,6 +9,9 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
 
+/// Numbers of service ports, by family and policy.
+pub type NoLocal = BTreeMap<(&'static str, &'static str), usize>;
+
 /// All numbers, read at about the same time.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Counters {
@@ -20,7 +23,7 @@ pub struct Counters {
     pub fill: Vec<Fill>,
     /// How many service ports have endpoints, but none on this node where a policy `Local` wants
     /// one; by family (`IPv4`, `IPv6`) and policy (`internal`, `external`).
-    pub no_local: BTreeMap<(&'static str, &'static str), usize>,
+    pub no_local: NoLocal,
 }
 
 /// How often a program ended in one way, over all CPUs.
@@ -90,9 +93,7 @@ impl PinnedMaps {
 
     /// How many elements of the slot array belong to ranges that a frontend names, and
     /// [`Counters::no_local`].
-    fn ranges_in_use(
-        &self,
-    ) -> Result<(u32, BTreeMap<(&'static str, &'static str), usize>), PinnedError> {
+    fn ranges_in_use(&self) -> Result<(u32, NoLocal), PinnedError> {
         let policies = [
             ("internal", FrontendFlags::INTERNAL_LOCAL),
             ("external", FrontendFlags::EXTERNAL_LOCAL),
@@ -115,7 +116,9 @@ impl PinnedMaps {
             }
         }
         let used = headers.values().fold(0_u32, |sum, header| {
-            sum.saturating_add(1).saturating_add(header.cluster).saturating_add(header.local)
+            [1, header.cluster, header.local, header.draining]
+                .into_iter()
+                .fold(sum, u32::saturating_add)
         });
         Ok((used, missing.into_iter().map(|(labels, services)| (labels, services.len())).collect()))
     }

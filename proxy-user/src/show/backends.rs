@@ -1,6 +1,6 @@
 //! `shunt backends`: one row a backend of a service port.
 
-use super::snapshot::{Filter, Snapshot, display_name};
+use super::snapshot::{Filter, Selected, Snapshot, display_name};
 use super::{Column, Row, column, judged, socket, wide};
 use crate::pinned::Range;
 use comfy_table::Cell;
@@ -24,7 +24,8 @@ pub struct BackendRow {
     pub state: &'static str,
     /// Whether it runs on this node.
     pub local: bool,
-    /// The sets that it may be chosen from: `cluster`, `local`.
+    /// The sets that it may be chosen from, `cluster` and `local`; or `draining`: it keeps the
+    /// UDP flows that it has.
     pub sets: Vec<&'static str>,
     /// The number of the backend in the maps.
     pub id: u32,
@@ -33,8 +34,7 @@ pub struct BackendRow {
 /// The backends of the service ports that `filter` admits, in the order of their addresses.
 pub fn backends(snapshot: &Snapshot, filter: &Filter) -> Vec<BackendRow> {
     let mut rows = Vec::new();
-    for (_, info, frontends) in snapshot.select(filter) {
-        let range = frontends.iter().find_map(|(_, value)| snapshot.range_of(*value));
+    for Selected { info, range, .. } in snapshot.select(filter) {
         let of_range = range.map(sets).unwrap_or_default();
         let mut of_service: Vec<_> = of_range
             .into_values()
@@ -58,7 +58,9 @@ pub fn backends(snapshot: &Snapshot, filter: &Filter) -> Vec<BackendRow> {
 /// Each backend of a range once, with the sets that it is in.
 fn sets(range: &Range) -> BTreeMap<BackendId, (&Slot, Vec<&'static str>)> {
     let mut found = BTreeMap::new();
-    for (set, slots) in [("cluster", range.cluster()), ("local", range.local())] {
+    let sets =
+        [("cluster", range.cluster()), ("local", range.local()), ("draining", range.draining())];
+    for (set, slots) in sets {
         for slot in slots {
             found.entry(slot.backend).or_insert((slot, Vec::new())).1.push(set);
         }

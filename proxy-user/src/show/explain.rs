@@ -134,15 +134,15 @@ fn follow(
         "frontend",
         match key.scope() {
             Scope::Service => format!("{kind} {}", socket(to.addr, to.port)),
-            Scope::Node => format!(
-                "NodePort {}: {} is an address of this node that takes NodePorts",
-                to.port, to.addr
-            ),
+            Scope::Node if to.addr.is_loopback() => {
+                format!("NodePort {}, on loopback for processes of this node", to.port)
+            }
+            Scope::Node => format!("NodePort {}, which {} of this node takes", to.port, to.addr),
         },
     );
     if let Some(range) = snapshot.range_of(value) {
         let id = range.header.service;
-        step("service", format!("{}, service port {} of the maps", snapshot.name(id), id.0));
+        step("service", format!("{} (id {})", snapshot.name(id), id.0));
         explanation.service = Some(snapshot.name(id));
         explanation.affinity_seconds = range.header.affinity_seconds;
     }
@@ -181,8 +181,8 @@ fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'stat
             (
                 "dropped",
                 format!(
-                    "the policy wants an endpoint on this node, and the {elsewhere} that serve \
-                     run on others"
+                    "the policy wants an endpoint on this node, and all that serve \
+                     ({elsewhere}) run on others"
                 ),
             )
         }
@@ -209,8 +209,9 @@ fn forwarded(slots: &[Slot], local: bool) -> String {
         (all, ready) if all == ready => {
             format!("to one of {all} ready endpoints{place}, at random")
         }
+        (1, _) => format!("to the one endpoint{place} that still serves; it is terminating"),
         (all, _) => format!(
-            "to one of {all} endpoints{place} that terminate but still serve: none is ready"
+            "to one of {all} endpoints{place} that still serve, at random; all are terminating"
         ),
     }
 }

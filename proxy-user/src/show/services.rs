@@ -1,7 +1,8 @@
 //! `shunt services`: one row a service port and family.
 
-use super::snapshot::{Filter, Snapshot};
+use super::snapshot::{Filter, Selected, Snapshot};
 use super::{Column, Row, column, judged, wide};
+use crate::pinned::Range;
 use comfy_table::Cell;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::service::unpadded;
@@ -84,31 +85,31 @@ impl fmt::Display for FrontendRef {
 
 /// The service ports that `filter` admits.
 pub fn services(snapshot: &Snapshot, filter: &Filter) -> Vec<ServiceRow> {
-    let rows = snapshot.select(filter).into_iter().map(|(id, info, frontends)| {
-        let range = frontends.iter().find_map(|(_, value)| snapshot.range_of(*value));
-        let cluster: &[Slot] = range.map_or(&[], |range| range.cluster());
-        let mut refs: Vec<_> =
-            frontends.iter().map(|(key, value)| FrontendRef::new(key, *value)).collect();
-        refs.sort();
-        let counters = snapshot.counters.get(&id).copied().unwrap_or_default();
-        ServiceRow {
-            namespace: unpadded(&info.namespace).to_owned(),
-            name: unpadded(&info.name).to_owned(),
-            port_name: unpadded(&info.port_name).to_owned(),
-            protocol: info.proto.to_string(),
-            family: if info.family == 4 { "IPv4" } else { "IPv6" },
-            id: id.0,
-            frontends: refs,
-            ready: cluster.iter().filter(|slot| slot.flags.has(BackendFlags::READY)).count(),
-            cluster: cluster.len(),
-            local: range.map_or(0, |range| range.local().len()),
-            affinity_seconds: range.map_or(0, |range| range.header.affinity_seconds),
-            connections: counters.connections,
-            refused: counters.refused,
-            packets: counters.packets,
-            bytes: counters.bytes,
-        }
-    });
+    let rows =
+        snapshot.select(filter).into_iter().map(|Selected { id, info, frontends, range }| {
+            let cluster: &[Slot] = range.map_or(&[], Range::cluster);
+            let mut refs: Vec<_> =
+                frontends.iter().map(|(key, value)| FrontendRef::new(key, *value)).collect();
+            refs.sort();
+            let counters = snapshot.counters.get(&id).copied().unwrap_or_default();
+            ServiceRow {
+                namespace: unpadded(&info.namespace).to_owned(),
+                name: unpadded(&info.name).to_owned(),
+                port_name: unpadded(&info.port_name).to_owned(),
+                protocol: info.proto.to_string(),
+                family: if info.family == 4 { "IPv4" } else { "IPv6" },
+                id: id.0,
+                frontends: refs,
+                ready: cluster.iter().filter(|slot| slot.flags.has(BackendFlags::READY)).count(),
+                cluster: cluster.len(),
+                local: range.map_or(0, |range| range.local().len()),
+                affinity_seconds: range.map_or(0, |range| range.header.affinity_seconds),
+                connections: counters.connections,
+                refused: counters.refused,
+                packets: counters.packets,
+                bytes: counters.bytes,
+            }
+        });
     rows.collect()
 }
 

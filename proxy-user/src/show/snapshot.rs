@@ -1,6 +1,7 @@
 //! The pinned maps at one moment, as plain data.
 
 use crate::pinned::{PinnedError, PinnedMaps, Range};
+use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::Tables;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
@@ -22,6 +23,21 @@ pub struct Snapshot {
     pub counters: BTreeMap<ServiceId, ServiceCounters>,
     /// The node's addresses.
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
+    /// The prefixes of the pods' addresses.
+    pub cluster_cidrs: Vec<IpNetwork>,
+}
+
+/// A service port, and what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Selected<'a> {
+    /// Its number.
+    pub id: ServiceId,
+    /// Its names.
+    pub info: &'a ServiceInfo,
+    /// Its frontends.
+    pub frontends: Vec<(&'a FrontendKey, FrontendValue)>,
+    /// Its backends; `None` if no frontend leads to them.
+    pub range: Option<&'a Range>,
 }
 
 /// Which services a command is about; `None` is all.
@@ -49,11 +65,15 @@ impl Snapshot {
         let mut frontends = maps.frontends()?;
         let ranges = maps.ranges(&mut frontends)?;
         let services = maps.services()?;
-        let counters = services
-            .keys()
-            .map(|id| Ok((*id, maps.service_counters(*id)?)))
-            .collect::<Result<_, PinnedError>>()?;
-        Ok(Self { frontends, ranges, services, counters, node_addrs: maps.node_addrs()? })
+        let counters = services.keys().map(|id| Ok((*id, maps.service_counters(*id)?)));
+        Ok(Self {
+            counters: counters.collect::<Result<_, PinnedError>>()?,
+            frontends,
+            ranges,
+            services,
+            node_addrs: maps.node_addrs()?,
+            cluster_cidrs: maps.cluster_cidrs()?,
+        })
     }
 
     /// The range of a frontend; `None` if the slot array does not hold it.
@@ -66,23 +86,21 @@ impl Snapshot {
         self.range_of(value).map(|range| range.header.service)
     }
 
-    /// The service ports that `filter` admits, in the order of their names, each with its
-    /// frontends.
-    pub fn select(
-        &self,
-        filter: &Filter,
-    ) -> Vec<(ServiceId, &ServiceInfo, Vec<(&FrontendKey, FrontendValue)>)> {
+    /// The service ports that `filter` admits, in the order of their names.
+    pub fn select(&self, filter: &Filter) -> Vec<Selected<'_>> {
         let mut frontends: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (key, value) in &self.frontends {
             frontends.entry(self.service_of(*value)).or_default().push((key, *value));
         }
-        let mut selected: Vec<_> = self
-            .services
-            .iter()
-            .filter(|(_, info)| filter.admits(info))
-            .map(|(id, info)| (*id, info, frontends.remove(&Some(*id)).unwrap_or_default()))
+        let admitted = self.services.iter().filter(|(_, info)| filter.admits(info));
+        let mut selected: Vec<_> = admitted
+            .map(|(&id, info)| {
+                let frontends = frontends.remove(&Some(id)).unwrap_or_default();
+                let range = frontends.first().and_then(|(_, value)| self.range_of(*value));
+                Selected { id, info, frontends, range }
+            })
             .collect();
-        selected.sort_by_key(|(id, info, _)| {
+        selected.sort_by_key(|Selected { id, info, .. }| {
             (info.namespace, info.name, info.port_name, info.proto, info.family, *id)
         });
         selected

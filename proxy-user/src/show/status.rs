@@ -169,7 +169,8 @@ pub fn pinned_links(links: &Path) -> Vec<Attachment> {
         .filter_map(|entry| {
             let name = entry.ok()?.file_name().into_string().ok()?;
             let (program, target) = name.split_once('@')?;
-            Some(Attachment { program: program.to_owned(), target: target.to_owned() })
+            // The loader writes `:` for the dots of a device's name.
+            Some(Attachment { program: program.to_owned(), target: target.replace(':', ".") })
         })
         .collect();
     found.sort();

@@ -53,22 +53,22 @@ impl Snapshot {
         &mut self,
         (namespace, name, port): (&str, &str, &str),
         proto: Proto,
-        (cluster, local): (Backends<'_>, Backends<'_>),
+        sets: [Backends<'_>; 3],
         affinity_seconds: u32,
     ) -> u32 {
         let id = ServiceId(self.services.len() as u32 + 1);
         let index = 1000 * id.0;
         let family = if name.ends_with("v6") { 6 } else { 4 };
         let info = ServiceInfo::new(namespace, name, port, proto, family).unwrap();
-        let backends = cluster.iter().chain(local);
         let slot = |(at, flags): &(&str, BackendFlags)| {
             let End { addr, port } = end(at);
             Slot { addr, port, flags: *flags, backend: BackendId(addr.digest() % 1000) }
         };
-        let (count, local) = (cluster.len() as u32, local.len() as u32);
+        let [cluster, local, draining] = sets.map(|set| set.len() as u32);
         let header =
-            RangeHeader { service: id, cluster: count, local, affinity_seconds, zero: [0; 2] };
-        self.ranges.insert(index, Range { header, slots: backends.map(slot).collect() });
+            RangeHeader { service: id, cluster, local, affinity_seconds, draining, zero: 0 };
+        let slots = sets.into_iter().flatten().map(slot).collect();
+        self.ranges.insert(index, Range { header, slots });
         self.services.insert(id, info);
         let counters = ServiceCounters {
             connections: 41 + u64::from(id.0),
@@ -97,24 +97,30 @@ fn cluster() -> Snapshot {
     let mut s = Snapshot::default();
     let dns = [("10.244.0.2:53", READY), ("10.244.1.3:53", HERE)];
     for (port, proto) in [("dns", Proto::UDP), ("dns-tcp", Proto::TCP)] {
-        let range = s.service(("kube-system", "kube-dns", port), proto, (&dns, &[]), 0);
+        let range = s.service(("kube-system", "kube-dns", port), proto, [&dns, &[], &[]], 0);
         s.at("10.96.0.10:53", proto, range, F::NONE);
     }
     let all = [("10.244.0.9:8080", READY), ("10.244.1.9:8080", HERE), ("10.244.2.9:8080", READY)];
-    let range = s.service(("default", "web", ""), Proto::TCP, (&all, &all[1..2]), 10_800);
+    let range = s.service(
+        ("default", "web", ""),
+        Proto::TCP,
+        [&all, &all[1..2], &[("10.244.3.9:8080", GOING)]],
+        10_800,
+    );
     s.at("10.96.7.7:80", Proto::TCP, range, F::NONE);
     s.at("203.0.113.5:80", Proto::TCP, range, F::LOAD_BALANCER.with(F::EXTERNAL_LOCAL));
     let node_port = FrontendKey::node_port(Addr::UNSPECIFIED_V4, Port::new(30080), Proto::TCP);
     s.publish(node_port, range, F::NODE_PORT.with(F::EXTERNAL_LOCAL));
-    let range = s.service(("default", "empty", "http"), Proto::TCP, (&[], &[]), 0);
+    let range = s.service(("default", "empty", "http"), Proto::TCP, [&[], &[], &[]], 0);
     s.at("10.96.8.8:80", Proto::TCP, range, F::NONE);
-    let range = s.service(("default", "far", ""), Proto::UDP, (&all[..1], &[]), 0);
+    let range = s.service(("default", "far", ""), Proto::UDP, [&all[..1], &[], &[]], 0);
     s.at("10.96.9.9:8125", Proto::UDP, range, F::INTERNAL_LOCAL);
     let going = [("[fd00:244::7]:443", GOING)];
-    let range = s.service(("default", "old-v6", "https"), Proto::TCP, (&going, &[]), 0);
+    let range = s.service(("default", "old-v6", "https"), Proto::TCP, [&going, &[], &[]], 0);
     s.at("[fd00:96::7]:443", Proto::TCP, range, F::NONE);
     s.node_addrs.insert(addr("192.168.0.1"), NodeAddr::NODE_PORT);
     s.node_addrs.insert(addr("172.17.0.1"), NodeAddr::LOCAL);
+    s.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/56".parse().unwrap()];
     s
 }
 
@@ -164,6 +170,14 @@ fn entries_of_a_flow_are_one_row() {
     enter(Proto::TCP, Hook::Egress, client, pod, snat, up, 90);
     enter(Proto::TCP, Hook::Ingress, pod, snat, client, back.with(FlowFlags::FIN), 93);
     enter(Proto::TCP, Hook::Egress, pod, client, web, back, 93);
+    let ended = end("198.51.100.6:40000");
+    let fin = FlowFlags::ESTABLISHED.with(FlowFlags::FIN);
+    enter(Proto::TCP, Hook::Ingress, ended, web, pod, fin, 80);
+    enter(Proto::TCP, Hook::Egress, pod, ended, web, fin.with(reply), 80);
+    let opening = end("198.51.100.5:40000");
+    let pending = End { addr: pod.addr, port: Port::new(0) };
+    enter(Proto::TCP, Hook::Ingress, opening, web, pod, FlowFlags::SNAT, 99);
+    enter(Proto::TCP, Hook::Egress, opening, pod, pending, FlowFlags::SNAT, 99);
     let other = end("198.51.100.8:40000");
     enter(
         Proto::UDP,
@@ -212,6 +226,7 @@ fn explanations_name_the_cause() {
     check("explain", &texts.collect::<Vec<_>>().join("----\n"));
     let to = Destination { addr: addr("203.0.113.5"), port: Port::new(80), proto: Proto::TCP };
     let question = Question { to, from: Some("198.51.100.7".parse().unwrap()) };
+    let snapshot = Snapshot { cluster_cidrs: Vec::new(), ..snapshot };
     check("explain-json", &shown(&explain(&snapshot, question), Format::Json));
 }
 
@@ -286,11 +301,11 @@ fn status_tells_the_agent_and_the_maps() {
 #[test]
 fn pinned_links_are_named_program_at_target() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["ingress@eth0", "connect4@cgroup", "stray"] {
+    for name in ["ingress@eth0:7", "connect4@cgroup", "stray"] {
         std::fs::write(dir.path().join(name), "").unwrap();
     }
     let found = pinned_links(dir.path());
-    assert_eq!(found, [attachment("connect4", "cgroup"), attachment("ingress", "eth0")]);
+    assert_eq!(found, [attachment("connect4", "cgroup"), attachment("ingress", "eth0.7")]);
     assert!(pinned_links(&dir.path().join("none")).is_empty());
 }
 

@@ -4,6 +4,7 @@ use crate::show::{FrontendRef, Snapshot, socket};
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::{Caller, Destination};
 use proxy_ebpf::frontend::{FrontendFlags, Scope};
+use proxy_ebpf::slot::{BackendFlags, Slot};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -16,12 +17,19 @@ pub(super) fn caller(snapshot: &Snapshot, from: Option<IpAddr>) -> (Option<Calle
     if snapshot.node_addrs.contains_key(&addr) || ip.is_loopback() {
         return (Some(Caller::Internal), format!("{ip}, this node"));
     }
-    let mut ranges = snapshot.ranges.values();
-    if let Some(range) = ranges.find(|range| range.slots.iter().any(|slot| slot.addr == addr)) {
-        let service = snapshot.name(range.header.service);
-        return (Some(Caller::Internal), format!("{ip}, an endpoint of {service}"));
+    if let Some(cidr) = snapshot.cluster_cidrs.iter().find(|cidr| cidr.contains(ip)) {
+        return (Some(Caller::Internal), format!("{ip}, a pod (of {cidr})"));
     }
-    (None, format!("{ip}, which is neither this node nor an endpoint: a pod or an outsider"))
+    let here = |slot: &Slot| slot.addr == addr && slot.flags.has(BackendFlags::LOCAL);
+    if let Some(range) = snapshot.ranges.values().find(|range| range.slots.iter().any(here)) {
+        let service = snapshot.name(range.header.service);
+        return (Some(Caller::Internal), format!("{ip}, an endpoint of {service} on this node"));
+    }
+    if snapshot.cluster_cidrs.is_empty() {
+        return (None, format!("{ip}, a pod or an outsider: the pods' prefixes are not known"));
+    }
+    // A pod of this node counts as inside by its device, whatever its address.
+    (Some(Caller::External), format!("{ip}, an outsider unless a pod of this node has the address"))
 }
 
 /// What the traffic policy in `flags` means.
@@ -63,7 +71,7 @@ pub(super) fn nearest(snapshot: &Snapshot, to: Destination) -> Vec<String> {
     }
     if !served.is_empty() {
         let served: Vec<_> = served.into_iter().map(|(_, text)| text).collect();
-        near.push(format!("{} serves other ports: {}", to.addr, served.join(", ")));
+        near.push(format!("{} is reached at {}", to.addr, served.join(", ")));
     }
     let known = snapshot.node_addrs.get(&to.addr);
     if let Some(service) = node_port {
@@ -77,6 +85,9 @@ pub(super) fn nearest(snapshot: &Snapshot, to: Destination) -> Vec<String> {
         let taking: Vec<_> = taking.iter().map(ToString::to_string).collect();
         let what = match known {
             Some(_) => "an address of this node that takes no NodePorts (--nodeport-addresses)",
+            None if to.addr.is_loopback() => {
+                "reached by processes of this node only, outside pods' network namespaces"
+            }
             None => "no address of this node",
         };
         near.push(format!(
@@ -93,7 +104,7 @@ pub(super) fn nearest(snapshot: &Snapshot, to: Destination) -> Vec<String> {
         ));
     }
     let mut ranges = snapshot.ranges.values();
-    let backs = |slot: &proxy_ebpf::slot::Slot| (slot.addr, slot.port) == (to.addr, to.port);
+    let backs = |slot: &Slot| (slot.addr, slot.port) == (to.addr, to.port);
     if let Some(range) = ranges.find(|range| range.slots.iter().any(backs)) {
         near.push(format!(
             "{} is an endpoint of {}: it is reached directly",
