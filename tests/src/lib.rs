@@ -1,2 +1,32 @@
-//! The lab: see `lab`. The embedded Kubernetes API: see `api`.
+//! The lab that tests, demo and benchmark stand on.
+//!
+//! [`Lab`] starts nodes, pods and clients as network namespaces joined by veths and a bridge,
+//! each with a cgroup and a worker process that serves, asks, loads and runs programs in it.
+//! Nothing it makes lies outside its own namespaces, cgroups and scratch directory, no packet
+//! leaves it, and nothing is left when it ends, however it ends.
+
+pub mod agent;
 pub mod api;
+pub mod cgroup;
+pub mod guard;
+pub mod objects;
+pub mod program;
+pub mod worker;
+
+mod bpffs;
+mod lab;
+mod machine;
+mod netns;
+mod network;
+mod protocol;
+mod traffic;
+
+pub use agent::{Agent, AgentOptions};
+pub use lab::{Lab, LabConfig, Node, Pod};
+pub use machine::{Addrs, Machine, RunningLoad, Server, Socket};
+pub use netns::Netns;
+pub use network::{Cni, FABRIC, POD_NETWORKS, RpFilter};
+pub use traffic::{
+    Ask, Closing, ExecOutput, Failure, FailureKind, Failures, Latency, Load, LoadReport, Pattern,
+    Reply, Serve, ServerReport, Transport,
+};

@@ -1,0 +1,195 @@
+//! Agents: the program `shunt agent` on nodes of the lab.
+
+use crate::lab::{Lab, Node};
+use crate::network::POD_NETWORKS;
+use crate::program;
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+/// How long a first sync may take.
+const SYNC: Duration = Duration::from_secs(30);
+/// How many lines of the log say why an agent failed.
+const TAIL: usize = 40;
+
+/// How to start an agent.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    source: [String; 4],
+    args: Vec<String>,
+    log: String,
+}
+
+impl AgentOptions {
+    /// Its objects come from a Kubernetes API.
+    pub fn kube(kubeconfig: &Path) -> Self {
+        Self::new(["--source", "kube", "--kubeconfig"], kubeconfig)
+    }
+
+    /// Its objects come from the files of a folder.
+    pub fn files(folder: &Path) -> Self {
+        Self::new(["--source", "files", "--manifests"], folder)
+    }
+
+    fn new([source, kind, flag]: [&str; 3], path: &Path) -> Self {
+        let source = [source, kind, flag, &path.display().to_string()].map(str::to_owned);
+        Self { source, args: Vec::new(), log: "info".to_owned() }
+    }
+
+    /// With another flag; one that the lab gives itself is replaced.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, value: &str) -> Self {
+        self.args.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// With another filter of its log (`RUST_LOG`).
+    #[must_use]
+    pub fn log(self, filter: &str) -> Self {
+        Self { log: filter.to_owned(), ..self }
+    }
+}
+
+/// An agent that runs; it is killed when dropped, and shows its log if that is by a panic.
+pub struct Agent {
+    child: Child,
+    node: String,
+    control: PathBuf,
+    log: PathBuf,
+    healthz: SocketAddr,
+}
+
+impl Lab {
+    /// Starts an agent on `node`; it has not synced yet.
+    pub fn start_agent(&self, node: &Node, options: &AgentOptions) -> Result<Agent> {
+        let number = node.agents.fetch_add(1, Ordering::Relaxed);
+        let log = node.scratch.join(format!("agent-{number}.log"));
+        let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+        let healthz = SocketAddr::from((node.ipv4(), 10256));
+        let given = [
+            ("--node-name", node.name().to_owned()),
+            ("--cgroup-root", node.cgroup_root().display().to_string()),
+            ("--bpffs-root", node.bpffs_root().display().to_string()),
+            ("--devices", "eth0".to_owned()),
+            ("--pod-devices", "veth*".to_owned()),
+            ("--cluster-cidr", POD_NETWORKS.to_owned()),
+            ("--healthz-bind-address", healthz.to_string()),
+            ("--metrics-bind-address", "127.0.0.1:10249".to_owned()),
+            ("--control-socket", node.control_socket().display().to_string()),
+        ];
+        let given = given.into_iter().filter(|(flag, _)| !options.args.iter().any(|a| a == flag));
+        let child = Command::new(program::find("lab-worker")?)
+            .arg("enter")
+            .args([&node.netns().path(), node.cgroup()])
+            .arg(program::find("shunt")?)
+            .arg("agent")
+            .args(&options.source)
+            .args(given.flat_map(|(flag, value)| [flag.to_owned(), value]))
+            .args(&options.args)
+            .env("RUST_LOG", &options.log)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("start the agent of {}", node.name()))?;
+        let (node, control) = (node.name().to_owned(), node.control_socket());
+        Ok(Agent { child, node, control, log, healthz })
+    }
+}
+
+impl Agent {
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Where `/healthz` and `/livez` are, for a machine of the lab to ask.
+    pub fn healthz(&self) -> SocketAddr {
+        self.healthz
+    }
+
+    /// Waits until it has synced.
+    pub async fn wait_synced(&mut self) -> Result<Value> {
+        self.wait_status(|status| !status["synced"].is_null()).await.context("wait for the sync")
+    }
+
+    /// Waits until `reached` says so of the agent's own status.
+    pub async fn wait_status(&mut self, reached: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + SYNC;
+        loop {
+            let status = self.status().await;
+            match status {
+                Ok(status) if reached(&status) => return Ok(status),
+                _ => {}
+            }
+            if let Some(exit) = self.child.try_wait()? {
+                bail!(
+                    "the agent of {} has ended: {exit}; its log:\n{}",
+                    self.node,
+                    self.log_tail()
+                );
+            }
+            if Instant::now() > deadline {
+                let last = status.map_or_else(|e| format!("{e:#}"), |status| status.to_string());
+                let tail = self.log_tail();
+                bail!("not in {SYNC:?} on {}: {last}; the agent's log:\n{tail}", self.node);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// What it says of itself over its control socket.
+    pub async fn status(&self) -> Result<Value> {
+        let mut text = Vec::new();
+        let mut control = UnixStream::connect(&self.control)
+            .await
+            .with_context(|| format!("connect to {}", self.control.display()))?;
+        let _ = control.read_to_end(&mut text).await.context("read the status")?;
+        serde_json::from_slice(&text).context("parse the status")
+    }
+
+    /// Kills it, as an out-of-memory killer would.
+    pub async fn kill(mut self) -> Result<()> {
+        self.child.kill().await.with_context(|| format!("kill the agent of {}", self.node))
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub async fn terminate(mut self) -> Result<ExitStatus> {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        if let Some(pid) = pid {
+            kill_process(pid, Signal::TERM)
+                .with_context(|| format!("terminate the agent of {}", self.node))?;
+        }
+        self.child.wait().await.with_context(|| format!("wait for the agent of {}", self.node))
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_else(|error| format!("no log: {error}"))
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the log of the agent of {} ends:\n{}", self.node, self.log_tail());
+        }
+    }
+}

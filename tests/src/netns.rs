@@ -1,0 +1,201 @@
+//! A network namespace of the lab: anonymous, held open by a file descriptor, gone with it.
+//!
+//! Gives a place to run closures in and the netlink requests that the lab makes of it. Never
+//! touches the namespace that the process itself is in, and leaves nothing in `/run/netns`.
+
+mod sys;
+
+use anyhow::{Context, Result};
+use futures::TryStreamExt;
+use ipnetwork::IpNetwork;
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::{fmt, panic, process, thread};
+
+/// A network namespace; it lives as long as this value or a process or socket in it.
+pub struct Netns {
+    name: String,
+    file: File,
+    netlink: rtnetlink::Handle,
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Copy)]
+pub(crate) struct Link<'a> {
+    /// The namespace in which it appears.
+    pub(crate) netns: &'a Netns,
+    /// Its interface index, chosen by the lab, so that nobody has to look it up.
+    pub(crate) index: u32,
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// The bridge that it is a port of, in its namespace.
+    pub(crate) bridge: Option<u32>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Via {
+    /// To a router.
+    Gateway(IpAddr),
+    /// To the network behind a device.
+    Link(u32),
+}
+
+/// The index of the loopback device in every namespace.
+const LO: u32 = 1;
+
+impl Netns {
+    /// Makes a namespace and sets `sysctls` (paths below `/proc/sys/net`) before it has devices.
+    ///
+    /// It must be called in a tokio runtime, which from then on carries its netlink socket.
+    pub async fn create(name: &str, sysctls: &[(&str, &str)]) -> Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        let made = in_thread(|| -> Result<_> {
+            sys::unshare_network().context("unshare the network namespace (is this root?)")?;
+            let file = File::open("/proc/thread-self/ns/net").context("open the namespace")?;
+            for (key, value) in sysctls {
+                write_sysctl(key, value)?;
+            }
+            let _context = runtime.enter();
+            let (connection, netlink, _) =
+                rtnetlink::new_connection().context("open a netlink socket")?;
+            runtime.spawn(connection);
+            Ok((file, netlink))
+        });
+        let (file, netlink) = made.with_context(|| format!("make the namespace of {name}"))?;
+        let netns = Self { name: name.to_owned(), file, netlink };
+        netns.set_up(LO).await?;
+        Ok(netns)
+    }
+
+    /// Runs `work` in a thread of its own that is in this namespace.
+    ///
+    /// A socket made in there stays in this namespace wherever it is used afterwards.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        in_thread(|| {
+            move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
+                .with_context(|| format!("enter the namespace of {self}"))?;
+            Ok(work())
+        })
+    }
+
+    /// The path by which any process of root can enter the namespace while this process lives.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", process::id(), self.file.as_raw_fd()).into()
+    }
+
+    /// Sets a sysctl, given as its path below `/proc/sys/net`.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        self.run(|| write_sysctl(key, value))?.with_context(|| format!("in {self}"))
+    }
+
+    pub(crate) async fn set_up(&self, index: u32) -> Result<()> {
+        let link = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+        let done = self.netlink.link().set(link).execute().await;
+        done.with_context(|| format!("set link {index} up in {self}"))
+    }
+
+    pub(crate) async fn add_bridge(&self, index: u32, name: &str) -> Result<()> {
+        // Without a querier, snooping would drop the multicast of neighbour discovery.
+        let bridge = LinkBridge::new(name).index(index).mcast_snooping(false).up().build();
+        let done = self.netlink.link().add(bridge).execute().await;
+        done.with_context(|| format!("add bridge {name} in {self}"))
+    }
+
+    pub(crate) async fn delete_link(&self, index: u32) -> Result<()> {
+        let done = self.netlink.link().del(index).execute().await;
+        done.with_context(|| format!("delete link {index} in {self}"))
+    }
+
+    /// The names of the devices in this namespace.
+    pub async fn links(&self) -> Result<Vec<String>> {
+        use rtnetlink::packet_route::link::LinkAttribute;
+        let links = self.netlink.link().get().execute().try_collect::<Vec<_>>().await;
+        let links = links.with_context(|| format!("list the links of {self}"))?;
+        let attributes = links.into_iter().flat_map(|link| link.attributes);
+        let names = attributes.filter_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        Ok(names.collect())
+    }
+
+    pub(crate) async fn add_addr(&self, link: u32, addr: IpNetwork) -> Result<()> {
+        let mut add = self.netlink.address().add(link, addr.ip(), addr.prefix());
+        if addr.is_ipv6() {
+            // The address can be used at once: no duplicate address detection (RFC 4862, 5.4).
+            add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        let done = add.execute().await;
+        done.with_context(|| format!("add {addr} to link {link} in {self}"))
+    }
+
+    pub(crate) async fn delete_addr(&self, link: u32, addr: IpNetwork) -> Result<()> {
+        let mut add = self.netlink.address().add(link, addr.ip(), addr.prefix());
+        let message = add.message_mut().clone();
+        let done = self.netlink.address().del(message).execute().await;
+        done.with_context(|| format!("delete {addr} from link {link} in {self}"))
+    }
+
+    pub(crate) async fn add_route(&self, to: IpNetwork, via: Via) -> Result<()> {
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.network(), to.prefix())
+            .with_context(|| format!("route {to}"))?;
+        let route = match via {
+            Via::Gateway(gateway) => {
+                route.gateway(gateway).with_context(|| format!("route {to} via {gateway}"))?
+            }
+            Via::Link(index) => route.output_interface(index),
+        };
+        let mut route = route.build();
+        if matches!(via, Via::Link(_)) && to.is_ipv4() {
+            route.header.scope = rtnetlink::packet_route::route::RouteScope::Link;
+        }
+        let done = self.netlink.route().add(route).replace().execute().await;
+        done.with_context(|| format!("add a route to {to} via {via:?} in {self}"))
+    }
+}
+
+/// Makes a veth pair, both ends up; `near` may be a port of a bridge, `far` may not.
+pub(crate) async fn add_veth(near: Link<'_>, far: Link<'_>) -> Result<()> {
+    use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+    let peer = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(far.name)
+        .index(far.index)
+        .setns_by_fd(far.netns.file.as_raw_fd())
+        .build();
+    let mut pair = LinkMessageBuilder::<LinkVeth>::new(near.name, far.name)
+        .index(near.index)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .up();
+    if let Some(bridge) = near.bridge {
+        pair = pair.controller(bridge);
+    }
+    let done = near.netns.netlink.link().add(pair.build()).execute().await;
+    done.with_context(|| {
+        format!("join {} of {} with {} of {}", near.name, near.netns, far.name, far.netns)
+    })?;
+    // The kernel makes the far end first, and cannot set it up while it has no peer.
+    far.netns.set_up(far.index).await
+}
+
+fn write_sysctl(key: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/{key}");
+    fs::write(&path, value).with_context(|| format!("write {value} to {path}"))
+}
+
+/// Runs `work` in a thread that ends with it, so that the namespace it enters stays its own.
+fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|e| panic::resume_unwind(e))
+}
+
+impl fmt::Display for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
