@@ -1,7 +1,9 @@
 //! The command line: what can be asked, and the answers of the commands that only read.
 //!
-//! `agent` and `cleanup` change the node, and are dispatched in `main`.
+//! `agent` and `cleanup` change the node, and are dispatched in `main`. Flags of the reading
+//! commands are the agent's where both have them, with the same variables.
 
+use crate::config::AgentArgs;
 use crate::control::{self, ControlError};
 use crate::loader::pin_directory;
 use crate::pinned::{PinnedError, PinnedMaps};
@@ -32,37 +34,27 @@ Exit codes:
 #[derive(Parser, Debug)]
 #[command(name = "shunt", version, after_help = EXIT_CODES)]
 pub struct Cli {
-    /// What holds for all commands.
-    #[command(flatten)]
-    pub global: Global,
     /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Flags of all commands.
+/// Flags of the commands that read what an agent left.
 #[derive(Args, Debug)]
-pub struct Global {
+pub struct View {
     /// The BPF file system below which the maps are pinned.
-    #[arg(
-        long,
-        global = true,
-        value_name = "PATH",
-        env = "SHUNT_BPFFS_ROOT",
-        default_value = "/sys/fs/bpf"
-    )]
+    #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = "/sys/fs/bpf")]
     pub bpffs_root: PathBuf,
     /// The socket on which the agent tells its status.
     #[arg(
         long,
-        global = true,
         value_name = "PATH",
         env = "SHUNT_CONTROL_SOCKET",
         default_value = "/run/shunt/agent.sock"
     )]
     pub control_socket: PathBuf,
     /// How answers are printed.
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
 }
 
@@ -70,14 +62,23 @@ pub struct Global {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Keep the maps of this node true to the cluster's Services, until stopped.
-    Agent,
+    Agent(AgentArgs),
     /// Detach all programs and remove all maps of Shunt from this node.
     ///
     /// Services stop being reached until an agent runs again. Doing it twice is no error.
-    Cleanup,
+    Cleanup {
+        /// The BPF file system below which the maps are pinned.
+        #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = "/sys/fs/bpf")]
+        bpffs_root: PathBuf,
+    },
     /// A command that only reads.
     #[command(flatten)]
     Query(Query),
+    /// Print the completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// The commands that only read.
@@ -85,7 +86,7 @@ pub enum Command {
 pub enum Query {
     /// Show whether this node is in sync, what is attached, and what was refused.
     #[command(after_help = EXIT_CODES)]
-    Status,
+    Status(View),
     /// List the Services, where they are reached, and what they carried.
     #[command(visible_alias = "svc")]
     Services(Selection),
@@ -99,6 +100,9 @@ pub enum Query {
         /// Show at most so many.
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
+        /// Where to read, how to print.
+        #[command(flatten)]
+        view: View,
     },
     /// Say what happens to a new connection, step by step, and which object causes it.
     #[command(after_help = EXIT_CODES)]
@@ -112,11 +116,9 @@ pub enum Query {
         /// The caller's address; without it, a process on this node.
         #[arg(long, value_name = "IP")]
         from: Option<IpAddr>,
-    },
-    /// Print the completions for a shell.
-    Completions {
-        /// The shell.
-        shell: clap_complete::Shell,
+        /// Where to read, how to print.
+        #[command(flatten)]
+        view: View,
     },
 }
 
@@ -131,6 +133,9 @@ pub struct Selection {
     /// Services of all namespaces; the default.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
+    /// Where to read, how to print.
+    #[command(flatten)]
+    pub view: View,
 }
 
 /// A transport protocol, as it is written on the command line.
@@ -186,37 +191,39 @@ pub enum CliError {
 }
 
 /// Runs a command that only reads.
-pub fn answer(query: &Query, global: &Global) -> Result<Exit, CliError> {
+pub fn answer(query: &Query) -> Result<Exit, CliError> {
     let mut exit = Exit::Done;
     match query {
-        Query::Status => {
-            let report = status(global)?;
+        Query::Status(view) => {
+            let report = status(view)?;
             if !report.in_sync {
                 exit = Exit::No;
             }
-            print(&report, global)?;
+            print(&report, view)?;
         }
         Query::Services(selection) => {
-            let rows = show::services(&snapshot(global)?, &selection.filter());
-            print(&selection.found(rows)?, global)?;
+            let view = &selection.view;
+            let rows = show::services(&snapshot(view)?, &selection.filter());
+            print(&selection.found(rows)?, view)?;
         }
         Query::Backends(selection) => {
-            let snapshot = snapshot(global)?;
+            let view = &selection.view;
+            let snapshot = snapshot(view)?;
             let filter = selection.filter();
             selection.found(snapshot.select(&filter))?;
-            print(&show::backends(&snapshot, &filter), global)?;
+            print(&show::backends(&snapshot, &filter), view)?;
         }
-        Query::Flows { service, limit } => {
-            let table = FlowTable::read(&PinnedMaps::open(&global.bpffs_root)?)?;
+        Query::Flows { service, limit, view } => {
+            let table = FlowTable::read(&PinnedMaps::open(&view.bpffs_root)?)?;
             let mut rows = show::flows(&table, &service.clone().unwrap_or_default());
             let left_out = limit.map_or(0, |limit| rows.len().saturating_sub(limit));
             rows.truncate(rows.len() - left_out);
-            print(&rows, global)?;
+            print(&rows, view)?;
             if left_out > 0 {
                 eprintln!("and {left_out} more flows");
             }
         }
-        Query::Explain { destination, proto, from } => {
+        Query::Explain { destination, proto, from, view } => {
             let to = Destination {
                 addr: destination.ip().to_canonical().into(),
                 port: Port::new(destination.port()),
@@ -226,34 +233,36 @@ pub fn answer(query: &Query, global: &Global) -> Result<Exit, CliError> {
             if from.is_some_and(|from| from.is_ipv4() != to.addr.is_v4()) {
                 return Err(CliError::Families);
             }
-            let explanation = show::explain(&snapshot(global)?, Question { to, from });
+            let explanation = show::explain(&snapshot(view)?, Question { to, from });
             if explanation.frontend.is_none() {
                 exit = Exit::No;
             }
-            print(&explanation, global)?;
-        }
-        Query::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "shunt", &mut script);
-            write(&script)?;
+            print(&explanation, view)?;
         }
     }
     Ok(exit)
 }
 
+/// Prints the completions for `shell`.
+pub fn complete(shell: clap_complete::Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "shunt", &mut script);
+    write(&script)
+}
+
 /// The status of the node; maps that cannot be read are an error only if no agent runs.
-fn status(global: &Global) -> Result<StatusReport, CliError> {
-    let agent = control::status(&global.control_socket)?;
-    let counters = match PinnedMaps::open(&global.bpffs_root).and_then(|maps| maps.counters()) {
+fn status(view: &View) -> Result<StatusReport, CliError> {
+    let agent = control::status(&view.control_socket)?;
+    let counters = match PinnedMaps::open(&view.bpffs_root).and_then(|maps| maps.counters()) {
         Err(error) if agent.is_none() => return Err(error.into()),
         counters => counters.map_err(|error| chain(&error)),
     };
-    let links = show::pinned_links(&pin_directory(&global.bpffs_root).join("links"));
+    let links = show::pinned_links(&pin_directory(&view.bpffs_root).join("links"));
     Ok(StatusReport::new(agent, links, counters, Timestamp::now()))
 }
 
-fn snapshot(global: &Global) -> Result<Snapshot, CliError> {
-    Ok(Snapshot::read(&PinnedMaps::open(&global.bpffs_root)?)?)
+fn snapshot(view: &View) -> Result<Snapshot, CliError> {
+    Ok(Snapshot::read(&PinnedMaps::open(&view.bpffs_root)?)?)
 }
 
 /// An error and its sources in one line.
@@ -262,10 +271,10 @@ fn chain(error: &dyn Error) -> String {
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
-fn print(document: &impl Document, global: &Global) -> Result<(), CliError> {
+fn print(document: &impl Document, view: &View) -> Result<(), CliError> {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colour = !plain && std::io::stdout().is_terminal();
-    let text = show::render(document, Output { format: global.output, colour })?;
+    let text = show::render(document, Output { format: view.output, colour })?;
     if text.is_empty() {
         eprintln!("nothing to show");
     }
@@ -334,13 +343,15 @@ mod tests {
 
     #[test]
     fn named_service_that_is_not_there_is_an_error() {
-        let named = |name: Option<&str>| Selection {
-            name: name.map(str::to_owned),
-            namespace: None,
-            all_namespaces: false,
+        let selection = |arguments: &[&str]| {
+            let arguments = ["shunt", "services"].iter().chain(arguments);
+            match Cli::try_parse_from(arguments).unwrap().command {
+                Command::Query(Query::Services(selection)) => selection,
+                other => panic!("{other:?}"),
+            }
         };
-        assert!(named(Some("web")).found(Vec::<u8>::new()).is_err());
-        assert!(named(Some("web")).found(vec![1]).is_ok());
-        assert!(named(None).found(Vec::<u8>::new()).is_ok());
+        assert!(selection(&["web"]).found(Vec::<u8>::new()).is_err());
+        assert!(selection(&["web"]).found(vec![1]).is_ok());
+        assert!(selection(&[]).found(Vec::<u8>::new()).is_ok());
     }
 }

@@ -1,13 +1,16 @@
 //! The `shunt` binary: reads the command line, runs the command, turns errors into exit codes.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Parser as _;
+use proxy_user::agent;
 use proxy_user::cli::{self, Cli, Command};
+use proxy_user::config::{AgentArgs, AgentConfig, LogFormat};
 use proxy_user::loader;
 use std::process::ExitCode;
+use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("shunt: {error:#}");
@@ -16,16 +19,36 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    match &cli.command {
-        Command::Agent => bail!("this build has no agent"),
-        Command::Cleanup => {
-            let root = &cli.global.bpffs_root;
-            loader::cleanup(root).with_context(|| {
-                format!("cannot remove {}: run as root", root.join("shunt").display())
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Agent(args) => run_agent(args)?,
+        Command::Cleanup { bpffs_root } => {
+            loader::cleanup(&bpffs_root).with_context(|| {
+                format!("cannot remove {}: run as root", bpffs_root.join("shunt").display())
             })?;
-            Ok(ExitCode::SUCCESS)
         }
-        Command::Query(query) => Ok(ExitCode::from(cli::answer(query, &cli.global)? as u8)),
+        Command::Query(query) => return Ok(ExitCode::from(cli::answer(&query)? as u8)),
+        Command::Completions { shell } => cli::complete(shell)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
+    let config = args.resolve()?;
+    start_log(&config);
+    // One thread does all the work; others wait for the kernel.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(agent::run(config))?;
+    tracing::info!("stopped; the maps and programs stay and forward");
+    Ok(())
+}
+
+fn start_log(config: &AgentConfig) {
+    let log = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::from_level(config.log_level))
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
     }
 }

@@ -118,7 +118,7 @@ fn frontend(last: u8) -> FrontendKey {
 fn tables(services: &[(&str, u8, &[u8])]) -> Tables {
     let mut tables = Tables::default();
     for (name, vip, cluster) in services {
-        tables.services.insert(service(name), row(cluster, &[]));
+        tables.services.insert(service(name), row(cluster, &[]).into());
         let row = FrontendRow { service: service(name), flags: FrontendFlags::NONE };
         tables.frontends.insert(frontend(*vip), row);
     }
@@ -205,7 +205,7 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
     let mut tables = tables(&[("web", 1, &[11, 12])]);
     assert_eq!(applier.apply_all(tables.clone()), []);
     let before = ids(&applier, "web");
-    tables.services.insert(service("web"), row(&[12], &[11]));
+    tables.services.insert(service("web"), row(&[12], &[11]).into());
     assert_eq!(applier.apply_all(tables.clone()), []);
     assert_eq!(read_back(&applier.store), wanted(&tables));
     let state = applier.store.backend(before[&backend(11)]);
@@ -308,7 +308,7 @@ proptest! {
             let mut tables = Tables::default();
             for (name, (vip, cluster)) in services {
                 let cluster: Vec<u8> = cluster.into_iter().collect();
-                tables.services.insert(service(&format!("s{name}")), row(&cluster, &[]));
+                tables.services.insert(service(&format!("s{name}")), row(&cluster, &[]).into());
                 let row = FrontendRow { service: service(&format!("s{name}")), flags: FrontendFlags::NONE };
                 tables.frontends.insert(frontend(vip), row);
             }
