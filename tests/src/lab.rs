@@ -219,10 +219,13 @@ impl Node {
         self.scratch.join("control.sock")
     }
 
-    /// Runs the program `shunt` on the node.
+    /// Runs the program `shunt` on the node, where its agent's maps and socket are.
     pub async fn shunt(&self, args: &[&str]) -> Result<ExecOutput, Failure> {
-        let program = program::find("shunt").map_err(Failure::lab)?;
-        self.exec(program, args).await
+        let program = program::find("shunt").map_err(Failure::lab)?.display().to_string();
+        let maps = format!("SHUNT_BPFFS_ROOT={}", self.bpffs_root().display());
+        let socket = format!("SHUNT_CONTROL_SOCKET={}", self.control_socket().display());
+        let command = [maps.as_str(), socket.as_str(), program.as_str()];
+        self.exec("env", &[&command, args].concat()).await
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod api;
 pub mod cgroup;
+pub mod cluster;
 pub mod guard;
 pub mod objects;
 pub mod program;
