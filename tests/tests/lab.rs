@@ -262,8 +262,11 @@ async fn no_namespace_has_a_way_out() -> Result<()> {
         .lines()
         .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
         .collect();
-    assert!(!host.iter().any(|name| name.starts_with("veth") || name.starts_with("port")));
-    assert!(lab.fabric().links().await?.contains(&"port0".to_owned()));
+    let wires = [(lab.fabric(), "port0"), (lab.node(0).netns(), "veth2")];
+    for (netns, name) in wires {
+        assert!(netns.links().await?.iter().any(|link| link == name), "{name} in {netns}");
+        assert!(!host.contains(name), "{name} is a device of the host");
+    }
     for machine in [&a as &Machine, lab.node(0)] {
         let failure = machine
             .ask(Ask::tcp("1.1.1.1:80").timeout(Duration::from_millis(500)))
