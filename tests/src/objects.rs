@@ -126,3 +126,37 @@ fn metadata(name: &str) -> Value {
 fn split(name: &str) -> (&str, &str) {
     name.split_once('/').unwrap_or(("default", name))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::Service;
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+
+    const HTTP: Port<'_> = Port { name: "http", protocol: "TCP", port: 80, target: 8080 };
+
+    #[test]
+    fn a_service_reads_as_kubernetes_own_type() -> Result<()> {
+        let object = service("shop/web", &["10.96.0.10", "fd00:96::10"], &[HTTP]);
+        let spec = serde_json::from_value::<Service>(object.clone())?.spec.context("a spec")?;
+        assert_eq!(spec.ip_families, Some(vec!["IPv4".to_owned(), "IPv6".to_owned()]));
+        assert_eq!(spec.ports.map(|ports| ports[0].port), Some(80));
+        assert_eq!(file_name(&object), "service-shop-web.yaml");
+        assert_eq!(service("web", &[], &[])["spec"]["clusterIP"], "None");
+        Ok(())
+    }
+
+    #[test]
+    fn slices_read_as_kubernetes_own_type() -> Result<()> {
+        let [_, v6] = slices("shop/web", &[HTTP], &[]);
+        let slice: EndpointSlice = serde_json::from_value(v6)?;
+        let labels = slice.metadata.labels.context("labels")?;
+        assert_eq!(labels["kubernetes.io/service-name"], "web");
+        assert_eq!(
+            (slice.address_type.as_str(), slice.ports.map(|p| p[0].port)),
+            ("IPv6", Some(Some(8080)))
+        );
+        assert_eq!(slice.metadata.name.as_deref(), Some("web-ipv6"));
+        Ok(())
+    }
+}

@@ -25,7 +25,7 @@ pub enum Transport {
 pub struct Serve {
     /// The protocol.
     pub transport: Transport,
-    /// The port; 0 has the kernel choose none, so it is refused.
+    /// The port.
     pub port: u16,
     /// The address to listen on; all of both families if there is none.
     pub addr: Option<IpAddr>,

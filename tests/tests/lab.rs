@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use lab::{
-    Addrs, Ask, Cni, FABRIC, FailureKind, Lab, LabConfig, Load, Machine, Pattern, Pod, Serve,
+    AgentOptions, Ask, Cni, FABRIC, FailureKind, Lab, LabConfig, Load, Machine, Pattern, Pod,
+    RpFilter, Serve,
 };
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
@@ -13,7 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Two nodes; the first has the pods `a` and `b`, the second has `c`.
 async fn small_lab(cni: Cni) -> Result<(Lab, [Pod; 3])> {
-    let lab = Lab::start(LabConfig { cni, ..LabConfig::default() }).await?;
+    // The stricter check is the one that a detour would fail.
+    let lab = Lab::start(LabConfig { cni, rp_filter: RpFilter::Strict, ..LabConfig::default() });
+    let lab = lab.await?;
     let (one, two) = (lab.node(0), lab.node(1));
     let pods =
         futures::try_join!(lab.add_pod(one, "a"), lab.add_pod(one, "b"), lab.add_pod(two, "c"))?;
@@ -29,27 +32,22 @@ async fn serve(machine: &Machine) -> Result<()> {
 
 /// `from` reaches the server on `to`, over both families and protocols, as itself.
 async fn reaches(from: &Machine, to: &Machine) -> Result<()> {
-    for (server, family) in to.addrs().at(80).into_iter().zip(0..) {
+    for (family, server) in to.addrs().at(80).into_iter().enumerate() {
         for ask in [Ask::tcp(server), Ask::udp(server), Ask::udp_unconnected(server)] {
             let what = format!("{} → {}: {ask:?}", from.name(), to.name());
             let reply = from.ask(ask).await.with_context(|| what.clone())?;
             assert_eq!(reply.name, to.name(), "{what}");
             assert_eq!(reply.peer, server, "{what}");
-            assert_eq!(reply.client, reply.local_of(from.addrs(), family), "{what}");
+            let own = from.addrs().at(reply.local.port())[family];
+            assert_eq!(reply.client, own, "{what}");
         }
     }
     Ok(())
 }
 
-trait LocalOf {
-    fn local_of(&self, addrs: Addrs, family: usize) -> SocketAddr;
-}
-
-impl LocalOf for lab::Reply {
-    /// The client's own address, with the port that it used.
-    fn local_of(&self, addrs: Addrs, family: usize) -> SocketAddr {
-        addrs.at(self.local.port())[family]
-    }
+/// The IPv4 address of a machine, and a port.
+fn at(machine: &Machine, port: u16) -> SocketAddr {
+    (machine.ipv4(), port).into()
 }
 
 async fn everyone_reaches_everyone(cni: Cni) -> Result<()> {
@@ -62,8 +60,8 @@ async fn everyone_reaches_everyone(cni: Cni) -> Result<()> {
     reaches(lab.node(1), &a).await?;
 
     let client = lab.add_client("outside").await?;
-    let failure = client.tcp((a.ipv4(), 80).to_socket()).await.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Unreachable, "no route yet: {failure}");
+    let failure = client.tcp(at(&a, 80)).await.err().map(|failure| failure.kind);
+    assert_eq!(failure, Some(FailureKind::Unreachable), "no route yet");
     client.route("10.244.0.0/16", lab.node(0).ipv4()).await?;
     client.route("fd00:244::/32", lab.node(0).ipv6()).await?;
     reaches(&client, &a).await?;
@@ -80,16 +78,6 @@ async fn serve_on_node(lab: &Lab) -> Result<()> {
         node.serve(Serve::udp(80).on(addr)).await?;
     }
     reaches(&pod, node).await
-}
-
-trait ToSocket {
-    fn to_socket(self) -> SocketAddr;
-}
-
-impl<T: Into<IpAddr>> ToSocket for (T, u16) {
-    fn to_socket(self) -> SocketAddr {
-        SocketAddr::new(self.0.into(), self.1)
-    }
 }
 
 #[tokio::test]
@@ -111,7 +99,7 @@ async fn a_lab_of_two_nodes_and_six_pods_starts_quickly() -> Result<()> {
     let pods = futures::future::try_join_all(pods).await?;
     let took = started.elapsed();
     eprintln!("started in {took:?}");
-    assert!(took < Duration::from_secs(3), "two nodes and {} pods took {took:?}", pods.len());
+    assert!(took < Duration::from_secs(1), "two nodes and {} pods took {took:?}", pods.len());
     let ended = Instant::now();
     drop(pods);
     drop(lab);
@@ -136,7 +124,7 @@ async fn an_address_that_nobody_has_is_unreachable_and_silence_times_out() -> Re
     let (lab, [a, _, c]) = small_lab(Cni::Routed).await?;
     let failure = lab.node(0).tcp("192.0.2.1:80").await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
-    let quick = Ask::udp_unconnected((c.ipv4(), 81).to_socket()).timeout(Duration::from_millis(50));
+    let quick = Ask::udp_unconnected(at(&c, 81)).timeout(Duration::from_millis(50));
     let failure = a.ask(quick).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::TimedOut, "{failure}");
     let failure = a.tcp("web:80").await.unwrap_err();
@@ -158,10 +146,10 @@ async fn payloads_beyond_a_packet_come_back_whole() -> Result<()> {
 #[tokio::test]
 async fn a_socket_that_stays_open_outlives_the_listener() -> Result<()> {
     let (_lab, [a, b, c]) = small_lab(Cni::Routed).await?;
-    let to = (c.ipv4(), 8080).to_socket();
+    let to = at(&c, 8080);
     let server = c.serve(Serve::tcp(8080)).await?;
-    let socket = a.open(Ask::tcp(to).from((a.ipv4(), 7000).to_socket())).await?;
-    assert_eq!(socket.ask().await?.client, (a.ipv4(), 7000).to_socket());
+    let socket = a.open(Ask::tcp(to).from(at(&a, 7000))).await?;
+    assert_eq!(socket.ask().await?.client, at(&a, 7000));
     let report = server.stop().await?;
     assert_eq!((report.accepted, report.requests, report.open), (1, 1, 1));
     assert!(a.tcp(to).await.unwrap_err().refused_at_once());
@@ -170,10 +158,10 @@ async fn a_socket_that_stays_open_outlives_the_listener() -> Result<()> {
 
     serve(&b).await?;
     serve(&c).await?;
-    let socket = a.open(Ask::udp_unconnected((b.ipv4(), 80).to_socket())).await?;
+    let socket = a.open(Ask::udp_unconnected(at(&b, 80))).await?;
     assert_eq!(socket.ask().await?.name, "b");
-    let other = socket.ask_of((c.ipv4(), 80).to_socket()).await?;
-    assert_eq!((other.name.as_str(), other.peer), ("c", (c.ipv4(), 80).to_socket()));
+    let other = socket.ask_of(at(&c, 80)).await?;
+    assert_eq!((other.name.as_str(), other.peer), ("c", at(&c, 80)));
     Ok(())
 }
 
@@ -197,7 +185,8 @@ async fn a_load_counts_answers_and_failures() -> Result<()> {
 
     let fixed = Load::new(Ask::tcp(to_b)).per_second(200.0).lasting(Duration::from_millis(250));
     let report = a.load(fixed).await?;
-    assert_eq!((report.answered(), report.failed()), (50, 0), "{report:?}");
+    // At most 50 are due, and a busy machine may skip some.
+    assert!((10..=50).contains(&report.answered()) && report.failed() == 0, "{report:?}");
     assert_eq!(report.backends.keys().collect::<Vec<_>>(), ["b"]);
     assert!(report.latency.p50 <= report.latency.max && !report.latency.p50.is_zero());
 
@@ -225,7 +214,9 @@ async fn a_load_counts_answers_and_failures() -> Result<()> {
 #[tokio::test]
 async fn programs_run_in_the_namespace_and_cgroup_of_a_pod() -> Result<()> {
     let (lab, [a, ..]) = small_lab(Cni::Routed).await?;
-    let output = a.exec("cat", &["/proc/self/cgroup", "/proc/net/dev"]).await?;
+    let rp_filter = "/proc/sys/net/ipv4/conf/eth0/rp_filter";
+    let output = a.exec("cat", &["/proc/self/cgroup", "/proc/net/dev", rp_filter]).await?;
+    assert!(output.stdout.ends_with("\n1\n"), "strict: {output:?}");
     let cgroup = lab.cgroup().file_name().context("a name")?.to_string_lossy().into_owned();
     assert!(output.stdout.contains(&format!("/{cgroup}/node-1/pod-a")), "{output:?}");
     assert!(output.stdout.contains("eth0"), "{output:?}");
@@ -243,7 +234,7 @@ async fn a_deleted_pod_is_gone_and_its_node_says_so() -> Result<()> {
     reaches(&a, &b).await?;
     lab.delete_pod(&b).await?;
     assert!(!lab.node(0).netns().links().await?.contains(&"veth3".to_owned()));
-    let to = (b.ipv4(), 80).to_socket();
+    let to = at(&b, 80);
     let failure = a.ask(Ask::tcp(to).timeout(Duration::from_millis(200))).await.unwrap_err();
     assert!(
         matches!(failure.kind, FailureKind::TimedOut | FailureKind::Unreachable),
@@ -258,7 +249,7 @@ async fn the_fabric_is_reached_from_nodes() -> Result<()> {
     let lab = Lab::start(LabConfig::default()).await?;
     let listener = tokio::net::TcpListener::from_std(lab.listen(6443)?)?;
     let node = lab.node(1);
-    let socket = node.open(Ask::tcp((FABRIC.v4, 6443).to_socket()));
+    let socket = node.open(Ask::tcp(SocketAddr::from((FABRIC.v4, 6443))));
     let (socket, accepted) = tokio::join!(socket, listener.accept());
     assert_eq!(accepted?.1, socket?.local());
     Ok(())
@@ -271,8 +262,11 @@ async fn no_namespace_has_a_way_out() -> Result<()> {
         .lines()
         .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
         .collect();
-    assert!(!host.iter().any(|name| name.starts_with("veth") || name.starts_with("port")));
-    assert!(lab.fabric().links().await?.contains(&"port0".to_owned()));
+    let wires = [(lab.fabric(), "port0"), (lab.node(0).netns(), "veth2")];
+    for (netns, name) in wires {
+        assert!(netns.links().await?.iter().any(|link| link == name), "{name} in {netns}");
+        assert!(!host.contains(name), "{name} is a device of the host");
+    }
     for machine in [&a as &Machine, lab.node(0)] {
         let failure = machine
             .ask(Ask::tcp("1.1.1.1:80").timeout(Duration::from_millis(500)))
@@ -309,6 +303,16 @@ async fn a_map_can_be_pinned_below_the_root_of_a_node() -> Result<()> {
     let again = Map::Array(MapData::from_pin(folder.join("map"))?);
     assert_eq!(Array::<_, u32>::try_from(again)?.get(&1, 0)?, 42);
     assert_eq!(std::fs::read_dir(lab.node(1).bpffs_root())?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_is_reported_with_its_log() -> Result<()> {
+    let lab = Lab::start(LabConfig { nodes: 1, ..LabConfig::default() }).await?;
+    let options = AgentOptions::files(lab.scratch()).flag("--no-such-flag", "1");
+    let mut agent = lab.start_agent(lab.node(0), &options)?;
+    let error = agent.wait_synced().await.err().context("it cannot have synced")?;
+    assert!(format!("{error:#}").contains("the agent of node-1 has ended"), "{error:#}");
     Ok(())
 }
 

@@ -28,13 +28,16 @@ pub(super) struct Remote {
     next: AtomicU64,
 }
 
+type Answer = Result<Value, Failure>;
+type Senders = HashMap<u64, oneshot::Sender<Answer>>;
+
 /// Who waits for which answer; `None` once the worker has hung up.
-struct Waiting(Mutex<Option<HashMap<u64, oneshot::Sender<Result<Value, Failure>>>>>);
+struct Waiting(Mutex<Option<Senders>>);
 
 /// An answer that is still to come.
 pub(super) struct Pending {
     machine: Arc<str>,
-    answer: oneshot::Receiver<Result<Value, Failure>>,
+    answer: oneshot::Receiver<Answer>,
 }
 
 impl Remote {
@@ -103,10 +106,7 @@ impl Pending {
 }
 
 impl Waiting {
-    #[expect(clippy::type_complexity, reason = "the type of the field, guarded")]
-    fn lock(
-        &self,
-    ) -> MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Result<Value, Failure>>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Senders>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
