@@ -160,7 +160,7 @@ fn what_is_in_the_pinned_maps_is_read() {
     assert_eq!(counters.no_local[&("IPv4", "internal")], 1);
     assert_eq!(counters.no_local.values().sum::<usize>(), 1);
     assert!(counters.fill.contains(&Fill { map: "slots", used: 4, max: 32 }));
-    assert!(counters.fill.contains(&Fill { map: "frontends", used: 2, max: 16 }));
+    assert!(counters.fill.contains(&Fill { map: "frontends", used: 1, max: 16 }));
 
     let key = dns("10.96.0.10");
     let to = Destination { addr: key.addr, port: key.port, proto: key.proto };
