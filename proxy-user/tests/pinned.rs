@@ -197,10 +197,8 @@ fn commands_answer_without_an_agent_and_keep_their_exit_codes() {
     let run = |root: &Path, args: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_shunt"))
             .args(args)
-            .arg("--bpffs-root")
-            .arg(root)
-            .arg("--control-socket")
-            .arg(runtime.path().join("agent.sock"))
+            .env("SHUNT_BPFFS_ROOT", root)
+            .env("SHUNT_CONTROL_SOCKET", runtime.path().join("agent.sock"))
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
