@@ -37,7 +37,6 @@ pub async fn serve(
             Err(error) => error,
         };
         let message = format!("cannot listen on {addr}: {error}; retried until it can");
-        tracing::warn!(listener = what, "{message}");
         report(Some(Warning { subject: format!("listener for {what}"), message }));
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);

@@ -4,10 +4,12 @@
 //! Never writes to a map, and never asks an agent.
 
 mod counters;
+mod range;
 
 pub use counters::{Counters, Fill, NoLocal, OutcomeCount, ServiceCount};
+pub use range::Range;
 
-use crate::loader::pin_directory;
+use crate::loader::{pin_directory, sys};
 use aya::Pod;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use ipnetwork::IpNetwork;
@@ -22,6 +24,7 @@ use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader, Slot};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// Why the pinned maps could not be read.
@@ -104,37 +107,7 @@ struct Table<M> {
     name: &'static str,
     map: M,
     max: u32,
-}
-
-/// A range of the slot array, as it was when it was read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Range {
-    /// The header.
-    pub header: RangeHeader,
-    /// The slots: the cluster set, the local set and the draining backends.
-    pub slots: Vec<Slot>,
-}
-
-impl Range {
-    /// The cluster set.
-    pub fn cluster(&self) -> &[Slot] {
-        self.part(0, self.header.cluster)
-    }
-
-    /// The local set.
-    pub fn local(&self) -> &[Slot] {
-        self.part(self.header.cluster, self.header.local)
-    }
-
-    /// The backends that serve but are in neither set.
-    pub fn draining(&self) -> &[Slot] {
-        self.part(self.header.cluster.saturating_add(self.header.local), self.header.draining)
-    }
-
-    fn part(&self, first: u32, count: u32) -> &[Slot] {
-        let slots = self.slots.get(first as usize..).unwrap_or_default();
-        &slots[..slots.len().min(count as usize)]
-    }
+    fd: OwnedFd,
 }
 
 impl PinnedMaps {
@@ -217,34 +190,14 @@ impl PinnedMaps {
     }
 
     /// The ranges that `frontends` name, by the index of their headers; reads nothing else of
-    /// the slot array.
-    ///
-    /// The agent may give a range to another service as soon as no frontend names it, so a range
-    /// counts only if its frontend still named it after it was read. A frontend that has moved
-    /// is brought up to date, one that is gone is removed.
+    /// the slot array. A frontend that moves meanwhile is brought up to date, one that goes is
+    /// removed.
     pub fn ranges(
         &self,
         frontends: &mut BTreeMap<FrontendKey, FrontendValue>,
     ) -> Result<BTreeMap<u32, Range>, PinnedError> {
-        let mut ranges = BTreeMap::new();
-        let mut gone = Vec::new();
-        for (key, value) in frontends.iter_mut() {
-            while !ranges.contains_key(&value.range()) {
-                let range = self.range(value.range())?;
-                match self.frontend(key).filter(|now| now.tag() == key.tag()) {
-                    Some(now) if now == *value => drop(ranges.insert(now.range(), range)),
-                    Some(now) => *value = now,
-                    None => {
-                        gone.push(*key);
-                        break;
-                    }
-                }
-            }
-        }
-        for key in gone {
-            frontends.remove(&key);
-        }
-        Ok(ranges)
+        let now = |key: &FrontendKey| self.frontend(key).filter(|value| value.tag() == key.tag());
+        range::of(frontends, |index| self.range(index), now)
     }
 
     fn range(&self, index: u32) -> Result<Range, PinnedError> {
@@ -285,7 +238,8 @@ impl<M: TryFrom<Map, Error = MapError>> Table<M> {
         let open = || -> Result<_, MapError> {
             let data = MapData::from_pin(&path)?;
             let max = data.info()?.max_entries();
-            Ok(Self { name, max, map: Map::from_map_data(data)?.try_into()? })
+            let fd = data.fd().as_fd().try_clone_to_owned()?;
+            Ok(Self { name, max, fd, map: Map::from_map_data(data)?.try_into()? })
         };
         open().map_err(|source| match &source {
             MapError::SyscallError(error)
@@ -305,12 +259,13 @@ impl<M> Table<M> {
 }
 
 impl<K: Pod + Ord, V: Pod> Table<HashMap<MapData, K, V>> {
-    /// The entries. A walk starts again when the entry it stands on is deleted, so it is bounded.
     fn entries(&self) -> Result<BTreeMap<K, V>, PinnedError> {
-        let steps = 2 * self.max as usize;
-        self.map.iter().take(steps).collect::<Result<_, _>>().map_err(|e| self.unreadable(e))
+        let entries = sys::entries(self.fd.as_fd()).map_err(|e| self.unreadable(e.into()))?;
+        Ok(entries.into_iter().collect())
     }
 
+    /// Walks over the keys, which takes no memory for a large map. A walk starts again when the
+    /// entry it stands on is deleted, so it is bounded.
     fn len(&self) -> Result<u32, PinnedError> {
         let mut len = 0;
         for key in self.map.keys().take(self.max as usize) {

@@ -2,7 +2,7 @@
 //! maps are. Read by `shunt status` and by a scrape of the metrics.
 
 use super::{PinnedError, PinnedMaps};
-use proxy_ebpf::frontend::FrontendFlags;
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program, counter_index};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use serde::Serialize;
@@ -61,7 +61,8 @@ impl PinnedMaps {
     /// Reads all numbers.
     pub fn counters(&self) -> Result<Counters, PinnedError> {
         let services = self.services()?;
-        let (slots, no_local) = self.ranges_in_use()?;
+        let frontends = self.frontends()?;
+        let (slots, no_local) = self.ranges_in_use(&frontends)?;
         let fill = |map, used, max| Fill { map, used, max };
         Ok(Counters {
             outcomes: self.outcomes()?,
@@ -70,7 +71,7 @@ impl PinnedMaps {
                 .map(|(&id, &info)| Ok(ServiceCount { info, counters: self.service_counters(id)? }))
                 .collect::<Result<_, PinnedError>>()?,
             fill: vec![
-                fill("frontends", self.frontends.len()?, self.frontends.max),
+                fill("frontends", frontends.len() as u32, self.frontends.max),
                 fill("slots", slots, self.slots.max),
                 fill("services", services.len() as u32, self.services.max),
                 fill("flows", self.flows.len()?, self.flows.max),
@@ -93,7 +94,10 @@ impl PinnedMaps {
 
     /// How many elements of the slot array belong to ranges that a frontend names, and
     /// [`Counters::no_local`].
-    fn ranges_in_use(&self) -> Result<(u32, NoLocal), PinnedError> {
+    fn ranges_in_use(
+        &self,
+        frontends: &BTreeMap<FrontendKey, FrontendValue>,
+    ) -> Result<(u32, NoLocal), PinnedError> {
         let policies = [
             ("internal", FrontendFlags::INTERNAL_LOCAL),
             ("external", FrontendFlags::EXTERNAL_LOCAL),
@@ -103,7 +107,7 @@ impl PinnedMaps {
             .into_iter()
             .flat_map(|family| policies.map(|(policy, _)| ((family, policy), BTreeSet::new())))
             .collect();
-        for (key, value) in self.frontends()? {
+        for (key, value) in frontends {
             let header = match headers.entry(value.range()) {
                 Entry::Occupied(read) => *read.get(),
                 Entry::Vacant(unread) => *unread.insert(self.header(value.range())?),

@@ -84,7 +84,7 @@ pub(super) fn nearest(snapshot: &Snapshot, to: Destination) -> Vec<String> {
         taking.sort();
         let taking: Vec<_> = taking.iter().map(ToString::to_string).collect();
         let what = match known {
-            Some(_) => "an address of this node that takes no NodePorts (--nodeport-addresses)",
+            Some(_) => "an address of this node that takes no NodePorts (--node-port-addresses)",
             None if to.addr.is_loopback() => {
                 "reached by processes of this node only, outside pods' network namespaces"
             }
