@@ -33,7 +33,7 @@ async fn cluster_with_web() -> Result<(Cluster, [Pod; 2])> {
 
 #[tokio::test]
 async fn pod_reaches_every_backend_of_a_cluster_ip() -> Result<()> {
-    let (cluster, _) = cluster_with_web().await?;
+    let (cluster, _pods) = cluster_with_web().await?;
     let client = cluster.lab.add_pod(cluster.lab.node(0), "client").await?;
     for vip in WEB_VIPS {
         for ask in [Ask::tcp(vip), Ask::udp(vip), Ask::udp_unconnected(vip)] {
