@@ -34,6 +34,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 /// How often flows that have ended are removed.
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
+/// How long news may take to reach the status: a burst of changes is told once.
+const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
 /// How many changes may wait before a source has to wait too.
 const CHANGES: usize = 4_096;
 
@@ -94,6 +96,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         min_sync_period: config.min_sync_period,
         next_pass: None,
         last_pass: None,
+        next_publish: None,
         reclaim: None,
         health,
         metrics,
@@ -134,6 +137,7 @@ struct Agent {
     min_sync_period: Duration,
     next_pass: Option<Instant>,
     last_pass: Option<Instant>,
+    next_publish: Option<Instant>,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
     health: Health,
@@ -171,8 +175,12 @@ impl Agent {
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
+                () = at(self.next_publish) => {
+                    self.publish();
+                    continue;
+                }
             }
-            self.publish();
+            self.next_publish.get_or_insert_with(|| Instant::now() + PUBLISH_PERIOD);
         }
     }
 
@@ -224,6 +232,7 @@ impl Agent {
             self.synced = true;
             self.update_node();
             self.report.synced();
+            self.next_publish = Some(Instant::now());
             tracing::info!(services = self.world.services().len(), "in sync");
         }
         self.finish_pass(began, &errors);
@@ -303,7 +312,8 @@ impl Agent {
     }
 
     /// Tells everyone who asks.
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.next_publish = None;
         let mut warnings = self.world.warnings();
         warnings.extend(self.planner.warnings());
         self.report.publish(&self.world, self.node.attachments(), warnings);

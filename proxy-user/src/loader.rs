@@ -27,6 +27,7 @@ use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
 use proxy_ebpf::socket::{Translation, UdpPeers};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -122,6 +123,8 @@ pub enum LoadError {
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: PathBuf,
+    /// Keeps other agents away from the pins for as long as it is open.
+    _lock: File,
 }
 
 /// The directory that holds everything of one layout below the BPF file system.
@@ -145,6 +148,7 @@ impl Dataplane {
         let links = pins.join("links");
         std::fs::create_dir_all(&links).map_err(|e| LoadError::PinDirectory(links, e))?;
 
+        let lock = lock(&pins)?;
         let cookie = sys::netns_cookie()
             .map_err(|e| LoadError::Kernel("read the cookie of the network namespace", e))?;
         let log_level = settings.log_level.map_or(0, |level| level as u8);
@@ -167,7 +171,7 @@ impl Dataplane {
         for name in PACKET_PROGRAMS {
             packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
-        let dataplane = Self { ebpf, pins };
+        let dataplane = Self { ebpf, pins, _lock: lock };
         dataplane.check_layout()?;
         Ok(dataplane)
     }
@@ -251,6 +255,18 @@ impl FlowTable {
             None => Ok(()),
         }
     }
+}
+
+/// Locks the directory of the pins, waiting for another agent to end: a rolling update may start
+/// the new one first.
+fn lock(pins: &Path) -> Result<File, LoadError> {
+    let failed = |e| LoadError::PinDirectory(pins.to_owned(), e);
+    let directory = File::open(pins).map_err(failed)?;
+    if directory.try_lock().is_err() {
+        tracing::warn!("another agent runs on {}; waiting for it to end", pins.display());
+        directory.lock().map_err(failed)?;
+    }
+    Ok(directory)
 }
 
 /// Key size, value size (both in bytes) and capacity of a pinned map.

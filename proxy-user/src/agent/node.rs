@@ -16,7 +16,8 @@ pub(super) struct NodeState {
     settings: NodeSettings,
     /// `None` until they have been read once.
     interfaces: Option<Vec<Interface>>,
-    attached_once: bool,
+    /// Where the programs were attached at the last update; `None` before the first one.
+    attachments: Option<Vec<Attachment>>,
     repaired: u64,
 }
 
@@ -38,7 +39,7 @@ impl NodeState {
             cgroup_root,
             settings,
             interfaces: None,
-            attached_once: false,
+            attachments: None,
             repaired: 0,
         }
     }
@@ -71,10 +72,10 @@ impl NodeState {
             links += made;
             warnings.extend(errors.iter().map(|error| warning("packet path", error)));
         }
-        if self.attached_once {
+        if self.attachments.is_some() {
             self.repaired += links;
         }
-        self.attached_once = true;
+        self.attachments = Some(self.dataplane.attachments().into_iter().collect());
         warnings
     }
 
@@ -84,7 +85,7 @@ impl NodeState {
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {
-        self.dataplane.attachments().into_iter().collect()
+        self.attachments.clone().unwrap_or_default()
     }
 }
 
