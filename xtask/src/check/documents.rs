@@ -2,7 +2,7 @@
 //!
 //! A path is text in back-ticks with a slash in it or a known ending; `{a,b}` stands for both. A
 //! command is `cargo xtask …` or `shunt …`, in a code block or in back-ticks. What is in angle
-//! brackets, begins with `/`, `~` or `$`, or holds a colon or a blank is no path of this tree.
+//! brackets, begins with `/`, `./`, `~` or `$`, or holds a colon or a blank is no path of this tree.
 
 use super::{Findings, flags, read, shunt_help};
 use crate::Cli;
@@ -89,7 +89,8 @@ fn code(markdown: &str) -> (Vec<&str>, Vec<&str>) {
 
 fn paths(markdown: &str) -> BTreeSet<String> {
     let is_path = |span: &&str| {
-        !span.starts_with(['/', '~', '$', '-', '.'])
+        !span.starts_with(['/', '~', '$', '-'])
+            && !span.starts_with("./")
             && !span.contains([' ', ':', '<', '*', '='])
             && (span.contains('/') || ENDINGS.iter().any(|ending| span.ends_with(ending)))
     };
