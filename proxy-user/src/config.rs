@@ -12,6 +12,7 @@ mod tests;
 mod value;
 
 pub use glob::matches_any;
+pub use settings::{BPFFS_ROOT, CONTROL_SOCKET};
 
 use crate::source::SourceConfig;
 use clap::parser::ValueSource;
@@ -180,7 +181,7 @@ pub enum Origin {
     /// On the command line, as this flag.
     Flag(&'static str),
     /// In this environment variable.
-    Env(&'static str),
+    Env(String),
     /// In a file, under this key.
     File(&'static str, PathBuf),
     /// Nowhere: it is the default of this flag.
@@ -346,10 +347,11 @@ fn edit_distance(a: &str, b: &str) -> usize {
 impl Args for AgentArgs {
     fn augment_args(command: Command) -> Command {
         command.args(SETTINGS.iter().map(|setting| {
-            let arg = Arg::new(setting.name)
+            let arg = Arg::new(setting.id())
                 .long(setting.name)
-                .env(setting.env)
+                .env(setting.env())
                 .value_name(setting.value)
+                .value_parser(setting.parser())
                 .help(setting.help);
             match setting.default {
                 Some(default) => arg.default_value(default),
@@ -372,14 +374,14 @@ impl FromArgMatches for AgentArgs {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for setting in &SETTINGS {
-            let origin = match matches.value_source(setting.name) {
+            let id = setting.id();
+            let origin = match matches.value_source(&id) {
                 Some(ValueSource::CommandLine) => Origin::Flag(setting.name),
-                Some(ValueSource::EnvVariable) => Origin::Env(setting.env),
+                Some(ValueSource::EnvVariable) => Origin::Env(setting.env()),
                 _ => continue,
             };
-            if let Some(text) = matches.get_one::<String>(setting.name) {
-                self.given.insert(setting.name, (origin, text.clone()));
-            }
+            let text = matches.get_raw(&id).into_iter().flatten().next().unwrap_or_default();
+            self.given.insert(setting.name, (origin, text.to_string_lossy().into_owned()));
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ pub(crate) struct Executable {
     pub(crate) target: String,
     /// Whether it is a test executable.
     pub(crate) test: bool,
+    /// Whether it is one of the package's folder `tests`.
+    pub(crate) integration: bool,
 }
 
 /// Every executable of the workspace but this one, which runs.
@@ -64,6 +66,7 @@ fn executable(line: &str) -> Option<Executable> {
     #[derive(Deserialize)]
     struct Target {
         name: String,
+        kind: Vec<String>,
     }
     #[derive(Deserialize)]
     struct Profile {
@@ -73,6 +76,7 @@ fn executable(line: &str) -> Option<Executable> {
     Some(Executable {
         path: artifact.executable?,
         package: artifact.manifest_path.parent()?.to_owned(),
+        integration: artifact.target.kind == ["test"],
         target: artifact.target.name,
         test: artifact.profile.test,
     })
@@ -87,11 +91,12 @@ mod tests {
         let line = |executable: &str| {
             format!(
                 r#"{{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml",
-                "target":{{"name":"demo"}},"profile":{{"test":false}},"executable":{executable}}}"#
+                "target":{{"name":"demo","kind":["bin"]}},"profile":{{"test":false}},"executable":{executable}}}"#
             )
         };
         let found = executable(&line(r#""/w/target/debug/demo""#)).unwrap();
-        assert_eq!((found.target.as_str(), found.test), ("demo", false));
+        assert_eq!(found.target, "demo");
+        assert!(!found.test && !found.integration);
         assert_eq!(found.package, Path::new("/w/tests"));
         assert!(executable(&line("null")).is_none());
         assert!(executable(r#"{"reason":"build-finished","success":true}"#).is_none());

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
 
 /// What a check has to say; nothing means that all is well.
 type Findings = Vec<String>;
@@ -118,8 +119,16 @@ fn read(path: &Path) -> Result<String> {
 
 /// What `shunt` prints with `args` and `--help`, if it knows them.
 fn shunt_help(args: &[&str]) -> Result<Option<String>> {
-    let built = build::binaries(false)?;
-    let output = Command::new(build::find(&built, "shunt")?).args(args).arg("--help").output()?;
+    static SHUNT: OnceLock<PathBuf> = OnceLock::new();
+    let shunt = match SHUNT.get() {
+        Some(shunt) => shunt,
+        None => {
+            let built = build::binaries(false)?;
+            let shunt = build::find(&built, "shunt")?.to_owned();
+            SHUNT.get_or_init(|| shunt)
+        }
+    };
+    let output = Command::new(shunt).args(args).arg("--help").output()?;
     let help = String::from_utf8(output.stdout).context("the help is no text")?;
     Ok((output.status.success() && !help.is_empty()).then_some(help))
 }

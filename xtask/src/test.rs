@@ -34,7 +34,7 @@ pub(crate) struct Args {
 enum Tier {
     /// Pure code, on the host
     Unit,
-    /// Kernel programs through BPF_PROG_TEST_RUN; needs root
+    /// Programs and maps in the kernel, without traffic; needs root
     Program,
     /// Sockets and packets between network namespaces; needs root
     Lab,
@@ -43,13 +43,13 @@ enum Tier {
 impl Tier {
     const ALL: [Self; 3] = [Self::Unit, Self::Program, Self::Lab];
 
-    /// The tier of a test executable: the crate `tests` is the lab, but for its targets whose
-    /// names begin with `program`.
+    /// The tier of a test executable: the crate `tests` is the lab, and integration tests of the
+    /// other crates are about programs and maps in the kernel.
     fn of(executable: &Executable) -> Self {
         match executable.package.file_name() {
-            Some(package) if package != "tests" => Self::Unit,
-            _ if executable.target.starts_with("program") => Self::Program,
-            _ => Self::Lab,
+            Some(package) if package == "tests" => Self::Lab,
+            _ if executable.integration => Self::Program,
+            _ => Self::Unit,
         }
     }
 
@@ -263,21 +263,21 @@ mod tests {
     }
 
     #[test]
-    fn an_executable_has_the_tier_of_its_crate_and_name() {
-        for (package, target, tier) in [
-            ("/w/proxy-ebpf", "proxy_ebpf", Tier::Unit),
-            ("/w/proxy-user", "proxy_user", Tier::Unit),
-            ("/w/tests", "lab", Tier::Lab),
-            ("/w/tests", "cluster_ip", Tier::Lab),
-            ("/w/tests", "programs", Tier::Program),
+    fn an_executable_has_the_tier_of_its_crate_and_kind() {
+        for (package, integration, tier) in [
+            ("/w/proxy-user", false, Tier::Unit),
+            ("/w/proxy-user", true, Tier::Program),
+            ("/w/tests", false, Tier::Lab),
+            ("/w/tests", true, Tier::Lab),
         ] {
             let executable = Executable {
                 path: PathBuf::new(),
                 package: package.into(),
-                target: target.to_owned(),
+                target: "x".to_owned(),
                 test: true,
+                integration,
             };
-            assert_eq!(Tier::of(&executable), tier, "{target} of {package}");
+            assert_eq!(Tier::of(&executable), tier, "{package}, integration: {integration}");
         }
     }
 }

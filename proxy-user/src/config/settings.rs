@@ -3,13 +3,13 @@
 //!
 //! What a value means is in `value`; which of several values counts is in the parent.
 
+use clap::builder::ValueParser;
+
 /// A setting of the agent.
 #[derive(Debug)]
 pub(super) struct Setting {
     /// The flag without its dashes, which is also the key in the configuration file.
     pub(super) name: &'static str,
-    /// The environment variable.
-    pub(super) env: &'static str,
     /// What stands for the value in the help.
     pub(super) value: &'static str,
     /// The default; `None` where there is none, or where it depends on the machine.
@@ -18,11 +18,36 @@ pub(super) struct Setting {
     pub(super) help: &'static str,
 }
 
+impl Setting {
+    /// The environment variable.
+    pub(super) fn env(&self) -> String {
+        format!("SHUNT_{}", self.id().to_uppercase())
+    }
+
+    /// The name among clap's arguments: the one that a derived field would have, so that a global
+    /// flag of the command line with the same name is the same argument.
+    pub(super) fn id(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// What clap takes the text for: also the type that a derived field would have.
+    pub(super) fn parser(&self) -> ValueParser {
+        match self.value {
+            "PATH" | "DIR" | "FILE" => ValueParser::path_buf(),
+            _ => ValueParser::string(),
+        }
+    }
+}
+
+/// The default of `--bpffs-root`, for the agent and for the command line.
+pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
+/// The default of `--control-socket`, for the agent and for the command line.
+pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
+
 /// Every setting, in the order of the help.
 pub(super) const SETTINGS: [Setting; 20] = [
     Setting {
         name: "source",
-        env: "SHUNT_SOURCE",
         value: "kube|files",
         default: Some("kube"),
         help: "Where Services, EndpointSlices and the Node come from: the Kubernetes API, or a \
@@ -30,43 +55,38 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "kubeconfig",
-        env: "SHUNT_KUBECONFIG",
         value: "FILE",
         default: None,
-        help: "How to reach the Kubernetes API; without it, the pod's service account. Its server \
-               must be the real address, not the ClusterIP that the agent itself serves",
+        help: "How to reach the Kubernetes API; without it $KUBECONFIG, else the pod's service \
+               account. Its server must be the real address, not the ClusterIP that the agent \
+               itself serves",
     },
     Setting {
         name: "manifests",
-        env: "SHUNT_MANIFESTS",
         value: "DIR",
         default: None,
         help: "The folder for `--source files`; it is watched, edits apply live",
     },
     Setting {
         name: "node-name",
-        env: "SHUNT_NODE_NAME",
         value: "NAME",
         default: None,
         help: "The name of this node's Node object [default: the host name, in lower case]",
     },
     Setting {
         name: "cgroup-root",
-        env: "SHUNT_CGROUP_ROOT",
         value: "PATH",
         default: None,
         help: "The cgroup v2 directory whose sockets are served [default: where cgroup2 is mounted]",
     },
     Setting {
         name: "bpffs-root",
-        env: "SHUNT_BPFFS_ROOT",
         value: "PATH",
-        default: Some("/sys/fs/bpf"),
+        default: Some(BPFFS_ROOT),
         help: "The BPF file system; maps and links are pinned in `shunt/` below it",
     },
     Setting {
         name: "devices",
-        env: "SHUNT_DEVICES",
         value: "LIST",
         default: Some("auto"),
         help: "The node's own devices on which the packet path runs: names or patterns with * and \
@@ -74,7 +94,6 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "pod-devices",
-        env: "SHUNT_POD_DEVICES",
         value: "GLOBS",
         default: Some("veth*,cali*,lxc*,eni*,azv*,gke*"),
         help: "The node's side of the pods' devices, by name: patterns with * and ?, separated by \
@@ -82,7 +101,6 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "cluster-cidr",
-        env: "SHUNT_CLUSTER_CIDR",
         value: "CIDRS",
         default: None,
         help: "The addresses of the cluster's pods, separated by commas; what comes from elsewhere \
@@ -90,7 +108,6 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "node-port-addresses",
-        env: "SHUNT_NODE_PORT_ADDRESSES",
         value: "primary|CIDRS",
         default: Some("primary"),
         help: "Where NodePorts are reached: the node's InternalIP of each family, or its addresses \
@@ -98,14 +115,12 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "node-port-range",
-        env: "SHUNT_NODE_PORT_RANGE",
         value: "FIRST-LAST",
         default: Some("30000-32767"),
         help: "The ports that the API server gives to NodePorts",
     },
     Setting {
         name: "snat-port-range",
-        env: "SHUNT_SNAT_PORT_RANGE",
         value: "FIRST-LAST",
         default: Some("61000-65535"),
         help: "The node's ports that the packet path uses for itself; they must lie outside the \
@@ -113,7 +128,6 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "min-sync-period",
-        env: "SHUNT_MIN_SYNC_PERIOD",
         value: "DURATION",
         default: Some("50ms"),
         help: "The least time between two writes to the kernel while changes keep coming; a change \
@@ -121,7 +135,6 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "drift-check-period",
-        env: "SHUNT_DRIFT_CHECK_PERIOD",
         value: "DURATION",
         default: Some("30s"),
         help: "How often maps and links are compared with what they should be, and repaired; at \
@@ -129,42 +142,36 @@ pub(super) const SETTINGS: [Setting; 20] = [
     },
     Setting {
         name: "healthz-bind-address",
-        env: "SHUNT_HEALTHZ_BIND_ADDRESS",
         value: "IP:PORT",
         default: Some("0.0.0.0:10256"),
         help: "Where /healthz and /livez are served",
     },
     Setting {
         name: "metrics-bind-address",
-        env: "SHUNT_METRICS_BIND_ADDRESS",
         value: "IP:PORT",
         default: Some("127.0.0.1:10249"),
         help: "Where /metrics is served",
     },
     Setting {
         name: "control-socket",
-        env: "SHUNT_CONTROL_SOCKET",
         value: "PATH",
-        default: Some("/run/shunt/agent.sock"),
+        default: Some(CONTROL_SOCKET),
         help: "The socket on which the agent answers the command line",
     },
     Setting {
         name: "log-format",
-        env: "SHUNT_LOG_FORMAT",
         value: "text|json",
         default: Some("text"),
         help: "How a log line is written",
     },
     Setting {
         name: "log-level",
-        env: "SHUNT_LOG_LEVEL",
         value: "LEVEL",
         default: Some("info"),
         help: "The least important line that is logged: error, warn, info, debug or trace",
     },
     Setting {
         name: CONFIG,
-        env: "SHUNT_CONFIG",
         value: "FILE",
         default: None,
         help: "A YAML file with any of these settings, each under its name without the dashes; a \

@@ -98,12 +98,33 @@ fn every_setting_can_be_given_in_a_file() {
 fn a_flag_counts_more_than_a_variable_and_that_more_than_the_file() {
     let file = file("log-level: error\nlog-format: json\nnode-name: from-file");
     let mut args = args(&["--log-level", "debug", "--config", file.path().to_str().unwrap()]);
-    let variable = (Origin::Env("SHUNT_NODE_NAME"), "from-env".to_owned());
+    let variable = (Origin::Env("SHUNT_NODE_NAME".to_owned()), "from-env".to_owned());
     args.given.insert("node-name", variable);
     let config = args.resolve().unwrap();
     assert_eq!(config.log_level, tracing::Level::DEBUG);
     assert_eq!(config.node_name, "from-env");
     assert_eq!(config.log_format, LogFormat::Json);
+}
+
+#[test]
+fn a_global_flag_of_the_same_name_is_the_same_flag() {
+    #[derive(Parser)]
+    struct Outer {
+        #[arg(long, global = true, default_value = BPFFS_ROOT)]
+        bpffs_root: PathBuf,
+        #[command(subcommand)]
+        command: Inner,
+    }
+    #[derive(clap::Subcommand)]
+    enum Inner {
+        Agent(AgentArgs),
+    }
+    for flags in [["shunt", "agent", "--bpffs-root=/b"], ["shunt", "--bpffs-root=/b", "agent"]] {
+        let Outer { bpffs_root, command: Inner::Agent(args) } =
+            Outer::try_parse_from(flags).unwrap();
+        assert_eq!(bpffs_root, args.resolve().unwrap().bpffs_root);
+        assert_eq!(bpffs_root, Path::new("/b"));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A path is text in back-ticks with a slash in it or a known ending; `{a,b}` stands for both. A
 //! command is `cargo xtask …` or `shunt …`, in a code block or in back-ticks. What is in angle
-//! brackets, begins with `/`, `~` or `$`, or holds a colon or a blank is no path of this tree.
+//! brackets, begins with `/`, `./`, `~` or `$`, or holds a colon or a blank is no path of this tree.
 
 use super::{Findings, flags, read, shunt_help};
 use crate::Cli;
@@ -54,13 +54,15 @@ pub(super) fn check() -> Result<Findings> {
     Ok(findings)
 }
 
-/// The table of the agent's flags has a row for each, and no other.
+/// The table of the agent's flags has a row for each that is its own, and no other.
 fn flag_table(readme: &str) -> Result<Findings> {
-    let help = shunt_help(&["agent"])?.context("`shunt agent --help` prints nothing")?;
-    let known: BTreeSet<_> = flags(&help).into_iter().filter(|&flag| flag != "help").collect();
+    let agent = shunt_help(&["agent"])?.context("`shunt agent --help` prints nothing")?;
+    let everywhere = shunt_help(&[])?.context("`shunt --help` prints nothing")?;
+    let (known, everywhere) = (flags(&agent), flags(&everywhere));
     let rows = readme.lines().filter_map(|line| line.strip_prefix("| `--")?.split('`').next());
     let rows: BTreeSet<_> = rows.collect();
-    let missing = known.difference(&rows).map(|flag| format!("lacks the flag --{flag}"));
+    let missing = known.iter().filter(|flag| !rows.contains(*flag) && !everywhere.contains(*flag));
+    let missing = missing.map(|flag| format!("lacks the flag --{flag}"));
     let unknown = rows.difference(&known).map(|flag| format!("has --{flag}, which is no flag"));
     Ok(missing.chain(unknown).map(|what| format!("the table in {COMMANDS_IN} {what}")).collect())
 }
@@ -87,7 +89,8 @@ fn code(markdown: &str) -> (Vec<&str>, Vec<&str>) {
 
 fn paths(markdown: &str) -> BTreeSet<String> {
     let is_path = |span: &&str| {
-        !span.starts_with(['/', '~', '$', '-', '.'])
+        !span.starts_with(['/', '~', '$', '-'])
+            && !span.starts_with("./")
             && !span.contains([' ', ':', '<', '*', '='])
             && (span.contains('/') || ENDINGS.iter().any(|ending| span.ends_with(ending)))
     };
