@@ -20,7 +20,7 @@ const PAGE: u32 = 100;
 /// How long an API server may take to begin an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long a streamed list may pause. A server that does not know streamed lists never ends one.
-const LIST_PAUSE: Duration = Duration::from_secs(10);
+const LIST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a watch may be silent. API servers send a bookmark every minute.
 const WATCH_PAUSE: Duration = Duration::from_secs(180);
 /// A watch that ends sooner counts as a failure, so that the next one waits.
@@ -57,6 +57,8 @@ pub(super) struct Watch<'a, F: Feed> {
     report: &'a Report<'a>,
     /// Up to where the objects are known; `None` before a list.
     version: Option<String>,
+    /// Since when the current watch is open, and its list complete.
+    open_since: Option<Instant>,
     /// Whether lists are asked for as streams, which cost both sides less memory (KEP-3157).
     streamed_lists: bool,
 }
@@ -76,6 +78,7 @@ impl<'a, F: Feed> Watch<'a, F> {
             api: Api::all(connection.client.clone()),
             report,
             version: None,
+            open_since: None,
             streamed_lists: true,
         }
     }
@@ -84,14 +87,17 @@ impl<'a, F: Feed> Watch<'a, F> {
     pub(super) async fn run(mut self) -> Closed {
         let mut backoff = Backoff::default();
         loop {
-            let begun = Instant::now();
             let Err(stop) = self.follow().await;
-            if begun.elapsed() >= SHORT_WATCH {
+            let lasted = self.open_since.take().is_some_and(|time| time.elapsed() >= SHORT_WATCH);
+            if lasted {
                 backoff = Backoff::default();
             }
             let warning = match stop {
                 Stop::Closed => return Closed,
-                Stop::Ended if begun.elapsed() >= SHORT_WATCH => continue,
+                Stop::Ended if lasted => continue,
+                Stop::Ended if self.version.is_none() => {
+                    Some(self.warning(format!("it breaks off the list of {}", F::RESOURCE)))
+                }
                 Stop::Ended => None,
                 Stop::Expired => {
                     self.version = None;
@@ -102,10 +108,9 @@ impl<'a, F: Feed> Watch<'a, F> {
                     continue;
                 }
                 Stop::Failed(error) => Some(self.failed(&error).await),
-                Stop::Silent => Some(Warning {
-                    subject: format!("Kubernetes API {}", self.server),
-                    message: format!("it does not answer when asked for {}", F::RESOURCE),
-                }),
+                Stop::Silent => {
+                    Some(self.warning(format!("it does not answer when asked for {}", F::RESOURCE)))
+                }
             };
             if let Some(warning) = warning {
                 tracing::warn!(subject = warning.subject, "{}", warning.message);
@@ -119,26 +124,32 @@ impl<'a, F: Feed> Watch<'a, F> {
 
     /// Decides what is still good after `error`, and puts it into words.
     async fn failed(&mut self, error: &Error) -> Warning {
-        let warning = explain(&self.server, F::RESOURCE, error);
         match error {
-            // The kubeconfig may hold new credentials by now, or a new address.
-            Error::Api(status) if status.code == 401 => match connect(self.kubeconfig).await {
-                Ok(connection) => {
-                    self.server = connection.server;
-                    self.api = Api::all(connection.client);
-                }
-                Err(error) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot renew the credentials"
-                ),
-            },
             Error::Api(status) if matches!(status.code, 403 | 429 | 502 | 503) => {}
+            Error::Api(status) if status.code == 401 => self.reconnect().await,
             // The version may be what the server cannot cope with: after etcd was restored from
             // a backup, say, it lies in the future.
             Error::Api(_) | Error::SerdeError(_) => self.version = None,
-            _ => {}
+            _ => self.reconnect().await,
         }
-        warning
+        self.warning(explain(F::RESOURCE, error))
+    }
+
+    fn warning(&self, message: String) -> Warning {
+        Warning { subject: format!("Kubernetes API {}", self.server), message }
+    }
+
+    /// Reads the kubeconfig again: it may hold a new token, certificate or address by now.
+    async fn reconnect(&mut self) {
+        match connect(self.kubeconfig).await {
+            Ok(connection) => {
+                self.server = connection.server;
+                self.api = Api::all(connection.client);
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot reconnect")
+            }
+        }
     }
 
     async fn follow(&mut self) -> Result<Infallible, Stop> {
@@ -169,6 +180,7 @@ impl<'a, F: Feed> Watch<'a, F> {
 
     async fn listed(&mut self) -> Result<(), Stop> {
         send(self.report.changes, self.feed.end_list()).await?;
+        self.open_since = Some(Instant::now());
         Ok(self.report.set(F::RESOURCE, self.feed.warning()).await?)
     }
 
@@ -197,6 +209,7 @@ impl<'a, F: Feed> Watch<'a, F> {
         if listing {
             self.feed.begin_list();
         } else {
+            self.open_since = Some(Instant::now());
             self.report.set(F::RESOURCE, self.feed.warning()).await?;
         }
         let mut events = pin!(events);
