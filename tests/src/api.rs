@@ -21,9 +21,13 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use store::Store;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch as signal;
+
+/// How long the end of the server's threads is waited for; they never block.
+const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// A running API server. Dropping it ends it, and every connection.
 pub struct ApiServer {
@@ -208,10 +212,12 @@ impl ApiServer {
         self.shared.signal.send_modify(|signal| signal.expirations += 1);
     }
 
-    /// Closes every connection and the socket: connections are refused.
+    /// Closes every connection and the socket: when it returns, connections are refused.
     pub fn refuse_connections(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // A runtime may not wait for another one, but this may be called from one.
+            let ended = std::thread::spawn(|| runtime.shutdown_timeout(SHUTDOWN)).join();
+            ended.expect("shutting a runtime down does not panic");
         }
     }
 

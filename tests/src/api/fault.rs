@@ -36,6 +36,9 @@ pub enum Refusal {
     Unavailable,
     /// The right answer, broken off halfway; of a watch, its first objects.
     Half,
+    /// A list that is asked for as a stream, without the mark of its end: the answer of a server
+    /// before 1.27.
+    Unmarked,
     /// The right answer, late.
     Late(Duration),
 }
@@ -65,7 +68,7 @@ impl Refusal {
             ),
             Self::TooManyRequests(_) => (429, "TooManyRequests", "too many requests".into()),
             Self::InternalError => (500, "InternalError", "an internal error".into()),
-            Self::Unavailable | Self::Half | Self::Late(_) => {
+            Self::Unavailable | Self::Half | Self::Unmarked | Self::Late(_) => {
                 (503, "ServiceUnavailable", "not ready".into())
             }
         };

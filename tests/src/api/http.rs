@@ -110,13 +110,15 @@ async fn answer(
     let met = fault(&mut shared.state(), verb, target.kind.plural);
     match met {
         Some(Refusal::Late(delay)) => tokio::time::sleep(delay).await,
-        Some(Refusal::Half) | None => {}
+        Some(Refusal::Half | Refusal::Unmarked) | None => {}
         Some(refusal) => return refuse(refusal, verb, target.kind),
     }
     let half = met == Some(Refusal::Half);
     let result = match verb {
-        "watch" => match watch(&mut shared.state(), &target, &parameters, half) {
-            Ok(watch) => {
+        "watch" => match watch(&mut shared.state(), &target, &parameters) {
+            Ok(mut watch) => {
+                watch.breaks_off = half;
+                watch.marks_end &= met != Some(Refusal::Unmarked);
                 let json = [(header::CONTENT_TYPE, "application/json")];
                 return (json, watch.body(shared.clone())).into_response();
             }
@@ -209,12 +211,7 @@ fn selector(target: &Target, parameters: &Parameters) -> Selector {
     Selector::new(target.namespace.clone(), text("labelSelector"), &fields)
 }
 
-fn watch(
-    state: &mut State,
-    target: &Target,
-    parameters: &Parameters,
-    breaks_off: bool,
-) -> Result<Watch, Failure> {
+fn watch(state: &mut State, target: &Target, parameters: &Parameters) -> Result<Watch, Failure> {
     let is_true =
         |name: &str| parameters.get(name).is_some_and(|value| value == "true" || value == "1");
     let version = parameters.get("resourceVersion").map_or("", String::as_str);
@@ -237,7 +234,7 @@ fn watch(
         marks_end,
         bookmarks: is_true("allowWatchBookmarks"),
         duration: Duration::from_secs(seconds.unwrap_or(WATCH_SECONDS)),
-        breaks_off,
+        breaks_off: false,
     })
 }
 

@@ -1,12 +1,11 @@
 //! What a failed request means, in words for an operator.
 
-use crate::model::Warning;
 use kube::Error;
 use std::io;
 
-/// What is wrong when `server` answers a request for `resource` with `error`.
-pub(super) fn explain(server: &str, resource: &str, error: &Error) -> Warning {
-    let message = match error {
+/// What is wrong when the API server answers a request for `resource` with `error`.
+pub(super) fn explain(resource: &str, error: &Error) -> String {
+    match error {
         Error::Api(status) => match status.code {
             401 => "it refuses the credentials (401): renew the token or the certificate in the \
                     kubeconfig or the service account"
@@ -24,8 +23,7 @@ pub(super) fn explain(server: &str, resource: &str, error: &Error) -> Warning {
             format!("what it sends of {resource} is no JSON of Kubernetes: {reason}")
         }
         other => unreachable_server(other),
-    };
-    Warning { subject: format!("Kubernetes API {server}"), message }
+    }
 }
 
 /// The user whom the API server names in a refusal, such as
