@@ -124,7 +124,7 @@ pub fn choose<T: Tables>(
     if count == 0 {
         return Some(Choice::Drop(header.service));
     }
-    let index = (random as u64 * count as u64 >> 32) as u32;
+    let index = ((random as u64 * count as u64) >> 32) as u32;
     let slot = tables.slot(value.range().wrapping_add(first + index))?;
     Some(Choice::Backend(header.service, slot))
 }

@@ -77,11 +77,6 @@ pub struct RangeHeader {
 }
 
 impl RangeHeader {
-    /// How many elements the range takes, header included.
-    pub const fn len(&self) -> u32 {
-        1 + self.cluster + self.local + self.draining
-    }
-
     /// The header as an element of the slot array.
     #[inline(always)]
     pub const fn to_slot(self) -> Slot {
@@ -157,7 +152,6 @@ mod tests {
             zero: 0,
         };
         assert_eq!(RangeHeader::from_slot(&header.to_slot()), header);
-        assert_eq!(header.len(), 70_254);
     }
 
     #[test]

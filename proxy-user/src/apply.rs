@@ -120,7 +120,7 @@ impl Quarantine {
 #[derive(Debug)]
 pub struct Applier<S> {
     store: S,
-    services: HashMap<ServiceKey, Placed>,
+    services: BTreeMap<ServiceKey, Placed>,
     frontends: HashMap<FrontendKey, (ServiceKey, FrontendValue)>,
     service_ids: IdPool,
     backend_ids: IdPool,

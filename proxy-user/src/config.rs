@@ -5,13 +5,11 @@
 //! it stands, what is wrong with it and what would be right. Nothing here touches the kernel or
 //! the network; whether the machine fits is for `preflight` to say.
 
-mod glob;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod value;
 
-pub use glob::matches_any;
 pub use settings::{BPFFS_ROOT, CONTROL_SOCKET};
 
 use crate::source::SourceConfig;
@@ -40,7 +38,7 @@ pub struct AgentConfig {
     pub bpffs_root: PathBuf,
     /// The node's own devices on which the packet path runs.
     pub devices: DeviceSelection,
-    /// Patterns for the names of the node's side of the pods' devices; see [`matches_any`].
+    /// Patterns for the names of the node's side of the pods' devices; see [`glob`](crate::glob).
     pub pod_devices: Vec<String>,
     /// The addresses of the cluster's pods.
     pub cluster_cidrs: Vec<IpNetwork>,
@@ -71,7 +69,7 @@ pub struct AgentConfig {
 pub enum DeviceSelection {
     /// Those with a default route or a node address.
     Auto,
-    /// Those whose name fits one of these patterns; see [`matches_any`].
+    /// Those whose name fits one of these patterns; see [`glob`](crate::glob).
     Named(Vec<String>),
 }
 

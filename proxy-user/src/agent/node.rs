@@ -34,14 +34,7 @@ impl NodeState {
                 NodePortAddresses::Cidrs(ranges) => Some(ranges.clone()),
             },
         };
-        Self {
-            dataplane,
-            cgroup_root,
-            settings,
-            interfaces: None,
-            attachments: None,
-            repaired: 0,
-        }
+        Self { dataplane, cgroup_root, settings, interfaces: None, attachments: None, repaired: 0 }
     }
 
     pub(super) fn set_interfaces(&mut self, interfaces: Vec<Interface>) {

@@ -18,7 +18,7 @@ impl<S: Store> Applier<S> {
     pub fn restore(mut store: S) -> Result<Self, StoreError> {
         let names: BTreeMap<ServiceId, ServiceKey> =
             store.services()?.into_iter().map(|(id, info)| (id, key(&info))).collect();
-        let mut services: HashMap<ServiceKey, Placed> = HashMap::new();
+        let mut services: BTreeMap<ServiceKey, Placed> = BTreeMap::new();
         let mut frontends = HashMap::new();
         let mut stray = Vec::new();
         for (frontend, value) in store.frontends()? {
@@ -73,8 +73,7 @@ impl<S: Store> Applier<S> {
     /// Brings the maps to exactly `tables`, from whatever was applied before.
     pub fn apply_all(&mut self, tables: Tables) -> Vec<ApplyError> {
         let mut delta = TableDelta::default();
-        let known: BTreeSet<ServiceKey> = self.services.keys().cloned().collect();
-        delta.services.extend(known.into_iter().map(|key| (key, None)));
+        delta.services.extend(self.services.keys().map(|key| (key.clone(), None)));
         let known: BTreeSet<FrontendKey> = self.frontends.keys().copied().collect();
         delta.frontends.extend(known.into_iter().map(|key| (key, None)));
         delta.services.extend(tables.services.into_iter().map(|(key, row)| (key, Some(row))));

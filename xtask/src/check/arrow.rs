@@ -9,14 +9,15 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 17] = [
+const MODULES: [(&str, &[&str]); 18] = [
     ("model", &[]),
     ("tables", &[]),
     ("source", &["model"]),
-    ("plan", &["model", "tables"]),
+    ("plan", &["glob", "model", "tables"]),
     ("apply", &["tables"]),
     // What it does to the kernel is what `apply` asks of its `Store`.
     ("loader", &["apply", "model", "status", "tables"]),
+    ("glob", &[]),
     ("sweep", &[]),
     ("pinned", &["loader"]),
     ("status", &["model"]),
