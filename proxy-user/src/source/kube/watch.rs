@@ -147,7 +147,7 @@ impl<'a, F: Feed> Watch<'a, F> {
                 self.api = Api::all(connection.client);
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot reconnect")
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot reconnect");
             }
         }
     }
