@@ -524,13 +524,18 @@ async fn an_answer_that_is_late_does_no_harm() -> Result<()> {
 #[tokio::test]
 async fn the_source_ends_when_nobody_listens() -> Result<()> {
     let api = ApiServer::on_loopback()?;
+    api.apply_yaml(NODE)?;
     let dir = tempfile::tempdir()?;
     for config in
         [kube(&dir, &api.url(), None)?, SourceConfig::Files { manifests: dir.path().into() }]
     {
-        let (sender, receiver) = channel(1);
+        let (sender, mut receiver) = channel(16);
+        let task = tokio::spawn(async move { source::run(&config, "node-a", sender).await });
+        for _ in 0..3 {
+            timeout(PATIENCE, receiver.recv()).await?.context("the source ended")?;
+        }
         drop(receiver);
-        timeout(PATIENCE, source::run(&config, "node-a", sender)).await??;
+        timeout(PATIENCE, task).await???;
     }
     Ok(())
 }
