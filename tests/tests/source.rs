@@ -1,195 +1,21 @@
 //! The sources against the embedded Kubernetes API and real files: the same objects make the
 //! same changes, and nothing that an API server does wrong loses one.
 
+#[path = "source/cluster.rs"]
+mod cluster;
+
 use anyhow::{Context as _, Result, bail};
+use cluster::{Cluster, NODE, PATIENCE, Seen, always, kube, service, slice, wait};
 use lab::api::{ApiServer, Fault, Refusal};
-use proxy_user::model::{Change, Node, ObjectName, Service, Slice, Warning};
-use proxy_user::source::{self, SourceConfig, SourceError};
+use proxy_user::model::Slice;
+use proxy_user::source::{self, SourceConfig};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tempfile::TempDir;
-use tokio::sync::mpsc::{Receiver, channel};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc::channel;
 use tokio::time::{sleep, timeout};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A source at work, and what its changes add up to.
-struct Seen {
-    changes: Receiver<Change>,
-    task: JoinHandle<Result<(), SourceError>>,
-    services: Option<BTreeMap<ObjectName, Service>>,
-    slices: Option<BTreeMap<ObjectName, Slice>>,
-    node: Option<Option<Node>>,
-    warnings: Vec<Warning>,
-    /// How often everything of a kind came: Services, EndpointSlices.
-    lists: (usize, usize),
-}
-
-impl Drop for Seen {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Seen {
-    fn start(config: SourceConfig) -> Self {
-        let (sender, changes) = channel(16);
-        let task = tokio::spawn(async move { source::run(&config, "node-a", sender).await });
-        let (services, slices, node) = (None, None, None);
-        Self { changes, task, services, slices, node, warnings: Vec::new(), lists: (0, 0) }
-    }
-
-    fn take(&mut self, change: Change) {
-        const FIRST: &str = "everything of a kind comes before a change of it";
-        match change {
-            Change::AllServices(all) => {
-                self.lists.0 += 1;
-                self.services = Some(all.into_iter().map(|one| (one.name.clone(), one)).collect());
-            }
-            Change::AllSlices(all) => {
-                self.lists.1 += 1;
-                self.slices = Some(all.into_iter().map(|one| (one.name.clone(), one)).collect());
-            }
-            Change::Node(node) => self.node = Some(node),
-            Change::Service(one) => {
-                self.services.as_mut().expect(FIRST).insert(one.name.clone(), *one);
-            }
-            Change::ServiceGone(name) => {
-                self.services.as_mut().expect(FIRST).remove(&name);
-            }
-            Change::Slice(one) => {
-                self.slices.as_mut().expect(FIRST).insert(one.name.clone(), *one);
-            }
-            Change::SliceGone(name) => {
-                self.slices.as_mut().expect(FIRST).remove(&name);
-            }
-            Change::SourceWarnings(warnings) => self.warnings = warnings,
-        }
-    }
-
-    /// Takes changes until `state` holds.
-    async fn until(&mut self, what: &str, state: impl Fn(&Self) -> bool) -> Result<()> {
-        while !state(self) {
-            match timeout(PATIENCE, self.changes.recv()).await {
-                Ok(Some(change)) => self.take(change),
-                Ok(None) => bail!("the source ended before {what}"),
-                Err(_) => bail!(
-                    "{PATIENCE:?} without a change before {what}; services {}, warnings {:?}",
-                    self.service_names(),
-                    self.warnings
-                ),
-            }
-        }
-        Ok(())
-    }
-
-    async fn synced(&mut self) -> Result<()> {
-        let synced =
-            |seen: &Self| seen.services.is_some() && seen.slices.is_some() && seen.node.is_some();
-        self.until("everything came once", synced).await
-    }
-
-    async fn services_are(&mut self, names: &str) -> Result<()> {
-        self.until(names, |seen| seen.service_names() == names).await
-    }
-
-    async fn warned(&mut self, part: &str) -> Result<()> {
-        let says =
-            |warning: &Warning| format!("{}: {}", warning.subject, warning.message).contains(part);
-        self.until(&format!("a warning of {part}"), |seen| seen.warnings.iter().any(says)).await
-    }
-
-    async fn calm(&mut self) -> Result<()> {
-        self.until("no warnings", |seen| seen.warnings.is_empty()).await
-    }
-
-    fn service_names(&self) -> String {
-        let names = self.services.iter().flat_map(|services| services.keys());
-        names.map(|name| &*name.name).collect::<Vec<_>>().join(" ")
-    }
-}
-
-/// An API server with a Node, and a source that follows it.
-struct Cluster {
-    api: ApiServer,
-    seen: Seen,
-    dir: TempDir,
-}
-
-impl Cluster {
-    async fn start() -> Result<Self> {
-        Self::with(|_| Ok(())).await
-    }
-
-    /// A cluster, after `prepare`, with Service `a`.
-    async fn with(prepare: impl FnOnce(&ApiServer) -> Result<()>) -> Result<Self> {
-        let api = ApiServer::on_loopback()?;
-        api.apply_yaml(NODE)?;
-        api.apply_yaml(&service("a"))?;
-        prepare(&api)?;
-        let dir = tempfile::tempdir()?;
-        let seen = Seen::start(kube(&dir, &api.url(), None)?);
-        Ok(Self { api, seen, dir })
-    }
-
-    /// The source has everything, and its three watches are open.
-    async fn synced(&mut self) -> Result<()> {
-        self.seen.synced().await?;
-        wait(|| self.api.watches() == 3).await
-    }
-
-    /// A new Service reaches the source.
-    async fn follows(&mut self, before: &str, name: &str) -> Result<()> {
-        self.api.apply_yaml(&service(name))?;
-        self.seen.services_are(format!("{before} {name}").trim()).await
-    }
-}
-
-fn kube(dir: &TempDir, url: &str, token: Option<&str>) -> Result<SourceConfig> {
-    let path = dir.path().join("kubeconfig");
-    std::fs::write(&path, ApiServer::kubeconfig(url, token))?;
-    Ok(SourceConfig::Kube { kubeconfig: Some(path) })
-}
-
-fn always(verb: &'static str, resource: &'static str, refusal: Refusal) -> Fault {
-    Fault { verb, resource, times: usize::MAX, refusal }
-}
-
-async fn wait(state: impl Fn() -> bool) -> Result<()> {
-    let wait = async {
-        while !state() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, wait).await.context("the API server did not come to the state")
-}
-
-const NODE: &str = "---
-apiVersion: v1
-kind: Node
-metadata: {name: node-a, labels: {topology.kubernetes.io/zone: z1}}
-status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
-";
-
-fn service(name: &str) -> String {
-    format!(
-        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: default, \
-         creationTimestamp: '2025-01-02T03:04:05Z'}}, spec: {{clusterIP: 10.96.0.1, \
-         ports: [{{port: 80}}]}}}}\n"
-    )
-}
-
-fn slice(name: &str, labels: &str, addr: &str) -> String {
-    format!(
-        "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, \
-         metadata: {{name: {name}, namespace: default, labels: {{{labels}}}}}, \
-         ports: [{{name: '', port: 8080}}], endpoints: [{{addresses: [{addr}], nodeName: node-a}}]}}\n"
-    )
-}
 
 #[tokio::test]
 async fn both_sources_say_the_same_of_the_same_objects() -> Result<()> {
@@ -524,13 +350,18 @@ async fn an_answer_that_is_late_does_no_harm() -> Result<()> {
 #[tokio::test]
 async fn the_source_ends_when_nobody_listens() -> Result<()> {
     let api = ApiServer::on_loopback()?;
+    api.apply_yaml(NODE)?;
     let dir = tempfile::tempdir()?;
     for config in
         [kube(&dir, &api.url(), None)?, SourceConfig::Files { manifests: dir.path().into() }]
     {
-        let (sender, receiver) = channel(1);
+        let (sender, mut receiver) = channel(16);
+        let task = tokio::spawn(async move { source::run(&config, "node-a", sender).await });
+        for _ in 0..3 {
+            timeout(PATIENCE, receiver.recv()).await?.context("the source ended")?;
+        }
         drop(receiver);
-        timeout(PATIENCE, source::run(&config, "node-a", sender)).await??;
+        timeout(PATIENCE, task).await???;
     }
     Ok(())
 }

@@ -31,6 +31,7 @@ pub(super) async fn run(
     let connection = connect(kubeconfig).await?;
     let report = Report { changes, warnings: Mutex::default() };
     let Closed = tokio::select! {
+        () = changes.closed() => Closed,
         closed = Watch::new(Services::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(Slices::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(OwnNode::new(node_name), kubeconfig, &connection, &report).run() => closed,

@@ -4,7 +4,7 @@
 use super::manifest::{self, Manifest};
 use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
 use crate::source::convert::Converter;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -21,6 +21,10 @@ pub(super) struct Folder {
     node_name: String,
     converter: Converter,
     files: BTreeMap<PathBuf, File>,
+    /// Whether `sent` is not what the files say.
+    stale: bool,
+    /// Why the folder cannot be read, if it cannot.
+    trouble: Option<Warning>,
     sent: Option<Objects>,
     sent_warnings: Vec<Warning>,
 }
@@ -56,6 +60,8 @@ impl Folder {
             node_name: node_name.into(),
             converter: Converter::default(),
             files: BTreeMap::new(),
+            stale: true,
+            trouble: None,
             sent: None,
             sent_warnings: Vec::new(),
         }
@@ -68,22 +74,17 @@ impl Folder {
 
     /// Reads the files that have changed, and says what that changes.
     pub(super) fn scan(&mut self) -> Vec<Change> {
-        let mut warnings = Vec::new();
-        match self.paths() {
-            Ok(paths) => {
-                self.files.retain(|path, _| paths.contains(path));
-                for path in paths {
-                    let file = self.files.entry(path.clone()).or_default();
-                    file.update(&path, &mut self.converter);
-                }
-            }
-            // A folder that is away for a moment takes nothing with it.
-            Err(error) => warnings.push(Warning {
-                subject: format!("folder {}", self.path.display()),
-                message: format!("it cannot be read, so what it last held stays: {error}"),
-            }),
+        let trouble = self.read().err().map(|error| Warning {
+            subject: format!("folder {}", self.path.display()),
+            message: format!("it cannot be read, so what it last held stays: {error}"),
+        });
+        if !self.stale && self.trouble == trouble {
+            return Vec::new();
         }
-        warnings.extend(self.files.values().filter_map(|file| file.warning.clone()));
+        self.stale = false;
+        self.trouble = trouble;
+        let files = self.files.values().filter_map(|file| file.warning.as_ref());
+        let mut warnings: Vec<_> = self.trouble.iter().chain(files).cloned().collect();
         let objects = self.merge(&mut warnings);
         let mut changes = match &self.sent {
             None => objects.all(),
@@ -97,20 +98,33 @@ impl Folder {
         changes
     }
 
+    /// Reads the files that have changed, and notes whether any has. A folder that is away for a
+    /// moment takes nothing with it.
+    fn read(&mut self) -> io::Result<()> {
+        let paths = self.paths()?;
+        let before = self.files.len();
+        self.files.retain(|path, _| paths.contains(path));
+        self.stale |= self.files.len() < before;
+        for path in paths {
+            let file = self.files.entry(path.clone()).or_default();
+            self.stale |= file.update(&path, &mut self.converter);
+        }
+        Ok(())
+    }
+
     /// The manifests in order of their names. Hidden entries are passed over: a ConfigMap volume
     /// keeps its versions in such folders, and editors their copies.
-    fn paths(&self) -> io::Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
+    fn paths(&self) -> io::Result<BTreeSet<PathBuf>> {
+        let mut paths = BTreeSet::new();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes()[0] == b'.');
             let manifest =
                 path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
             if manifest && !hidden && !path.is_dir() {
-                paths.push(path);
+                paths.insert(path);
             }
         }
-        paths.sort();
         Ok(paths)
     }
 
@@ -158,13 +172,14 @@ impl Folder {
 }
 
 impl File {
-    /// Reads the file if it has changed. What cannot be read leaves what was read before.
-    fn update(&mut self, path: &Path, converter: &mut Converter) {
+    /// Reads the file if it has changed, and says whether it had. What cannot be read leaves what
+    /// was read before.
+    fn update(&mut self, path: &Path, converter: &mut Converter) -> bool {
         let looked = fs::metadata(path).map(|metadata| (stamp(&metadata), metadata.modified()));
         if let (Ok((now, _)), Some(then)) = (&looked, &self.stamp)
             && now == then
         {
-            return;
+            return false;
         }
         self.stamp = None;
         let read = looked.and_then(|looked| Ok((looked, fs::read_to_string(path)?)));
@@ -177,7 +192,7 @@ impl File {
                     Ok(manifest) => {
                         self.manifest = manifest;
                         self.warning = None;
-                        return;
+                        return true;
                     }
                     Err(error) => format!(
                         "line {} cannot be read, so what the file last held stays: {}",
@@ -188,6 +203,7 @@ impl File {
             Err(error) => format!("it cannot be read, so what it last held stays: {error}"),
         };
         self.warning = Some(Warning { subject: format!("file {}", path.display()), message });
+        true
     }
 }
 
