@@ -60,7 +60,7 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
         Hook::Egress => Program::Egress,
     };
     count(program, verdict & !DROP);
-    if verdict & DROP == 0 { TCX_NEXT } else { TC_ACT_SHOT as i32 }
+    if verdict & DROP == 0 { TCX_NEXT } else { TC_ACT_SHOT }
 }
 
 #[inline(always)]

@@ -1,3 +1,5 @@
+//! The decision, over tables in memory.
+
 extern crate std;
 use super::*;
 use crate::slot::{BackendFlags, BackendId};

@@ -1,3 +1,5 @@
+//! Headers of made packets, whole, cut and random.
+
 extern crate std;
 use super::*;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Apply over maps in memory, which can be full, broken and changed by strangers.
+
 use super::*;
 use crate::tables::{ServicePortName, Tables};
 use proptest::prelude::*;
