@@ -15,7 +15,7 @@ mod screen;
 mod web;
 mod world;
 
-pub use outcome::{Outcome, Report, Row, StepReport, Transcript};
+pub use outcome::{Fact, Outcome, Report, StepReport, Transcript};
 
 use anyhow::{Context, Result};
 use screen::Screen;

@@ -1,7 +1,7 @@
 //! Steps: everything changes under load, and no request fails.
 
 use super::judge::{counted, served};
-use super::outcome::{Outcome, shown};
+use super::outcome::{Outcome, millis, shown};
 use super::web::{NODE_PORT, State, TARGET, VIPS};
 use super::world::World;
 use crate::lab::Pod;
@@ -9,6 +9,7 @@ use crate::machine::{Machine, RunningLoad};
 use crate::traffic::{Ask, Latency, Load, LoadReport};
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -52,8 +53,11 @@ async fn scale_and_roll(
     world.add(&[("web-4", 1), ("web-5", 0)]).await?;
     world.settled().await?;
     load.reaches_all(world).await?;
-    outcome.row("scale-up under load: 3 → 5 pods", "both new pods take their share");
-    outcome.millis("scale_up", started.elapsed());
+    outcome.fact(
+        "scale-up under load: 3 → 5 pods",
+        "both new pods take their share",
+        json!({ "ms": millis(started.elapsed()) }),
+    );
 
     let started = Instant::now();
     let old: Vec<_> = world.web.ready().cloned().collect();
@@ -69,8 +73,11 @@ async fn scale_and_roll(
         gone.push(retire(world, pod.name()).await?);
     }
     let did = format!("rolling update: {} pods, one by one", old.len());
-    outcome.row(did, "new one ready, old one terminating, old one gone");
-    outcome.millis("rolling_update", started.elapsed());
+    outcome.fact(
+        did,
+        "new one ready, old one terminating, old one gone",
+        json!({ "ms": millis(started.elapsed()), "replaced": old.len() }),
+    );
     Ok(gone)
 }
 
@@ -90,11 +97,11 @@ async fn kill_and_restart(
         world.programmed(0).await? != world.web.backends(),
         "expected the maps of node-1 to stay as they are without its agent; they have changed"
     );
-    outcome.row(
+    outcome.fact(
         "agent of node-1 killed (SIGKILL) under load",
         format!("{answered} requests answered without it"),
+        json!({ "answered": answered }),
     );
-    outcome.number("answered_without_agent", answered);
 
     let started = Instant::now();
     let options = world.cluster.options();
@@ -102,11 +109,11 @@ async fn kill_and_restart(
     let converged = started.elapsed();
     world.settled().await?;
     load.reaches_all(world).await?;
-    outcome.row(
+    outcome.fact(
         format!("meanwhile {new} added, {old} taken out"),
         format!("applied {} ms after the agent's restart", converged.as_millis()),
+        json!({ "ms": millis(converged) }),
     );
-    outcome.millis("converged", converged);
     retire(world, &old).await
 }
 
@@ -181,15 +188,17 @@ impl Loads {
         for (name, report) in names.iter().zip(&reports?) {
             served(name, report, &pods)?;
             let Latency { p50, p99, .. } = report.latency;
-            outcome.row(
+            outcome.fact(
                 format!("{} connections, {name}", report.answered()),
                 format!("0 failed, {} pods, p50 {}, p99 {}", pods.len(), shown(p50), shown(p99)),
+                json!({
+                    "requests": report.answered(),
+                    "failed": report.failed(),
+                    "pods": report.backends.len(),
+                    "p50_ms": millis(p50),
+                    "p99_ms": millis(p99),
+                }),
             );
-            outcome.number(format!("requests {name}"), report.answered());
-            outcome.number(format!("failed {name}"), report.failed());
-            outcome.number(format!("pods {name}"), report.backends.len());
-            outcome.millis(format!("p50 {name}"), p50);
-            outcome.millis(format!("p99 {name}"), p99);
         }
         Ok(changed)
     }

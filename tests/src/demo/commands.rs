@@ -5,6 +5,7 @@ use super::refuse::EMPTY;
 use super::web::{NODE_PORT, VIPS};
 use super::world::World;
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
 /// What the status, the list of Services, and the explanations of three connections say.
 pub(super) async fn commands(world: &mut World) -> Result<Outcome> {
@@ -33,6 +34,10 @@ pub(super) async fn commands(world: &mut World) -> Result<Outcome> {
         );
         outcome.transcripts.push(Transcript { command, output: output.stdout });
     }
-    outcome.row("what an operator sees on node-1", "read from the kernel's own maps:");
+    outcome.fact(
+        "what an operator sees on node-1",
+        "read from the kernel's own maps:",
+        Value::Null,
+    );
     Ok(outcome)
 }

@@ -3,16 +3,13 @@
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What a step that held has shown.
 #[derive(Debug, Default, Serialize)]
 pub struct Outcome {
     /// The facts.
-    pub detail: Vec<Row>,
-    /// What was measured, by name.
-    pub numbers: BTreeMap<String, Value>,
+    pub detail: Vec<Fact>,
     /// What commands printed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub transcripts: Vec<Transcript>,
@@ -20,11 +17,13 @@ pub struct Outcome {
 
 /// A fact.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub struct Fact {
     /// What was done.
     pub did: String,
     /// What came of it.
     pub came: String,
+    /// What was measured, by name; durations in milliseconds.
+    pub numbers: Value,
 }
 
 /// A command and its output.
@@ -37,17 +36,13 @@ pub struct Transcript {
 }
 
 impl Outcome {
-    pub(super) fn row(&mut self, did: impl Into<String>, came: impl Into<String>) {
-        self.detail.push(Row { did: did.into(), came: came.into() });
-    }
-
-    pub(super) fn number(&mut self, name: impl Into<String>, value: impl Into<Value>) {
-        drop(self.numbers.insert(name.into(), value.into()));
-    }
-
-    /// A duration, in milliseconds.
-    pub(super) fn millis(&mut self, name: impl Into<String>, duration: Duration) {
-        self.number(format!("{}_ms", name.into()), millis(duration));
+    pub(super) fn fact(
+        &mut self,
+        did: impl Into<String>,
+        came: impl Into<String>,
+        numbers: impl Into<Value>,
+    ) {
+        self.detail.push(Fact { did: did.into(), came: came.into(), numbers: numbers.into() });
     }
 }
 
@@ -103,7 +98,7 @@ pub(super) fn shown(duration: Duration) -> String {
 }
 
 /// In milliseconds, to the microsecond.
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
 }
 

@@ -6,11 +6,14 @@ use super::web::{NODE_PORT, VIPS};
 use super::world::{World, ask_often};
 use crate::traffic::{Ask, Reply, Transport};
 use anyhow::{Context, Result};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// How many new connections show a balance over the pods.
 const CONNECTIONS: usize = 120;
+/// How many of each kind to an IPv4-mapped address.
+const MAPPED: usize = 60;
 /// How many at each NodePort.
 const AT_EACH_NODE: usize = 60;
 /// How many UDP sockets, and how often each of them asks.
@@ -62,14 +65,18 @@ pub(super) async fn ipv6(world: &mut World) -> Result<Outcome> {
     node_ports(world, Transport::Udp, V6, &mut outcome).await?;
     let mapped = format!("[::ffff:{}]:80", super::web::CLUSTER_IPS[V4]);
     for ask in [Ask::tcp(&mapped), Ask::udp(&mapped), Ask::udp_unconnected(&mapped)] {
-        let replies = ask_often(&world.client, &ask, CONNECTIONS / 2).await?;
+        let replies = ask_often(&world.client, &ask, MAPPED).await?;
         for reply in &replies {
             hidden(reply, &ask.to)?;
             seen(reply, world.client.ipv4())?;
         }
         balanced(&count(&replies), &world.web.ready_names())?;
     }
-    outcome.row(format!("TCP and UDP to {mapped}"), "served as IPv4, by all pods");
+    outcome.fact(
+        format!("TCP and UDP to {mapped}"),
+        "served as IPv4, by all pods",
+        json!({ "sockets": 3 * MAPPED }),
+    );
     Ok(outcome)
 }
 
@@ -81,8 +88,8 @@ async fn balance(world: &World, ask: Ask, outcome: &mut Outcome) -> Result<()> {
     }
     let counts = count(&replies);
     balanced(&counts, &world.web.ready_names())?;
-    outcome.row(format!("{CONNECTIONS} connections, pod → {}", ask.to), counted(&counts));
-    outcome.number(format!("connections {}", ask.to), serde_json::to_value(&counts)?);
+    let did = format!("{CONNECTIONS} connections, pod → {}", ask.to);
+    outcome.fact(did, counted(&counts), json!(counts));
     Ok(())
 }
 
@@ -100,7 +107,8 @@ async fn see_client(world: &World, family: usize, outcome: &mut Outcome) -> Resu
     }
     let (pod, node) = remote.context("expected answers from the other node; there was none")?;
     let did = format!("whom {pod} on {node} sees as its client");
-    outcome.row(did, format!("{expected}, the client pod on {}", world.client.node()));
+    let came = format!("{expected}, the client pod on {}", world.client.node());
+    outcome.fact(did, came, json!({ "connections": replies.len() }));
     Ok(())
 }
 
@@ -127,8 +135,7 @@ async fn node_ports(
         balanced(&counts, &world.web.ready_names())?;
         let what = if transport == Transport::Tcp { "connections" } else { "UDP sockets" };
         let did = format!("{AT_EACH_NODE} {what}, outside → {to}");
-        outcome.row(did, callers(&replies, client));
-        outcome.number(format!("{what} {to}"), serde_json::to_value(&counts)?);
+        outcome.fact(did, callers(&replies, client), json!(counts));
     }
     Ok(())
 }
@@ -165,7 +172,6 @@ async fn sockets(world: &World, ask: Ask, outcome: &mut Outcome) -> Result<()> {
     let counts = count(&first);
     balanced(&counts, &world.web.ready_names())?;
     let did = format!("{SOCKETS} {kind}, {DATAGRAMS} datagrams each");
-    outcome.row(did, format!("one pod each: {}", counted(&counts)));
-    outcome.number(format!("{kind} {}", ask.to), serde_json::to_value(&counts)?);
+    outcome.fact(did, format!("one pod each: {}", counted(&counts)), json!(counts));
     Ok(())
 }

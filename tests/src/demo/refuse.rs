@@ -1,17 +1,19 @@
 //! Steps: who gets no connection, and who is told so at once.
 
 use super::judge::{balanced, count, counted};
-use super::outcome::{Outcome, shown};
+use super::outcome::{Outcome, millis, shown};
 use super::web::{State, VIPS};
 use super::world::{World, ask_often};
 use crate::cluster::eventually;
-use crate::machine::Machine;
 use crate::objects::{self, Port};
 use crate::traffic::{Ask, Failure, Reply};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// How many new connections show that a pod is left out.
+const CONNECTIONS: usize = 120;
 
 /// A Service that no pod is behind.
 pub(super) const EMPTY: &str = "10.96.0.20:80";
@@ -23,16 +25,18 @@ pub(super) async fn unready(world: &mut World) -> Result<Outcome> {
     world.set(&pod, State::Unready)?;
     let asked = async {
         world.settled().await?;
-        ask_often(&world.client, &Ask::tcp(VIPS[0]), 120).await
+        let replies = ask_often(&world.client, &Ask::tcp(VIPS[0]), CONNECTIONS).await?;
+        let counts = count(&replies);
+        balanced(&counts, &world.web.ready_names()).map(|()| counts)
     };
-    let replies = asked.await;
-    let others = world.web.ready_names();
-    let counts = count(&replies?);
-    balanced(&counts, &others)?;
+    // Whatever came: the steps after this one want the pod back.
+    let counts = asked.await;
     world.set(&pod, State::Ready)?;
     world.settled().await?;
+    let counts = counts?;
     let mut outcome = Outcome::default();
-    outcome.row(format!("{pod} fails its readiness probe"), counted(&counts));
+    let did = format!("{pod} fails its readiness probe");
+    outcome.fact(did, format!("gets no connection: {}", counted(&counts)), json!(counts));
     Ok(outcome)
 }
 
@@ -48,26 +52,21 @@ pub(super) async fn no_endpoints(world: &mut World) -> Result<Outcome> {
     drop(eventually("node-1 knows default/empty", known, Result::is_ok).await?);
 
     let mut outcome = Outcome::default();
-    let took = refused(&world.client, Ask::tcp(EMPTY)).await?;
-    outcome.row(format!("TCP, pod → {EMPTY}"), format!("refused after {}", shown(took)));
-    outcome.millis("tcp", took);
-    let took = refused(&world.client, Ask::udp(EMPTY)).await?;
-    outcome.row(format!("UDP, pod → {EMPTY}"), format!("refused after {}", shown(took)));
-    outcome.millis("udp", took);
-    let node = SocketAddr::from((world.cluster.lab.node(0).ipv4(), EMPTY_NODE_PORT));
-    let took = refused(&world.outsider, Ask::tcp(node)).await?;
-    outcome.row(format!("TCP, outside → {node}"), format!("refused after {}", shown(took)));
-    outcome.millis("node_port", took);
+    let node_port = SocketAddr::from((world.cluster.lab.node(0).ipv4(), EMPTY_NODE_PORT));
+    for (what, client, ask) in [
+        ("TCP, pod", &*world.client, Ask::tcp(EMPTY)),
+        ("UDP, pod", &world.client, Ask::udp(EMPTY)),
+        ("TCP, outside", &world.outsider, Ask::tcp(node_port)),
+    ] {
+        let did = format!("{what} → {}", ask.to);
+        let took = refused_at_once(&ask.to, client.ask(ask.clone()).await)?;
+        outcome.fact(did, format!("refused after {}", shown(took)), json!({ "ms": millis(took) }));
+    }
     Ok(outcome)
 }
 
-/// How long it takes until the client knows that it is refused.
-async fn refused(client: &Machine, ask: Ask) -> Result<Duration> {
-    let to = ask.to.clone();
-    at_once(&to, client.ask(ask).await)
-}
-
-fn at_once(to: &str, answer: Result<Reply, Failure>) -> Result<Duration> {
+/// How long it took until the client knew that it is refused.
+fn refused_at_once(to: &str, answer: Result<Reply, Failure>) -> Result<Duration> {
     match answer {
         Ok(reply) => bail!("expected {to} to refuse; came: an answer from {}", reply.name),
         Err(failure) => {

@@ -2,14 +2,14 @@
 //!
 //! Tells the API server what changes, and waits until the maps of the nodes say the same.
 
-use super::outcome::Outcome;
+use super::outcome::{Outcome, millis};
 use super::web::{State, Web, backend};
 use crate::cluster::{Cluster, eventually};
 use crate::lab::{LabConfig, Pod};
 use crate::machine::Machine;
 use crate::traffic::{Ask, Reply};
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -33,7 +33,12 @@ impl World {
         let mut outcome = Outcome::default();
         let started = Instant::now();
         let cluster = Cluster::start(LabConfig::default()).await?;
-        outcome.millis("nodes_synced", started.elapsed());
+        let took = started.elapsed();
+        outcome.fact(
+            "2 nodes, an agent on each, a Kubernetes API",
+            format!("in sync after {} ms", took.as_millis()),
+            json!({ "ms": millis(took) }),
+        );
         let lab = &cluster.lab;
         let (client, outsider) =
             futures::try_join!(lab.add_pod(lab.node(0), "client"), lab.add_client("outside"))?;
@@ -41,8 +46,7 @@ impl World {
         world.cluster.api.apply(&Web::service())?;
         world.add(&[("web-1", 0), ("web-2", 1), ("web-3", 0)]).await?;
         world.settled().await?;
-        outcome.row("2 nodes, an agent on each, a Kubernetes API", "in sync");
-        outcome.row("Service default/web with 3 pods, 2 clients", "programmed on both nodes");
+        outcome.fact("Service default/web with 3 pods", "programmed on both nodes", Value::Null);
         Ok((world, outcome))
     }
 
