@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 pub mod cgroup;
 pub mod cluster;
+pub mod demo;
 pub mod guard;
 pub mod objects;
 pub mod program;

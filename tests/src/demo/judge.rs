@@ -1,0 +1,97 @@
+//! Whether what came is what was expected. Pure: replies and counts in, a verdict out.
+//!
+//! Every refusal says what was expected and what came.
+
+use crate::traffic::{LoadReport, Reply};
+use anyhow::{Result, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// How far from its fair share chance may take a pod, in standard deviations: beyond six it
+/// would do so once in five hundred million.
+const DEVIATIONS: f64 = 6.0;
+
+/// How many answers came from each pod.
+pub(super) type Counts = BTreeMap<String, u64>;
+
+/// Counts replies by the pod that gave them.
+pub(super) fn count<'a>(replies: impl IntoIterator<Item = &'a Reply>) -> Counts {
+    let mut counts = Counts::new();
+    for reply in replies {
+        *counts.entry(reply.name.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// `counts` in words.
+pub(super) fn counted(counts: &Counts) -> String {
+    let words: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if words.is_empty() { "no answer".to_owned() } else { words.join(", ") }
+}
+
+/// Each of `pods` answered as often as chance would have it, and nobody else did.
+pub(super) fn balanced(counts: &Counts, pods: &BTreeSet<&str>) -> Result<()> {
+    exactly(counts, pods)?;
+    let total: u64 = counts.values().sum();
+    let mean = total as f64 / pods.len() as f64;
+    let deviation = (mean * (1.0 - 1.0 / pods.len() as f64)).sqrt();
+    let far = |count: &u64| (*count as f64 - mean).abs() > DEVIATIONS * deviation;
+    ensure!(
+        !counts.values().any(far),
+        "expected about {mean:.0} answers from each pod; came: {}",
+        counted(counts)
+    );
+    Ok(())
+}
+
+/// Each of `pods` answered, and nobody else did.
+pub(super) fn exactly(counts: &Counts, pods: &BTreeSet<&str>) -> Result<()> {
+    let answered = counts.iter().filter(|(_, count)| **count > 0).map(|(name, _)| name.as_str());
+    ensure!(
+        !pods.is_empty() && answered.collect::<BTreeSet<_>>() == *pods,
+        "expected answers from {pods:?} and from nobody else; came: {}",
+        counted(counts)
+    );
+    Ok(())
+}
+
+/// All replies to one socket came from one pod; its name.
+pub(super) fn sticky(replies: &[Reply]) -> Result<&str> {
+    let counts = count(replies);
+    ensure!(
+        counts.len() == 1,
+        "expected one pod to answer all datagrams of a socket; came: {}",
+        counted(&counts)
+    );
+    Ok(&replies[0].name)
+}
+
+/// The server saw `expected` as the client's address.
+pub(super) fn seen(reply: &Reply, expected: impl Into<IpAddr>) -> Result<()> {
+    let (expected, came) = (expected.into(), reply.client.ip());
+    ensure!(came == expected, "expected {} to see {expected}; it saw {came}", reply.name);
+    Ok(())
+}
+
+/// The client's socket says that it talks to `to`, and not to the backend.
+pub(super) fn hidden(reply: &Reply, to: &str) -> Result<()> {
+    let peer = reply.peer.to_string();
+    ensure!(peer == to, "expected the client's socket to name {to} as its peer; it names {peer}");
+    Ok(())
+}
+
+/// No request of a load failed, and every one of `pods` answered some.
+pub(super) fn served(what: &str, load: &LoadReport, pods: &BTreeSet<&str>) -> Result<()> {
+    let first = load.failures.values().next().map(|failures| failures.first.to_string());
+    ensure!(
+        load.failed() == 0,
+        "expected no failed request {what}; {} of {} failed, the first: {}",
+        load.failed(),
+        load.failed() + load.answered(),
+        first.unwrap_or_default()
+    );
+    exactly(&load.backends, pods)
+}
+
+#[cfg(test)]
+mod tests;
