@@ -113,7 +113,7 @@ pub(crate) enum Via {
     /// A device of the node.
     Node,
     /// A device without an address.
-    Bare,
+    Unnumbered,
 }
 
 /// What came of a packet. The outcome was counted once, and no other one was.
@@ -283,7 +283,7 @@ impl Plane {
         rows.addrs.extend([(v4, NodeAddr::NODE_PORT), (v6, NodeAddr::NODE_PORT)]);
         let pod = u32::from(via == Via::Pod);
         let (v4, v6) = match via {
-            Via::Bare => (Addr::UNSPECIFIED_V4, Addr::UNSPECIFIED_V6),
+            Via::Unnumbered => (Addr::UNSPECIFIED_V4, Addr::UNSPECIFIED_V6),
             _ => (v4, v6),
         };
         rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod });
