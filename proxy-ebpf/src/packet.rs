@@ -142,10 +142,12 @@ fn read_transport<P: Packet>(
     network: usize,
     transport: usize,
 ) -> Result<Headers, Unread> {
-    let ports: [u8; 4] = packet.load(transport).ok_or(Unread::Malformed)?;
+    // Of a header only what is whole is taken: 8 bytes are all of UDP's, and 20 all of TCP's but
+    // its options.
+    let ports: [u8; 8] = packet.load(transport).ok_or(Unread::Malformed)?;
     let port = |i: usize| Port::from_network(u16::from_ne_bytes([ports[i], ports[i + 1]]));
     let tcp_flags = if proto == Proto::TCP {
-        let [flags] = packet.load(transport + 13).ok_or(Unread::Malformed)?;
+        let [_, flags, ..]: [u8; 8] = packet.load(transport + 12).ok_or(Unread::Malformed)?;
         TcpFlags(flags)
     } else {
         TcpFlags::default()

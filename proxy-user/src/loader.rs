@@ -13,7 +13,7 @@ pub mod sys;
 use crate::tables::NodeRows;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapInfo};
-use aya::programs::{CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
@@ -225,6 +225,11 @@ impl Dataplane {
             map.remove(&Key::new(len, addr)).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// The loaded programs and their names, to be measured or run on made packets.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
+        self.ebpf.programs()
     }
 
     /// The table of flows, to be read and swept apart from everything else.

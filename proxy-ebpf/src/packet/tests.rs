@@ -78,7 +78,9 @@ fn what_is_not_read_says_why() {
         (ipv4(0, 0x2000, 6), ETH_P_IP, 14, Unread::Unsupported),
         (ipv4(0, 0x0001, 17), ETH_P_IP, 14, Unread::Unsupported),
         (ipv4(0, 0, 6), ETH_P_IPV6, 14, Unread::Malformed),
-        (ipv4(0, 0, 6)[..40].to_vec(), ETH_P_IP, 14, Unread::Malformed),
+        (ipv4(0, 0, 6)[..33].to_vec(), ETH_P_IP, 14, Unread::Malformed),
+        (ipv4(0, 0, 6)[..53].to_vec(), ETH_P_IP, 14, Unread::Malformed),
+        (ipv4(0, 0, 17)[..41].to_vec(), ETH_P_IP, 14, Unread::Malformed),
         (ipv6(44, [1; 16]), ETH_P_IPV6, 0, Unread::Unsupported),
         (ipv6(58, [1; 16]), ETH_P_IPV6, 0, Unread::NotOurs),
         (ipv6(6, mapped), ETH_P_IPV6, 0, Unread::Malformed),
@@ -97,7 +99,7 @@ proptest! {
     ) {
         let ethertype = if v6 { ETH_P_IPV6 } else { ETH_P_IP };
         if let Ok(headers) = read(&Bytes(bytes.clone()), ethertype, network) {
-            prop_assert!(headers.transport + 4 <= bytes.len());
+            prop_assert!(headers.transport + 8 <= bytes.len());
         }
     }
 }

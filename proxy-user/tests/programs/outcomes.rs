@@ -1,0 +1,266 @@
+//! Every outcome that a packet can provoke, and what becomes of the packet. That it was counted
+//! once, and nothing else was, is checked with every packet by [`Plane::run`].
+//!
+//! Not here: `table_full`, since a table of least recently used entries makes room.
+
+use crate::packet::{ACK, ETHERNET, FIN, Packet};
+use crate::plane::{CLUSTER_IP, NODE_PORT, Net, Out, Plane, Served, Via, frontend_key, passed};
+use proxy_ebpf::flow::Hook::{Egress, Ingress};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
+use proxy_ebpf::outcome::Outcome;
+use proxy_ebpf::{Proto, maps};
+use proxy_user::tables::Family;
+use std::net::SocketAddr;
+
+fn dropped(outcome: Outcome, packet: &Packet) -> Out {
+    Out { dropped: true, ..passed(outcome, packet) }
+}
+
+/// Both hooks leave `packet` as it is, with `outcome`.
+fn check_left_alone(plane: &mut Plane, packet: &[u8], outcome: Outcome, what: &str) {
+    for hook in [Ingress, Egress] {
+        let out = plane.run_bytes(Via::Node, hook, packet);
+        let expected = Out { dropped: false, outcome, packet: packet.to_vec() };
+        assert_eq!(out, expected, "{what} at {hook:?}");
+    }
+}
+
+/// A plane on which every net's `vip` leads to a backend, and the opening packet of a pod.
+fn with_services() -> (Plane, [(Net, Packet); 4]) {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let frontends = &[(net.vip, CLUSTER_IP)];
+        plane.serve(net, "web", Served { cluster: &net.there, frontends, ..Default::default() });
+    }
+    (plane, Net::ALL.map(|net| (net, net.opening(net.pod, net.vip))))
+}
+
+#[test]
+fn packet_of_no_service_is_not_ours() {
+    let (mut plane, cases) = with_services();
+    for (net, packet) in cases {
+        let other_port = SocketAddr::new(net.vip.ip(), net.vip.port() + 1);
+        for dst in [net.other_vip, net.there[0], other_port] {
+            let bytes = packet.to(dst).bytes();
+            check_left_alone(&mut plane, &bytes, Outcome::NotOurs, "another address");
+        }
+        let other_proto = if net.has_tcp() { Proto::SCTP } else { Proto(1) };
+        let bytes = Packet { proto: other_proto, ..packet.clone() }.bytes();
+        check_left_alone(&mut plane, &bytes, Outcome::NotOurs, "another protocol");
+
+        let mut tagged = packet.bytes();
+        drop(tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]));
+        check_left_alone(&mut plane, &tagged, Outcome::NotOurs, "a VLAN tag");
+        let mut arp = packet.bytes();
+        arp[12..14].copy_from_slice(&[0x08, 0x06]);
+        check_left_alone(&mut plane, &arp, Outcome::NotOurs, "another Ethernet type");
+        assert!(plane.entries(net).is_empty());
+    }
+}
+
+#[test]
+fn service_without_endpoints_drops_and_a_node_port_without_them_is_left_to_the_stack() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let frontends = &[(net.vip, CLUSTER_IP), (net.node_port, NODE_PORT)];
+        plane.serve(net, "web", Served { frontends, ..Default::default() });
+        let packet = net.opening(net.pod, net.vip);
+        let out = plane.run(Via::Pod, Ingress, &packet);
+        assert_eq!(out, dropped(Outcome::NoEndpoint, &packet));
+        let packet = net.opening(net.outsider, net.node_port);
+        let out = plane.run(Via::Node, Ingress, &packet);
+        assert_eq!(out, passed(Outcome::NoEndpoint, &packet));
+        let counters = plane.counters(net, "web");
+        assert_eq!((counters.refused, counters.connections), (2, 0));
+        assert!(plane.entries(net).is_empty());
+    }
+}
+
+#[test]
+fn policy_without_a_local_endpoint_drops() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let frontends = &[
+            (net.vip, FrontendFlags::INTERNAL_LOCAL),
+            (net.node_port, NODE_PORT.with(FrontendFlags::EXTERNAL_LOCAL)),
+        ];
+        plane.serve(net, "web", Served { cluster: &net.there, frontends, ..Default::default() });
+        for (via, src, dst) in
+            [(Via::Pod, net.pod, net.vip), (Via::Node, net.outsider, net.node_port)]
+        {
+            let packet = net.opening(src, dst);
+            let out = plane.run(via, Ingress, &packet);
+            assert_eq!(out, dropped(Outcome::NoLocalEndpoint, &packet));
+        }
+        assert_eq!(plane.counters(net, "web").refused, 2);
+        assert!(plane.entries(net).is_empty());
+    }
+}
+
+#[test]
+fn fragments_and_extension_headers_are_unsupported() {
+    let (mut plane, cases) = with_services();
+    for (net, packet) in cases {
+        let patches: &[(usize, &[u8])] = if net.family == Family::V4 {
+            // More fragments; the last fragment; one in the middle.
+            &[(6, &[0x20, 0x00]), (6, &[0x00, 0xb9]), (6, &[0x20, 0x01])]
+        } else {
+            &[(6, &[0]), (6, &[43]), (6, &[44]), (6, &[60])]
+        };
+        for (at, patch) in patches {
+            let mut bytes = packet.bytes();
+            bytes[ETHERNET + at..][..patch.len()].copy_from_slice(patch);
+            check_left_alone(&mut plane, &bytes, Outcome::Unsupported, &format!("{patch:x?}"));
+        }
+        // "Do not fragment" is no fragment.
+        if net.family == Family::V4 {
+            let mut bytes = packet.bytes();
+            bytes[ETHERNET + 6] = 0x40;
+            let out = plane.run_bytes(Via::Pod, Ingress, &bytes);
+            assert_eq!(out.outcome, Outcome::Chosen);
+        }
+    }
+}
+
+#[test]
+fn headers_that_are_cut_off_or_contradict_themselves_are_malformed() {
+    let (mut plane, cases) = with_services();
+    for (net, packet) in cases {
+        let bytes = packet.bytes();
+        let header = if net.has_tcp() { 20 } else { 8 };
+        // The kernel's test run takes no packet without a whole IP header.
+        for len in packet.transport()..packet.transport() + header {
+            let what = format!("{net:?}, cut to {len} bytes");
+            check_left_alone(&mut plane, &bytes[..len], Outcome::Malformed, &what);
+        }
+        let first = bytes[ETHERNET];
+        let wrong: &[u8] = if net.family == Family::V4 {
+            &[0x44, 0x40, 0x65, 0x05, 0x4f]
+        } else {
+            &[first ^ 0x20, first & 0x0f]
+        };
+        for first in wrong {
+            let mut bytes = bytes.clone();
+            bytes[ETHERNET] = *first;
+            // A header of the greatest length does not fit into the shortest packet.
+            bytes.truncate(packet.transport() + header);
+            check_left_alone(&mut plane, &bytes, Outcome::Malformed, &format!("{first:x}"));
+        }
+        assert!(plane.entries(net).is_empty());
+    }
+}
+
+#[test]
+fn mapped_address_on_the_wire_is_malformed() {
+    let (mut plane, cases) = with_services();
+    for (_, packet) in cases.into_iter().filter(|(net, _)| net.family == Family::V6) {
+        for at in [8, 24] {
+            let mut bytes = packet.bytes();
+            let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1];
+            bytes[ETHERNET + at..][..16].copy_from_slice(&mapped);
+            check_left_alone(&mut plane, &bytes, Outcome::Malformed, "a mapped address");
+        }
+    }
+}
+
+#[test]
+fn second_flow_of_a_client_port_to_the_only_backend_collides_until_the_first_has_ended() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let Net { pod, vip, other_vip, there: [backend, _], .. } = net;
+        let frontends = &[(vip, CLUSTER_IP), (other_vip, CLUSTER_IP)];
+        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
+        let (first, second) = (net.opening(pod, vip), net.opening(pod, other_vip));
+        assert_eq!(plane.run(Via::Pod, Ingress, &first).outcome, Outcome::Chosen);
+        let collides = dropped(Outcome::Collision, &second);
+        assert_eq!(plane.run(Via::Pod, Ingress, &second), collides);
+        assert_eq!(plane.entries(net).len(), 2);
+        let reply = first.to(backend).reply();
+        assert_eq!(plane.run(Via::Pod, Egress, &reply).packet, reply.from(vip).bytes());
+
+        if net.has_tcp() {
+            plane.run(Via::Pod, Egress, &reply.flags(FIN | ACK));
+            let expected = passed(Outcome::Chosen, &second.to(backend));
+            assert_eq!(plane.run(Via::Pod, Ingress, &second), expected);
+        }
+    }
+}
+
+#[test]
+fn snat_range_without_a_free_port_drops() {
+    let mut plane = Plane::with_snat_ports(61_000..=61_001);
+    for net in Net::ALL {
+        let Net { node_port, there: [backend, _], .. } = net;
+        let frontends = &[(node_port, NODE_PORT)];
+        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
+        for (port, outcome) in
+            [(1, Outcome::Matched), (2, Outcome::Matched), (3, Outcome::SnatExhausted)]
+        {
+            let opening = net.opening(SocketAddr::new(net.outsider.ip(), port), node_port);
+            plane.run(Via::Node, Ingress, &opening);
+            let out = plane.run(Via::Node, Egress, &opening.to(backend));
+            assert_eq!((out.outcome, out.dropped), (outcome, port == 3));
+        }
+    }
+}
+
+#[test]
+fn device_without_an_address_of_the_family_drops_what_needs_snat() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let Net { outsider, node_port, there: [backend, _], .. } = net;
+        let frontends = &[(node_port, NODE_PORT)];
+        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
+        let opening = net.opening(outsider, node_port);
+        plane.run(Via::Node, Ingress, &opening);
+        let inside = opening.to(backend);
+        let out = plane.run(Via::Unnumbered, Egress, &inside);
+        assert_eq!(out, dropped(Outcome::NoSnatAddress, &inside));
+        // An address that comes later is used.
+        assert_eq!(plane.run(Via::Node, Egress, &inside).outcome, Outcome::Matched);
+    }
+}
+
+#[test]
+fn sctp_is_translated_where_its_checksum_stays_right_and_else_dropped() {
+    let mut plane = Plane::new();
+    for net in [Family::V4, Family::V6].map(|family| Net::new(Proto::SCTP, family)) {
+        let Net { pod, vip, other_vip, there: [backend, _], .. } = net;
+        let same_port = SocketAddr::new(vip.ip(), backend.port());
+        let frontends = &[(same_port, CLUSTER_IP), (other_vip, CLUSTER_IP)];
+        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
+        let packet = net.opening(pod, same_port);
+        let expected = passed(Outcome::Chosen, &packet.to(backend));
+        assert_eq!(plane.run(Via::Pod, Ingress, &packet), expected);
+
+        let another_port = SocketAddr::new(pod.ip(), pod.port() + 1);
+        let packet = net.opening(another_port, other_vip);
+        let out = plane.run(Via::Pod, Ingress, &packet);
+        assert_eq!(out, dropped(Outcome::RewriteFailed, &packet));
+    }
+}
+
+#[test]
+fn frontend_that_names_slots_beyond_the_table_is_inconsistent_and_left_alone() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let key = frontend_key(net, net.vip, CLUSTER_IP);
+        plane.write_raw("frontends", key, FrontendValue::new(&key, maps::SLOTS, CLUSTER_IP));
+        let packet = net.opening(net.pod, net.vip);
+        let out = plane.run(Via::Pod, Ingress, &packet);
+        assert_eq!(out, passed(Outcome::Inconsistent, &packet));
+    }
+}
+
+#[test]
+fn frontend_value_of_another_key_is_no_frontend() {
+    let (mut plane, cases) = with_services();
+    for (net, packet) in cases {
+        let [key, other] = [net.vip, net.other_vip].map(|vip| frontend_key(net, vip, CLUSTER_IP));
+        let value = plane.maps.frontends().unwrap()[&key];
+        plane.write_raw("frontends", other, value);
+        let packet = packet.to(net.other_vip);
+        let out = plane.run(Via::Pod, Ingress, &packet);
+        assert_eq!(out, passed(Outcome::NotOurs, &packet));
+    }
+}

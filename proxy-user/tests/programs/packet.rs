@@ -1,0 +1,128 @@
+//! Packets as the tests speak of them. Their bytes are made from scratch by `etherparse`, all
+//! checksums included, so a packet that a program has rewritten must equal one that was made
+//! with the other address from the start.
+
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel, Ipv6Header, PacketBuilder,
+    TcpHeader,
+};
+use proxy_ebpf::Proto;
+use std::net::{IpAddr, SocketAddr};
+
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const ACK: u8 = 0x10;
+
+/// The length of an Ethernet header.
+pub(crate) const ETHERNET: usize = 14;
+
+/// A packet of TCP, UDP or SCTP.
+#[derive(Clone, Debug)]
+pub(crate) struct Packet {
+    pub(crate) src: SocketAddr,
+    pub(crate) dst: SocketAddr,
+    pub(crate) proto: Proto,
+    /// TCP's flags; nothing in another protocol.
+    pub(crate) flags: u8,
+    /// IPv4's options; nothing in IPv6.
+    pub(crate) options: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Packet {
+    pub(crate) fn new(proto: Proto, src: SocketAddr, dst: SocketAddr) -> Self {
+        let payload = b"odd".to_vec();
+        Self { src, dst, proto, flags: SYN, options: vec![], payload }
+    }
+
+    pub(crate) fn flags(self, flags: u8) -> Self {
+        Self { flags, ..self }
+    }
+
+    pub(crate) fn payload(self, payload: &[u8]) -> Self {
+        Self { payload: payload.to_vec(), ..self }
+    }
+
+    /// The same packet, but for its source.
+    pub(crate) fn from(&self, src: SocketAddr) -> Self {
+        Self { src, ..self.clone() }
+    }
+
+    /// The same packet, but for its destination.
+    pub(crate) fn to(&self, dst: SocketAddr) -> Self {
+        Self { dst, ..self.clone() }
+    }
+
+    /// What the receiver answers.
+    pub(crate) fn reply(&self) -> Self {
+        Self { src: self.dst, dst: self.src, flags: self.flags | ACK, ..self.clone() }
+    }
+
+    /// Where the transport header begins.
+    pub(crate) fn transport(&self) -> usize {
+        ETHERNET + if self.src.is_ipv4() { 20 + self.options.len() } else { 40 }
+    }
+
+    /// Where the transport checksum lies.
+    pub(crate) fn checksum_at(&self) -> usize {
+        self.transport() + if self.proto == Proto::TCP { 16 } else { 6 }
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let mut bytes = Vec::new();
+        let ip = link.ip(self.ip_header());
+        let (src, dst) = (self.src.port(), self.dst.port());
+        if self.proto == Proto::TCP {
+            let mut header = TcpHeader::new(src, dst, 0x1234_5678, 0xfff0);
+            header.fin = self.flags & FIN != 0;
+            header.syn = self.flags & SYN != 0;
+            header.rst = self.flags & RST != 0;
+            header.ack = self.flags & ACK != 0;
+            ip.tcp_header(header).write(&mut bytes, &self.payload).unwrap();
+        } else if self.proto == Proto::UDP {
+            ip.udp(src, dst).write(&mut bytes, &self.payload).unwrap();
+        } else {
+            // Ports, verification tag and a checksum that nobody on the way may touch.
+            let ports = [src.to_be_bytes(), dst.to_be_bytes()].concat();
+            let segment = [&ports, &[0xa5; 8][..], &self.payload].concat();
+            ip.write(&mut bytes, IpNumber(self.proto.0), &segment).unwrap();
+        }
+        bytes
+    }
+
+    fn ip_header(&self) -> IpHeaders {
+        let proto = IpNumber(self.proto.0);
+        match (self.src.ip(), self.dst.ip()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let mut header = Ipv4Header::new(0, 61, proto, src.octets(), dst.octets()).unwrap();
+                header.options = Ipv4Options::try_from(&self.options[..]).unwrap();
+                header.identification = 0x4242;
+                IpHeaders::Ipv4(header, Default::default())
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let header = Ipv6Header {
+                    traffic_class: 0x2e,
+                    flow_label: Ipv6FlowLabel::try_new(0x5_4321).unwrap(),
+                    next_header: proto,
+                    hop_limit: 61,
+                    source: src.octets(),
+                    destination: dst.octets(),
+                    ..Default::default()
+                };
+                IpHeaders::Ipv6(header, Default::default())
+            }
+            _ => panic!("{} and {} are of two families", self.src, self.dst),
+        }
+    }
+}
+
+/// The sum of the checksummed 16-bit words of `bytes` (RFC 1071): what a translation that
+/// repairs its checksum leaves as it is.
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
+    let words =
+        bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |&b| b.into()));
+    // Numbers that differ by a multiple of 0xffff are one number in ones' complement.
+    (words.sum::<u64>() % 0xffff) as u16
+}
