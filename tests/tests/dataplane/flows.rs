@@ -1,0 +1,137 @@
+//! Flows: what the packet path remembers, how ports are given out, and what comes after what.
+
+use crate::scene::{Path, Scene, answer, node_port, reaches, sockets, vip};
+use anyhow::{Context, Result};
+use lab::{Ask, Cni, FailureKind, Load, Serve};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Ends attempts that hang before their first retransmission.
+const AT_ONCE: Duration = Duration::from_millis(800);
+
+#[tokio::test]
+async fn a_client_may_use_its_port_again_at_once() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    for pod in &scene.web {
+        pod.serve(Serve::tcp(8081).closing_after_one()).await?;
+    }
+    scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    for from in [&*scene.client, &outsider] {
+        for (family, to) in vip(1).into_iter().enumerate() {
+            let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]).timeout(AT_ONCE);
+            let load = from.start_load(Load::new(ask)).await?;
+            load.until(|report| report.answered() + report.failed() >= 100).await?;
+            let report = load.stop().await?;
+            assert_eq!(report.failed(), 0, "{} → {to}: {report:?}", from.name());
+            assert_eq!(report.backends.len(), 2, "{report:?}");
+        }
+    }
+    Ok(())
+}
+
+/// The rows of `shunt flows` on the first node, for connections from `client`.
+async fn flows_from(scene: &Scene, client: SocketAddr) -> Result<Vec<Value>> {
+    let rows = scene.cluster.shunt(0, &["flows"]).await?;
+    let rows = rows.as_array().context("rows")?;
+    Ok(rows.iter().filter(|row| row["client"] == json!(client)).cloned().collect())
+}
+
+#[tokio::test]
+async fn a_flow_names_client_frontend_backend_and_snat() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    let node = scene.cluster.lab.node(0);
+    let facts = [(&*scene.client, vip(1), false), (&outsider, vip(1), true)];
+    for (from, to, snat) in facts {
+        for (family, to) in to.into_iter().enumerate() {
+            let socket = from.open(Ask::tcp(to)).await?;
+            let reply = socket.ask().await?;
+            let rows = flows_from(&scene, reply.local).await?;
+            let [row] = &rows[..] else { panic!("{} → {to}: {rows:?}", from.name()) };
+            assert_eq!(row["frontend"], json!(to), "{row}");
+            assert_eq!(row["backend"], json!(scene.web[1].addrs().at(8080)[family]), "{row}");
+            assert_eq!(row["service"], json!("default/svc-1:web"), "{row}");
+            assert_eq!(row["state"], json!("established"), "{row}");
+            if snat {
+                assert_eq!(row["snat"], json!(reply.client), "what the backend sees: {row}");
+                assert_eq!(reply.client.ip(), node.addrs().at(0)[family].ip());
+            } else {
+                assert_eq!((&row["snat"], reply.client), (&Value::Null, reply.local), "{row}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_services_on_one_backend_do_not_mix_the_replies_to_one_client_port() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    // Two of the choices lead to the same backend; the third is another.
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[0], &scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let client = &scene.client;
+    for (family, (one, two)) in vip(1).into_iter().zip(vip(2)).enumerate() {
+        let from = |port| client.addrs().at(port)[family];
+        for port in 7_000..7_010 {
+            let first = client.open(Ask::tcp(one).from(from(port))).await?;
+            let second = client.open(Ask::tcp(two).from(from(port)).timeout(AT_ONCE)).await;
+            // One time in eight all three tries hit the backend that is taken.
+            if let Ok(second) = second {
+                assert_eq!(second.ask().await?.name, "web-1", "{two} {port}");
+            }
+            assert_eq!(first.ask().await?.name, "web-0", "{one} {port}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn snat_ports_lie_in_their_range() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61163")]).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let node = scene.cluster.lab.node(0);
+    for ask in sockets(node.addrs().at(node_port(1))) {
+        let mut ports = BTreeSet::new();
+        for _ in 0..5 {
+            ports.insert(answer("SNAT", &outsider, &ask).await?.client.port());
+        }
+        assert!(ports.iter().all(|port| (61_100..61_164).contains(port)), "{ask:?} {ports:?}");
+        assert_eq!(ports.len(), 5, "one port for each flow: {ask:?} {ports:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_free_snat_port_a_flow_is_dropped_and_counted_and_others_go_on() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.publish(2, &[&scene.web[0]])?;
+    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61107")]).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let node = scene.cluster.lab.node(0);
+    let at = |number| node.addrs().at(node_port(number));
+    for to in at(1) {
+        let mut open = Vec::new();
+        for _ in 0..8 {
+            open.push(outsider.open(Ask::tcp(to)).await?);
+        }
+        let before = scene.outcome("egress", "snat_exhausted").await?;
+        let ninth = outsider.open(Ask::tcp(to).timeout(AT_ONCE)).await.err().context("a ninth")?;
+        assert_eq!(ninth.kind, FailureKind::TimedOut, "{ninth}");
+        assert!(scene.outcome("egress", "snat_exhausted").await? > before);
+        for socket in &open {
+            assert_eq!(socket.ask().await?.name, "web-1");
+        }
+    }
+    let own = outsider.addrs();
+    reaches("no SNAT, no limit", &outsider, sockets(at(2)), &[(&scene.web[0], own)]).await
+}
