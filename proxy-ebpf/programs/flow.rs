@@ -347,13 +347,20 @@ fn insert_forward(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome>
     FLOWS.insert(&key, forward, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
 }
 
-/// Makes the entry that waits for the packet at egress, unless there is one, whose port then
-/// serves as well.
+/// Makes the entry that waits for the packet at egress. If there is one from an earlier flow of
+/// the client's port to the backend, it keeps its port, and forgets how that flow ended.
 #[inline(never)]
 fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     let key = FlowKey::new(Hook::Egress, headers.src, forward.end(), headers.proto);
-    if flow(&key).is_some() {
-        return Ok(());
+    if let Some(known) = flow(&key) {
+        let (reply_key, client) = sibling(&key, known);
+        if let Some(reply) = flow(&reply_key)
+            && reply.end() == client
+        {
+            *reply = forward.with_end(client).with_flags(FlowFlags::REPLY);
+            *known = forward.with_end(known.end());
+            return Ok(());
+        }
     }
     let pending =
         forward.with_end(End { addr: headers.src.addr.unspecified(), port: Port::default() });

@@ -70,6 +70,28 @@ async fn a_flow_names_client_frontend_backend_and_snat() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_new_connection_of_an_old_port_forgets_how_the_old_one_ended() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    for from in [&*scene.client, &outsider] {
+        for (family, to) in vip(1).into_iter().enumerate() {
+            let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]);
+            // Ends with a reset.
+            let once = Load::new(ask.clone()).lasting(Duration::from_millis(20));
+            assert!(from.load(once).await?.answered() > 0);
+            let socket = from.open(ask).await?;
+            let local = socket.ask().await?.local;
+            let rows = flows_from(&scene, local).await?;
+            let [row] = &rows[..] else { panic!("{} → {to}: {rows:?}", from.name()) };
+            assert_eq!(row["state"], json!("established"), "{} → {to}: {row}", from.name());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn two_services_on_one_backend_do_not_mix_the_replies_to_one_client_port() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
     // Two of the choices lead to the same backend; the third is another.
