@@ -418,10 +418,26 @@ fn give_snat(ctx: &TcContext, key: &FlowKey, value: &mut FlowValue) -> Result<()
         };
         let end = End { addr, port: Port::new((first + offset) as u16) };
         let reply_key = FlowKey::new(Hook::Ingress, backend, end, key.proto);
-        if FLOWS.insert(&reply_key, &reply, BPF_NOEXIST.into()).is_ok() {
+        if FLOWS.insert(&reply_key, &reply, BPF_NOEXIST.into()).is_ok()
+            || take_over(&reply_key) && FLOWS.insert(&reply_key, &reply, BPF_ANY.into()).is_ok()
+        {
             *value = value.with_end(end);
             return Ok(());
         }
     }
     Err(Outcome::SnatExhausted)
+}
+
+/// Takes the SNAT port away from the connection whose replies have `key`, if that has ended: its
+/// entries stay until the sweep, far longer than a busy client can wait for a port.
+#[inline(never)]
+fn take_over(key: &FlowKey) -> bool {
+    let Some(reply) = flow(key) else { return false };
+    let (forward_key, _) = sibling(key, reply);
+    let Some(forward) = flow(&forward_key) else { return false };
+    let either = forward.flags.with(reply.flags);
+    let both = FlowFlags(forward.flags.0 & reply.flags.0);
+    let ended = either.has(FlowFlags::RST) || both.has(FlowFlags::FIN);
+    // Of several CPUs that find the same port, the one that removes the entry has it.
+    ended && forward.end() == key.dst() && FLOWS.remove(&forward_key).is_ok()
 }

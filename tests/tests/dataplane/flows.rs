@@ -2,7 +2,7 @@
 
 use crate::scene::{Path, Scene, answer, node_port, reaches, sockets, vip};
 use anyhow::{Context, Result};
-use lab::{Ask, Cni, FailureKind, Load, Serve};
+use lab::{Ask, Cni, FailureKind, Load, Machine, Pattern, Pod, Serve};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,23 +11,40 @@ use std::time::Duration;
 /// Ends attempts that hang before their first retransmission.
 const AT_ONCE: Duration = Duration::from_millis(800);
 
+/// Adds a pod on the second node that closes each connection after one reply.
+async fn add_closing_pod(scene: &Scene) -> Result<Pod> {
+    let pod = scene.cluster.lab.add_pod(scene.cluster.lab.node(1), "closing").await?;
+    pod.serve(Serve::tcp(8080).closing_after_one()).await?;
+    Ok(pod)
+}
+
+/// Has `from` ask `count` times, each time over a new connection; all must be answered.
+async fn all_answered(from: &Machine, ask: Ask, pattern: Pattern, count: u64) -> Result<()> {
+    let what = format!("{} → {}, {pattern:?}", from.name(), ask.to);
+    let load = from.start_load(Load::new(ask.timeout(AT_ONCE)).pattern(pattern)).await?;
+    let report = load.until(|report| report.failed() > 0 || report.answered() >= count).await?;
+    load.stop().await?;
+    assert_eq!(report.failed(), 0, "{what}: {report:?}");
+    Ok(())
+}
+
+/// How connections end: with a reset by the client, or in order, by the server.
+const ENDINGS: [(u8, Pattern); 2] = [(1, Pattern::New), (2, Pattern::NewUntilServerCloses)];
+
 #[tokio::test]
 async fn a_client_may_use_its_port_again_at_once() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
-    for pod in &scene.web {
-        pod.serve(Serve::tcp(8081).closing_after_one()).await?;
-    }
+    let closing = add_closing_pod(&scene).await?;
     scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
+    scene.publish(2, &[&closing])?;
     scene.start(Path::Packet).await?;
     let outsider = scene.routed_outsider().await?;
     for from in [&*scene.client, &outsider] {
-        for (family, to) in vip(1).into_iter().enumerate() {
-            let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]).timeout(AT_ONCE);
-            let load = from.start_load(Load::new(ask)).await?;
-            load.until(|report| report.answered() + report.failed() >= 100).await?;
-            let report = load.stop().await?;
-            assert_eq!(report.failed(), 0, "{} → {to}: {report:?}", from.name());
-            assert_eq!(report.backends.len(), 2, "{report:?}");
+        for (number, pattern) in ENDINGS {
+            for (family, to) in vip(number).into_iter().enumerate() {
+                let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]);
+                all_answered(from, ask, pattern, 100).await?;
+            }
         }
     }
     Ok(())
@@ -156,4 +173,20 @@ async fn without_a_free_snat_port_a_flow_is_dropped_and_counted_and_others_go_on
     }
     let own = outsider.addrs();
     reaches("no SNAT, no limit", &outsider, sockets(at(2)), &[(&scene.web[0], own)]).await
+}
+
+#[tokio::test]
+async fn ended_connections_give_their_snat_ports_back() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    let closing = add_closing_pod(&scene).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.publish(2, &[&closing])?;
+    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61163")]).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    for (number, pattern) in ENDINGS {
+        for to in scene.cluster.lab.node(0).addrs().at(node_port(number)) {
+            all_answered(&outsider, Ask::tcp(to), pattern, 200).await?;
+        }
+    }
+    Ok(())
 }
