@@ -1,23 +1,23 @@
 //! The packet path to a ClusterIP: for pods that the socket hooks do not see, and for outsiders
 //! whose packets a node routes.
 
-use crate::scene::{Path, Scene, answer, node_port, reaches, refused, serve, sockets, vip};
+use crate::scene::{PLACES, Path, Scene, answer, node_port, reaches, refused, serve, sockets, vip};
 use anyhow::Result;
 use lab::cluster::eventually;
 use lab::{Addrs, Ask, Cni, Transport};
 
 #[tokio::test]
 async fn a_pod_is_seen_as_itself_by_backends_on_every_node() -> Result<()> {
-    for cni in [Cni::Routed, Cni::Bridge] {
+    for (cni, devices) in PLACES {
         let mut scene = Scene::strict(cni).await?;
         scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
-        scene.start(Path::Packet).await?;
+        scene.start_with(Path::Packet, &[("--devices", devices)]).await?;
         let Scene { cluster, client, web: [web_0, web_1] } = &scene;
         let own = client.addrs();
-        let fact = format!("{cni:?}: ClusterIP");
+        let fact = format!("{cni:?} {devices}: ClusterIP");
         reaches(&fact, client, sockets(vip(1)), &[(web_0, own), (web_1, own)]).await?;
         let to = cluster.lab.node(0).addrs().at(node_port(1));
-        let fact = format!("{cni:?}: NodePort of its node");
+        let fact = format!("{cni:?} {devices}: NodePort of its node");
         reaches(&fact, client, sockets(to), &[(web_0, own), (web_1, own)]).await?;
         // Else the sockets were translated, and no packet.
         assert_eq!(scene.outcome("connect", "chosen").await?, 0);
@@ -27,20 +27,21 @@ async fn a_pod_is_seen_as_itself_by_backends_on_every_node() -> Result<()> {
 
 #[tokio::test]
 async fn a_pod_that_is_its_own_backend_sees_the_node_as_its_client() -> Result<()> {
-    for cni in [Cni::Routed, Cni::Bridge] {
+    for (cni, devices) in PLACES {
         let mut scene = Scene::strict(cni).await?;
         serve(&scene.client).await?;
         scene.publish(1, &[&scene.client])?;
-        scene.start(Path::Packet).await?;
+        scene.start_with(Path::Packet, &[("--devices", devices)]).await?;
         let (client, node) = (&scene.client, scene.cluster.lab.node(0));
         // The node speaks from the address of the device that leads to the pod, if that has one.
-        let seen = match cni {
-            Cni::Routed => Addrs { v4: [10, 244, 1, 1].into(), v6: "fd00:244:1::1".parse()? },
-            Cni::Bridge => node.addrs(),
+        let seen = match (cni, devices) {
+            (Cni::Bridge, "eth0") => node.addrs(),
+            _ => Addrs { v4: [10, 244, 1, 1].into(), v6: "fd00:244:1::1".parse()? },
         };
-        reaches(&format!("{cni:?}"), client, sockets(vip(1)), &[(client, seen)]).await?;
+        reaches(&format!("{cni:?} {devices}"), client, sockets(vip(1)), &[(client, seen)]).await?;
         let at_node = sockets(node.addrs().at(node_port(1)));
-        reaches(&format!("{cni:?}: NodePort"), client, at_node, &[(client, seen)]).await?;
+        reaches(&format!("{cni:?} {devices}: NodePort"), client, at_node, &[(client, seen)])
+            .await?;
     }
     Ok(())
 }
@@ -48,14 +49,14 @@ async fn a_pod_that_is_its_own_backend_sees_the_node_as_its_client() -> Result<(
 #[tokio::test]
 async fn an_outsider_is_seen_by_backends_of_the_node_that_routes_it_and_as_that_node_elsewhere()
 -> Result<()> {
-    for cni in [Cni::Routed, Cni::Bridge] {
+    for (cni, devices) in PLACES {
         let mut scene = Scene::strict(cni).await?;
         scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
-        scene.start(Path::Packet).await?;
+        scene.start_with(Path::Packet, &[("--devices", devices)]).await?;
         let outsider = scene.routed_outsider().await?;
         let Scene { cluster, web: [web_0, web_1], .. } = &scene;
         let backends = [(&**web_0, outsider.addrs()), (web_1, cluster.lab.node(0).addrs())];
-        reaches(&format!("{cni:?}"), &outsider, sockets(vip(1)), &backends).await?;
+        reaches(&format!("{cni:?} {devices}"), &outsider, sockets(vip(1)), &backends).await?;
     }
     Ok(())
 }

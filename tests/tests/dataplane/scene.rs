@@ -24,7 +24,7 @@ pub(crate) const PORTS: [Port<'static>; 2] = [
 const TIMES: usize = 30;
 
 /// How long silence must last to be told from a refusal; a dropped SYN is sent again after 1 s.
-const SILENCE: Duration = Duration::from_millis(250);
+pub(crate) const SILENCE: Duration = Duration::from_millis(250);
 
 /// Which path serves the pods' sockets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -198,6 +198,11 @@ pub(crate) fn of_family(ask: &Ask, addrs: Addrs) -> IpAddr {
     let is_v4 = to.ip().to_canonical().is_ipv4();
     if is_v4 { addrs.v4.into() } else { addrs.v6.into() }
 }
+
+/// Where the packet path may run: the pods' devices always, and of the node's own either the one
+/// to the other nodes, or all with addresses, among which a bridge of pods is.
+pub(crate) const PLACES: [(Cni, &str); 3] =
+    [(Cni::Routed, "eth0"), (Cni::Bridge, "eth0"), (Cni::Bridge, "auto")];
 
 /// Asks once; the one who answers must seem to be the one who was asked.
 pub(crate) async fn answer(fact: &str, from: &Machine, ask: &Ask) -> Result<Reply> {

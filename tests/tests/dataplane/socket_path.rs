@@ -7,7 +7,7 @@ use anyhow::Result;
 use futures::future::try_join_all;
 use lab::cluster::eventually;
 use lab::objects::{self, Port};
-use lab::{Addrs, Ask, Load, Serve};
+use lab::{Addrs, Ask, Load, Serve, Transport};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -20,6 +20,11 @@ async fn every_kind_of_socket_reaches_every_backend_and_sees_the_service() -> Re
     for asks in [sockets(vip(1)), mapped_sockets(vip(1))] {
         let own = client.addrs();
         reaches("a pod asks", client, asks, &[(web_0, own), (web_1, own)]).await?;
+    }
+    for ask in sockets(vip(1)) {
+        // More than a packet holds.
+        let bytes = if ask.transport == Transport::Tcp { 1 << 20 } else { 2_000 };
+        answer("large", client, &ask.payload(bytes)).await?;
     }
     Ok(())
 }
@@ -94,7 +99,7 @@ async fn a_udp_socket_stays_with_its_backend_until_that_is_gone() -> Result<()> 
     scene.start(Path::Socket).await?;
     let mut open = Vec::new();
     for ask in [vip(1).map(Ask::udp_unconnected).to_vec(), mapped_sockets(vip(1))].concat() {
-        if ask.transport == lab::Transport::UdpUnconnected {
+        if ask.transport == Transport::UdpUnconnected {
             open.push((scene.client.open(ask.clone()).await?, ask.to));
         }
     }
