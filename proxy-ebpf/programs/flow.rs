@@ -347,13 +347,20 @@ fn insert_forward(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome>
     FLOWS.insert(&key, forward, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
 }
 
-/// Makes the entry that waits for the packet at egress, unless there is one, whose port then
-/// serves as well.
+/// Makes the entry that waits for the packet at egress. If there is one from an earlier flow of
+/// the client's port to the backend, it keeps its port, and forgets how that flow ended.
 #[inline(never)]
 fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     let key = FlowKey::new(Hook::Egress, headers.src, forward.end(), headers.proto);
-    if flow(&key).is_some() {
-        return Ok(());
+    if let Some(known) = flow(&key) {
+        let (reply_key, client) = sibling(&key, known);
+        if let Some(reply) = flow(&reply_key)
+            && reply.end() == client
+        {
+            *reply = forward.with_end(client).with_flags(FlowFlags::REPLY);
+            *known = forward.with_end(known.end());
+            return Ok(());
+        }
     }
     let pending =
         forward.with_end(End { addr: headers.src.addr.unspecified(), port: Port::default() });
@@ -411,10 +418,26 @@ fn give_snat(ctx: &TcContext, key: &FlowKey, value: &mut FlowValue) -> Result<()
         };
         let end = End { addr, port: Port::new((first + offset) as u16) };
         let reply_key = FlowKey::new(Hook::Ingress, backend, end, key.proto);
-        if FLOWS.insert(&reply_key, &reply, BPF_NOEXIST.into()).is_ok() {
+        if FLOWS.insert(&reply_key, &reply, BPF_NOEXIST.into()).is_ok()
+            || take_over(&reply_key) && FLOWS.insert(&reply_key, &reply, BPF_ANY.into()).is_ok()
+        {
             *value = value.with_end(end);
             return Ok(());
         }
     }
     Err(Outcome::SnatExhausted)
+}
+
+/// Takes the SNAT port away from the connection whose replies have `key`, if that has ended: its
+/// entries stay until the sweep, far longer than a busy client can wait for a port.
+#[inline(never)]
+fn take_over(key: &FlowKey) -> bool {
+    let Some(reply) = flow(key) else { return false };
+    let (forward_key, _) = sibling(key, reply);
+    let Some(forward) = flow(&forward_key) else { return false };
+    let either = forward.flags.with(reply.flags);
+    let both = FlowFlags(forward.flags.0 & reply.flags.0);
+    let ended = either.has(FlowFlags::RST) || both.has(FlowFlags::FIN);
+    // Of several CPUs that find the same port, the one that removes the entry has it.
+    ended && forward.end() == key.dst() && FLOWS.remove(&forward_key).is_ok()
 }

@@ -2,7 +2,7 @@
 
 use crate::agent::{Agent, AgentOptions};
 use crate::api::ApiServer;
-use crate::lab::{Lab, LabConfig, Pod};
+use crate::lab::{Lab, LabConfig, Node, Pod};
 use crate::objects::{self, Port};
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
@@ -44,12 +44,24 @@ impl Cluster {
     /// Starts a lab, an API, and agents that have synced.
     pub async fn start(config: LabConfig) -> Result<Self> {
         let mut cluster = Self::without_agents(config).await?;
-        for index in 0..cluster.agents.len() {
-            let options = cluster.options();
-            cluster.start_agent(index, &options)?;
-        }
-        try_join_all(cluster.agents.iter_mut().flatten().map(Agent::wait_synced)).await?;
+        cluster.start_agents(|_, options| options).await?;
         Ok(cluster)
+    }
+
+    /// Starts an agent on each node, with what `adjust` makes of its options, and waits until
+    /// each has synced and serves its node's devices.
+    pub async fn start_agents(
+        &mut self,
+        adjust: impl Fn(&Node, AgentOptions) -> AgentOptions,
+    ) -> Result<()> {
+        for index in 0..self.agents.len() {
+            let options = adjust(self.lab.node(index), self.options());
+            self.start_agent(index, &options)?;
+        }
+        let is_up = |status: &Value| !status["synced"].is_null() && is_attached(status, "eth0");
+        let up = self.agents.iter_mut().flatten().map(|agent| agent.wait_status(is_up));
+        try_join_all(up).await.context("wait for the agents")?;
+        Ok(())
     }
 
     /// How agents are started: with the API as their source.
@@ -92,6 +104,12 @@ impl Cluster {
         serde_json::from_str(&output.stdout)
             .with_context(|| format!("shunt {args:?}: {} {}", output.stdout, output.stderr))
     }
+}
+
+/// Whether a program is attached to `target`, by an agent's own status.
+fn is_attached(status: &Value, target: &str) -> bool {
+    let attachments = status["attachments"].as_array();
+    attachments.is_some_and(|attachments| attachments.iter().any(|a| a["target"] == target))
 }
 
 /// Asks again until the answer is `reached`, and gives it; an error if that takes too long.

@@ -1,0 +1,15 @@
+//! Services over real sockets and packets: what pods, nodes and outsiders reach, and what both
+//! ends see of each other. Each fact holds for IPv4 and IPv6 by the same lines.
+//!
+//! `socket_path` and `packet_path` take the two ways to a ClusterIP, `node_port` the nodes'
+//! addresses, `endpoints` and `policy` what decides between backends, `flows` what the packet path
+//! remembers, `counters` what an operator is told of it.
+
+mod counters;
+mod endpoints;
+mod flows;
+mod node_port;
+mod packet_path;
+mod policy;
+mod scene;
+mod socket_path;

@@ -1,0 +1,240 @@
+//! The socket path: a destination is translated when a socket connects or sends.
+
+use crate::scene::{
+    Path, Scene, answer, mapped_sockets, node_port, reaches, refused, serve, sockets, vip,
+};
+use anyhow::Result;
+use futures::future::try_join_all;
+use lab::cluster::eventually;
+use lab::objects::{self, Port};
+use lab::{Addrs, Ask, Load, Serve, Transport};
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+#[tokio::test]
+async fn every_kind_of_socket_reaches_every_backend_and_sees_the_service() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
+    scene.start(Path::Socket).await?;
+    let Scene { client, web: [web_0, web_1], .. } = &scene;
+    for asks in [sockets(vip(1)), mapped_sockets(vip(1))] {
+        let own = client.addrs();
+        reaches("a pod asks", client, asks, &[(web_0, own), (web_1, own)]).await?;
+    }
+    for ask in sockets(vip(1)) {
+        // More than a packet holds.
+        let bytes = if ask.transport == Transport::Tcp { 1 << 20 } else { 2_000 };
+        answer("large", client, &ask.payload(bytes)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_process_of_the_node_reaches_services_as_a_pod_does() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.publish(2, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let (node, [web_0, web_1]) = (scene.cluster.lab.node(0), &scene.web);
+    let own = node.addrs();
+    let loopback = Addrs { v4: Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
+    for (fact, to) in [
+        ("ClusterIP", vip(1)),
+        ("its own NodePort", own.at(node_port(1))),
+        ("the NodePort on loopback", loopback.at(node_port(1))),
+    ] {
+        reaches(fact, node, sockets(to), &[(web_1, own)]).await?;
+        reaches(fact, node, mapped_sockets(to), &[(web_1, own)]).await?;
+    }
+    // To its own pods it speaks from the address of the device that leads to them.
+    let gateway = Addrs { v4: [10, 244, 1, 1].into(), v6: "fd00:244:1::1".parse()? };
+    reaches("a backend here", node, sockets(vip(2)), &[(web_0, gateway)]).await?;
+
+    let pod = &scene.client;
+    let captured = "a NodePort on a pod's own loopback is no service";
+    let asks = loopback.at(node_port(1)).map(Ask::tcp);
+    refused(captured, pod, asks.into()).await;
+    // There only the pod's own servers are.
+    pod.serve(Serve::tcp(node_port(1)).named("own")).await?;
+    for to in loopback.at(node_port(1)) {
+        assert_eq!(answer(captured, pod, &Ask::tcp(to)).await?.name, "own");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_that_is_its_own_backend_reaches_itself() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    let client = &scene.client;
+    serve(client).await?;
+    scene.publish(1, &[client])?;
+    scene.start(Path::Socket).await?;
+    let client = &scene.client;
+    reaches("itself", client, sockets(vip(1)), &[(client, client.addrs())]).await?;
+    reaches("itself, mapped", client, mapped_sockets(vip(1)), &[(client, client.addrs())]).await
+}
+
+#[tokio::test]
+async fn a_udp_socket_keeps_its_services_apart() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[1]])?;
+    scene.start(Path::Socket).await?;
+    for (one, two) in vip(1).into_iter().zip(vip(2)) {
+        let socket = scene.client.open(Ask::udp_unconnected(one)).await?;
+        for _ in 0..5 {
+            for (to, backend) in [(one, "web-0"), (two, "web-1")] {
+                let reply = socket.ask_of(to).await?;
+                assert_eq!((reply.name.as_str(), reply.peer), (backend, to));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_udp_socket_stays_with_its_backend_until_that_is_gone() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
+    scene.start(Path::Socket).await?;
+    let mut open = Vec::new();
+    for ask in [vip(1).map(Ask::udp_unconnected).to_vec(), mapped_sockets(vip(1))].concat() {
+        if ask.transport == Transport::UdpUnconnected {
+            open.push((scene.client.open(ask.clone()).await?, ask.to));
+        }
+    }
+    for (socket, to) in &open {
+        let first = socket.ask().await?;
+        for _ in 0..30 {
+            let reply = socket.ask().await?;
+            assert_eq!((&reply.name, reply.peer.to_string()), (&first.name, to.clone()));
+        }
+        // The one it has goes, and the other stays.
+        let [web_0, web_1] = &scene.web;
+        let left = if first.name == "web-0" { web_1 } else { web_0 };
+        scene.publish(1, &[left])?;
+        let moved = |reply: &Result<lab::Reply, _>| matches!(reply, Ok(r) if r.name == left.name());
+        let ask_again = async || {
+            let reply = socket.ask().await;
+            assert!(reply.as_ref().is_ok_and(|r| r.peer.to_string() == *to), "{reply:?}");
+            reply
+        };
+        let _moved = eventually("the other backend", ask_again, moved).await??;
+        scene.publish(1, &[web_0, web_1])?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn backends_are_chosen_uniformly() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    let web_2 = scene.cluster.lab.add_pod(scene.cluster.lab.node(1), "web-2").await?;
+    serve(&web_2).await?;
+    scene.publish(1, &[&scene.web[0], &scene.web[1], &web_2])?;
+    scene.start(Path::Socket).await?;
+    for to in vip(1) {
+        let load = scene.client.start_load(Load::new(Ask::tcp(to)).concurrency(4)).await?;
+        load.until(|report| report.answered() + report.failed() >= 1_500).await?;
+        let report = load.stop().await?;
+        assert_eq!(report.failed(), 0, "{report:?}");
+        let expected = report.answered() as f64 / 3.0;
+        let terms = report.backends.values().map(|&n| (n as f64 - expected).powi(2) / expected);
+        // Two degrees of freedom: chance exceeds 30 once in 3 million times.
+        let chi_square: f64 = terms.sum();
+        assert!(report.backends.len() == 3 && chi_square < 30.0, "{chi_square} {report:?}");
+    }
+    Ok(())
+}
+
+/// The Service `web` at 10.96.0.100 with `ports`.
+fn web(ports: &[Port<'_>]) -> Value {
+    objects::service("web", &["10.96.0.100", "fd00:96::64"], ports)
+}
+
+#[tokio::test]
+async fn ports_and_protocols_of_a_service_lead_to_their_own_backends() -> Result<()> {
+    const PORTS: [Port<'static>; 3] = [
+        Port { name: "one", protocol: "TCP", port: 80, target: 9001 },
+        Port { name: "two", protocol: "UDP", port: 80, target: 9002 },
+        Port { name: "three", protocol: "TCP", port: 81, target: 9003 },
+    ];
+    let mut scene = Scene::routed().await?;
+    let pod = &scene.web[1];
+    for port in PORTS {
+        let serve =
+            if port.protocol == "TCP" { Serve::tcp(port.target) } else { Serve::udp(port.target) };
+        pod.serve(serve.named(port.name)).await?;
+    }
+    scene.cluster.publish(&web(&PORTS), &PORTS, &[pod])?;
+    scene.start(Path::Socket).await?;
+    for ip in ["10.96.0.100", "[fd00:96::64]"] {
+        for (ask, name) in [
+            (Ask::tcp(format!("{ip}:80")), "one"),
+            (Ask::udp(format!("{ip}:80")), "two"),
+            (Ask::tcp(format!("{ip}:81")), "three"),
+        ] {
+            for _ in 0..5 {
+                assert_eq!(answer("multi-port", &scene.client, &ask).await?.name, name, "{ask:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_named_port_may_have_another_number_in_each_slice() -> Result<()> {
+    const PORTS: [Port<'static>; 1] = [Port { name: "web", protocol: "TCP", port: 80, target: 0 }];
+    let mut scene = Scene::routed().await?;
+    scene.cluster.api.apply(&web(&PORTS))?;
+    for (pod, target) in scene.web.iter().zip([9001, 9002]) {
+        pod.serve(Serve::tcp(target)).await?;
+        for mut slice in objects::slices("web", &[Port { target, ..PORTS[0] }], &[pod]) {
+            let name = format!("{}-{target}", slice["metadata"]["name"]).replace('"', "");
+            slice["metadata"]["name"] = json!(name);
+            scene.cluster.api.apply(&slice)?;
+        }
+    }
+    scene.start(Path::Socket).await?;
+    let asks = ["10.96.0.100:80", "[fd00:96::64]:80"].map(Ask::tcp).to_vec();
+    let (client, [web_0, web_1]) = (&scene.client, &scene.web);
+    let own = client.addrs();
+    reaches("both slices", client, asks, &[(web_0, own), (web_1, own)]).await
+}
+
+#[tokio::test]
+async fn an_established_connection_outlives_its_endpoint() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Socket).await?;
+    let client = &scene.client;
+    let open = try_join_all(vip(1).map(|to| client.open(Ask::tcp(to)))).await?;
+    scene.publish(1, &[])?;
+    for (socket, to) in open.iter().zip(vip(1)) {
+        let refused = eventually("refused", async || client.tcp(to).await, Result::is_err);
+        assert!(refused.await?.is_err_and(|failure| failure.refused_at_once()));
+        let reply = socket.ask().await?;
+        assert_eq!((reply.name.as_str(), reply.peer), ("web-1", to));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_reaches_node_ports_of_every_node() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
+    scene.start(Path::Socket).await?;
+    let Scene { cluster, client, web: [web_0, web_1] } = &scene;
+    let [own, other] = [0, 1].map(|index| cluster.lab.node(index).addrs());
+    let own_node = own.at(node_port(1));
+    let pod = client.addrs();
+    for asks in [sockets(own_node), mapped_sockets(own_node)] {
+        reaches("its own node's", client, asks, &[(web_0, pod), (web_1, pod)]).await?;
+    }
+    // The other node is a way there like any other: it puts itself between where the reply would
+    // not come back by it.
+    let asks = sockets(other.at(node_port(1)));
+    reaches("the other node's", client, asks, &[(web_0, other), (web_1, pod)]).await?;
+    let asks = sockets(other.at(node_port(1)));
+    let node = cluster.lab.node(0);
+    reaches("from the node itself", node, asks, &[(web_0, other), (web_1, node.addrs())]).await
+}
