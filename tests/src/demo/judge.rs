@@ -29,6 +29,11 @@ pub(super) fn counted(counts: &Counts) -> String {
     if words.is_empty() { "no answer".to_owned() } else { words.join(", ") }
 }
 
+/// Pods in words.
+pub(super) fn named<'a>(pods: impl IntoIterator<Item = &'a &'a str>) -> String {
+    pods.into_iter().copied().collect::<Vec<_>>().join(", ")
+}
+
 /// Each of `pods` answered as often as chance would have it, and nobody else did.
 pub(super) fn balanced(counts: &Counts, pods: &BTreeSet<&str>) -> Result<()> {
     exactly(counts, pods)?;
@@ -49,7 +54,8 @@ pub(super) fn exactly(counts: &Counts, pods: &BTreeSet<&str>) -> Result<()> {
     let answered = counts.iter().filter(|(_, count)| **count > 0).map(|(name, _)| name.as_str());
     ensure!(
         !pods.is_empty() && answered.collect::<BTreeSet<_>>() == *pods,
-        "expected answers from {pods:?} and from nobody else; came: {}",
+        "expected answers from {} and from nobody else; came: {}",
+        named(pods),
         counted(counts)
     );
     Ok(())
