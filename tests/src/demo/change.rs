@@ -70,8 +70,9 @@ async fn scale_and_roll(
         load.reaches_all(world).await?;
         world.set(pod.name(), State::Terminating)?;
         world.settled().await?;
-        let _ = load.goes_on().await?;
         gone.push(retire(world, pod.name()).await?);
+        // Who still came to the old one would fail now.
+        let _ = load.goes_on().await?;
     }
     let took = started.elapsed();
     let did = format!("rolling update: {} pods, one by one", old.len());
@@ -116,7 +117,9 @@ async fn kill_and_restart(
         format!("applied {} ms after the agent's restart", converged.as_millis()),
         json!({ "ms": millis(converged) }),
     );
-    retire(world, &old).await
+    let gone = retire(world, &old).await?;
+    let _ = load.goes_on().await?;
+    Ok(gone)
 }
 
 /// Ends a pod that no node gives new connections to any more, as its kubelet would; its open

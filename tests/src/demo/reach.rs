@@ -95,7 +95,7 @@ async fn balance(world: &World, ask: Ask, outcome: &mut Outcome) -> Result<()> {
 
 /// The pods on the other node see the client pod's own address.
 async fn see_client(world: &World, family: usize, outcome: &mut Outcome) -> Result<()> {
-    let replies = ask_often(&world.client, &Ask::tcp(VIPS[family]), CONNECTIONS / 4).await?;
+    let replies = ask_often(&world.client, &Ask::tcp(VIPS[family]), CONNECTIONS / 2).await?;
     let expected = world.client.addrs().at(0)[family].ip();
     let mut remote = None;
     for reply in &replies {
