@@ -72,6 +72,7 @@ struct Demo {
 impl Demo {
     /// Runs all steps; one that fails does not keep the others from running.
     async fn steps(&mut self) {
+        self.screen.heading();
         self.start().await;
         self.step("ClusterIP", reach::cluster_ip).await;
         self.step("Source address", reach::source_address).await;

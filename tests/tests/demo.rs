@@ -2,6 +2,7 @@
 //! nothing behind.
 
 use anyhow::{Context, Result, ensure};
+use lab::program;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
@@ -41,7 +42,7 @@ impl Demo {
     async fn start(args: &[&str]) -> Result<Self> {
         static ALONE: Mutex<()> = Mutex::const_new(());
         let alone = ALONE.lock().await;
-        let child = Command::new(env!("CARGO_BIN_EXE_demo"))
+        let child = Command::new(program::find("demo")?)
             .args(args)
             .stdout(Stdio::piped())
             .kill_on_drop(true)

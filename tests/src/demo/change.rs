@@ -1,6 +1,6 @@
 //! Steps: everything changes under load, and no request fails.
 
-use super::judge::{counted, served};
+use super::judge::{counted, named, served};
 use super::outcome::{Outcome, millis, shown};
 use super::web::{NODE_PORT, State, TARGET, VIPS};
 use super::world::World;
@@ -53,10 +53,11 @@ async fn scale_and_roll(
     world.add(&[("web-4", 1), ("web-5", 0)]).await?;
     world.settled().await?;
     load.reaches_all(world).await?;
+    let took = started.elapsed();
     outcome.fact(
         "scale-up under load: 3 → 5 pods",
-        "both new pods take their share",
-        json!({ "ms": millis(started.elapsed()) }),
+        format!("both new pods answer after {} ms", took.as_millis()),
+        json!({ "ms": millis(took) }),
     );
 
     let started = Instant::now();
@@ -69,14 +70,16 @@ async fn scale_and_roll(
         load.reaches_all(world).await?;
         world.set(pod.name(), State::Terminating)?;
         world.settled().await?;
-        let _ = load.goes_on().await?;
         gone.push(retire(world, pod.name()).await?);
+        // Who still came to the old one would fail now.
+        let _ = load.goes_on().await?;
     }
+    let took = started.elapsed();
     let did = format!("rolling update: {} pods, one by one", old.len());
     outcome.fact(
         did,
-        "new one ready, old one terminating, old one gone",
-        json!({ "ms": millis(started.elapsed()), "replaced": old.len() }),
+        format!("new ready → old terminating → old gone, in {:.1} s", took.as_secs_f64()),
+        json!({ "ms": millis(took), "replaced": old.len() }),
     );
     Ok(gone)
 }
@@ -114,7 +117,9 @@ async fn kill_and_restart(
         format!("applied {} ms after the agent's restart", converged.as_millis()),
         json!({ "ms": millis(converged) }),
     );
-    retire(world, &old).await
+    let gone = retire(world, &old).await?;
+    let _ = load.goes_on().await?;
+    Ok(gone)
 }
 
 /// Ends a pod that no node gives new connections to any more, as its kubelet would; its open
@@ -161,7 +166,9 @@ impl Loads {
         self.pods.extend(ready.iter().map(ToString::to_string));
         let all = |report: &LoadReport| ready.iter().all(|pod| report.backends.contains_key(*pod));
         for (name, load) in &self.loads {
-            drop(wait(load, all, &format!("answers from all of {ready:?}, {name}")).await?);
+            drop(
+                wait(load, all, &format!("answers from each of {}, {name}", named(&ready))).await?,
+            );
         }
         Ok(())
     }
@@ -214,9 +221,10 @@ async fn wait(
         Ok(report) => Ok(report?),
         Err(_) => {
             let came = load.report().await?;
-            let failures = came.failures.values().next().map(|failures| &failures.first);
+            let failures = came.failures.values().next();
+            let first = failures.map_or("none failed".to_owned(), |f| f.first.to_string());
             bail!(
-                "expected {what} in {PATIENCE:?}; came: {}; first failure: {failures:?}",
+                "expected {what}, within {PATIENCE:?}; came: {}; {first}",
                 counted(&came.backends)
             )
         }

@@ -50,18 +50,23 @@ pub(super) async fn how_to_look_around(world: &World) -> Result<String> {
         node.bpffs_root().display(),
         node.control_socket().display()
     );
-    let commands = ["status", "services", "backends", "flows --limit 10", "explain 10.96.0.10:80"];
+    let commands = ["status", "services", "backends", "flows --limit 5", "explain 10.96.0.10:80"];
     add(
         "what Shunt says on node-1",
         &commands.map(|command| format!("{} {command} {view}", shunt.display())),
     );
     let kubeconfig = lab.scratch().join("kubeconfig").display().to_string();
-    let get =
-        ["--kubeconfig", &kubeconfig, "--request-timeout=5s", "get", "services,endpointslices"];
+    let get = ["--kubeconfig", &kubeconfig, "get", "services,endpointslices"];
     // kubectl may be absent, or too old or too new for this API.
     if node.exec("kubectl", &get).await.is_ok_and(|output| output.status == Some(0)) {
-        let get = format!("nsenter --net={} kubectl {}", netns(node), get.join(" "));
-        add("the objects", &[get]);
+        let kubectl = |does: &str| {
+            format!("nsenter --net={} kubectl --kubeconfig {kubeconfig} {does}", netns(node))
+        };
+        add("the objects", &[kubectl("get services,endpointslices")]);
+        add(
+            "take the endpoints away, and ask again: refused at once",
+            &[kubectl("delete endpointslices web-ipv4 web-ipv6")],
+        );
     }
     Ok(text)
 }

@@ -1,6 +1,6 @@
 //! Steps: who reaches the Service, in both families, over TCP and UDP, from inside and outside.
 
-use super::judge::{balanced, count, counted, hidden, seen, sticky};
+use super::judge::{balanced, count, counted, hidden, named, seen, sticky};
 use super::outcome::Outcome;
 use super::web::{NODE_PORT, VIPS};
 use super::world::{World, ask_often};
@@ -95,7 +95,7 @@ async fn balance(world: &World, ask: Ask, outcome: &mut Outcome) -> Result<()> {
 
 /// The pods on the other node see the client pod's own address.
 async fn see_client(world: &World, family: usize, outcome: &mut Outcome) -> Result<()> {
-    let replies = ask_often(&world.client, &Ask::tcp(VIPS[family]), CONNECTIONS / 4).await?;
+    let replies = ask_often(&world.client, &Ask::tcp(VIPS[family]), CONNECTIONS / 2).await?;
     let expected = world.client.addrs().at(0)[family].ip();
     let mut remote = None;
     for reply in &replies {
@@ -146,8 +146,7 @@ fn callers(replies: &[Reply], client: IpAddr) -> String {
         let those = replies.iter().filter(|reply| (reply.client.ip() == client) == own);
         those.map(|reply| reply.name.as_str()).collect::<BTreeSet<_>>()
     };
-    let names = |pods: BTreeSet<&str>| pods.into_iter().collect::<Vec<_>>().join(", ");
-    format!("{} saw the client, {} the node", names(by(true)), names(by(false)))
+    format!("{} saw the client, {} the node", named(&by(true)), named(&by(false)))
 }
 
 /// UDP sockets stay with one pod each, and all pods get some.

@@ -1,6 +1,6 @@
 //! Steps: who gets no connection, and who is told so at once.
 
-use super::judge::{balanced, count, counted};
+use super::judge::{balanced, count};
 use super::outcome::{Outcome, millis, shown};
 use super::web::{State, VIPS};
 use super::world::{World, ask_often};
@@ -36,7 +36,11 @@ pub(super) async fn unready(world: &mut World) -> Result<Outcome> {
     let counts = counts?;
     let mut outcome = Outcome::default();
     let did = format!("{pod} fails its readiness probe");
-    outcome.fact(did, format!("gets no connection: {}", counted(&counts)), json!(counts));
+    outcome.fact(
+        did,
+        format!("0 of {CONNECTIONS} connections; all others share them"),
+        json!(counts),
+    );
     Ok(outcome)
 }
 

@@ -13,6 +13,8 @@ const NAME: usize = 4;
 const DID: usize = 20;
 const CAME: usize = 69;
 
+const ABOUT: &str = "real sockets, real packets, in network namespaces of its own";
+
 /// Where the demo is shown.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Screen {
@@ -35,6 +37,14 @@ impl Screen {
         let terminal = !json && io::stdout().is_terminal();
         let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self { json, terminal, colour: terminal && !plain }
+    }
+
+    /// Says what is about to be shown.
+    pub(super) fn heading(self) {
+        if !self.json {
+            let name = self.paint(Style::Bold, "Shunt");
+            self.print(format_args!("  {name} on two nodes in this machine: {ABOUT}.\n\n"));
+        }
     }
 
     /// Says what is under way, on a terminal, until the step's own lines replace it.

@@ -107,7 +107,8 @@ fn named(row: &Value) -> Result<String> {
 pub(super) async fn ask_often(from: &Machine, ask: &Ask, times: usize) -> Result<Vec<Reply>> {
     let mut replies = Vec::with_capacity(times);
     for _ in 0..times {
-        replies.push(from.ask(ask.clone()).await?);
+        let reply = from.ask(ask.clone()).await;
+        replies.push(reply.with_context(|| format!("expected an answer from {}; came", ask.to))?);
     }
     Ok(replies)
 }
