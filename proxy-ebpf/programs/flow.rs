@@ -351,17 +351,31 @@ fn insert_forward(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome>
     FLOWS.insert(&key, forward, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
 }
 
-/// Makes the entry that waits for the packet at egress, unless there is one, whose port then
-/// serves as well.
+/// Makes the entry that waits for the packet at egress. If the client was already given a port
+/// towards this backend it keeps it, but not what was noted of the flow that had it before.
 #[inline(never)]
 fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     let key = FlowKey::new(Hook::Egress, headers.src, forward.end(), headers.proto);
-    if flow(&key).is_some() {
+    if let Some(existing) = flow(&key) {
+        let (reply_key, _) = sibling(&key, existing);
+        renew(existing, forward, FlowFlags::default());
+        if let Some(reply) = flow(&reply_key) {
+            renew(reply, forward, FlowFlags::REPLY);
+        }
         return Ok(());
     }
     let pending =
         forward.with_end(End { addr: headers.src.addr.unspecified(), port: Port::default() });
     FLOWS.insert(&key, &pending, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
+}
+
+/// Makes `entry`, which rewrites to what it did before, one of the new flow `forward`.
+#[inline(always)]
+fn renew(entry: &mut FlowValue, forward: &FlowValue, direction: FlowFlags) {
+    entry.flags = forward.flags.with(direction);
+    entry.service = forward.service;
+    entry.backend = forward.backend;
+    entry.seen = forward.seen;
 }
 
 /// Makes the entry for the replies. Two flows of one client port to one backend through two
