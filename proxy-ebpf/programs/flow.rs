@@ -24,7 +24,7 @@ use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 
 /// How many backends are tried before a flow whose address pair is taken is given up.
-const CHOICES: usize = 3;
+const CHOICES: u32 = 3;
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
 
@@ -202,8 +202,11 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     }
     let from_pod = is_from_pod(ctx);
     let mut forward = FlowValue::default();
-    for _ in 0..CHOICES {
-        match choose_backend(headers, value, from_pod, &mut forward) {
+    let first = random();
+    for choice in 0..CHOICES {
+        // The choices lie equally far apart, so that they are as many backends as there are.
+        let random = first.wrapping_add(choice * (u32::MAX / CHOICES));
+        match choose_backend(headers, value, from_pod, random, &mut forward) {
             CHOSEN => {}
             NO_ENDPOINT if known && headers.proto == Proto::UDP => return stay(ctx, headers),
             NO_ENDPOINT => {
@@ -263,10 +266,11 @@ fn choose_backend(
     headers: &Headers,
     value: FrontendValue,
     from_pod: bool,
+    random: u32,
     forward: &mut FlowValue,
 ) -> u32 {
     let caller = caller(headers, value, from_pod);
-    match choose(&KernelTables, value, caller, random()) {
+    match choose(&KernelTables, value, caller, random) {
         Some(Choice::Backend(service, slot)) => {
             let backend = End { addr: slot.addr, port: slot.port };
             // The reply passes this node by itself if the backend is here or the client is. A

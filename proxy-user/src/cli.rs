@@ -3,7 +3,7 @@
 //! `agent` and `cleanup` change the node, and are dispatched in `main`. Flags of the reading
 //! commands are the agent's where both have them, with the same variables.
 
-use crate::config::AgentArgs;
+use crate::config::{AgentArgs, BPFFS_ROOT, CONTROL_SOCKET};
 use crate::control::{self, ControlError};
 use crate::loader::pin_directory;
 use crate::pinned::{PinnedError, PinnedMaps};
@@ -43,14 +43,14 @@ pub struct Cli {
 #[derive(Args, Debug)]
 pub struct View {
     /// The BPF file system below which the maps are pinned.
-    #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = "/sys/fs/bpf")]
+    #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = BPFFS_ROOT)]
     pub bpffs_root: PathBuf,
     /// The socket on which the agent tells its status.
     #[arg(
         long,
         value_name = "PATH",
         env = "SHUNT_CONTROL_SOCKET",
-        default_value = "/run/shunt/agent.sock"
+        default_value = CONTROL_SOCKET
     )]
     pub control_socket: PathBuf,
     /// How answers are printed.
@@ -68,7 +68,7 @@ pub enum Command {
     /// Services stop being reached until an agent runs again. Doing it twice is no error.
     Cleanup {
         /// The BPF file system below which the maps are pinned.
-        #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = "/sys/fs/bpf")]
+        #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = BPFFS_ROOT)]
         bpffs_root: PathBuf,
     },
     /// A command that only reads.

@@ -80,10 +80,16 @@ pub enum LoadError {
     )]
     Layout(PathBuf),
     /// The object was refused.
-    #[error("the kernel programs cannot be loaded; Linux 6.6 or later with BTF is needed")]
+    #[error(
+        "the kernel programs cannot be loaded: this needs Linux 6.6 or later with BTF, and root or \
+         the capabilities BPF, NET_ADMIN and PERFMON"
+    )]
     Object(#[source] EbpfError),
     /// A program was refused.
-    #[error("the kernel refuses the program `{0}`; Linux 6.6 or later is needed")]
+    #[error(
+        "the kernel refuses the program `{0}`: this needs Linux 6.6 or later, and root or the \
+         capabilities BPF, NET_ADMIN and PERFMON"
+    )]
     Program(&'static str, #[source] ProgramError),
     /// Something is missing from the object.
     #[error("`{0}` is missing from the embedded programs: the binary was built wrong")]

@@ -204,6 +204,23 @@ fn flags_of_a_connection_are_noted_in_the_direction_that_sent_them() {
 }
 
 #[test]
+fn connection_does_not_inherit_the_end_of_the_one_before() {
+    let mut plane = Plane::new();
+    for net in TCP {
+        serve(&mut plane, net, &[net.there[0]]);
+        let old = round_trip(&mut plane, net, net.outsider, SYN);
+        for (hook, packet) in &old {
+            plane.run(Via::Node, *hook, &packet.clone().flags(RST));
+        }
+        let new = round_trip(&mut plane, net, net.outsider, SYN);
+        for (hook, packet) in &new {
+            let flags = plane.entry(*hook, packet).unwrap().flags;
+            assert!(!flags.has(FlowFlags::RST), "{hook:?} {packet:?}");
+        }
+    }
+}
+
+#[test]
 fn evicted_entry_is_made_again_by_the_other_direction() {
     let mut plane = Plane::new();
     for net in Net::ALL {
@@ -222,6 +239,21 @@ fn evicted_entry_is_made_again_by_the_other_direction() {
             assert_eq!(plane.run(Via::Node, *hook, packet).outcome, Matched);
             assert_eq!(plane.entries(net), entries);
             assert_ne!(plane.entry(*hook, packet).unwrap().seen, Stamp(0));
+        }
+    }
+}
+
+#[test]
+fn two_frontends_with_one_client_port_get_two_backends() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let frontends = &[(net.vip, CLUSTER_IP), (net.other_vip, CLUSTER_IP)];
+        plane.serve(net, "web", Served { cluster: &net.there, frontends, ..Default::default() });
+        for port in 1..=50 {
+            let client = client(net, port);
+            let backends = [net.vip, net.other_vip]
+                .map(|vip| backend_of(&mut plane, &net.opening(client, vip), &net.there));
+            assert_ne!(backends[0], backends[1]);
         }
     }
 }

@@ -1,0 +1,45 @@
+//! Prints what each kernel program costs: how many instructions the verifier walked through (its
+//! limit is a million), and how large the program is after translation and as machine code.
+//!
+//! Takes nothing; loads the programs into a BPF file system that is mounted nowhere, attaches
+//! none, and leaves nothing behind. Needs root.
+
+use anyhow::{Context as _, Result};
+use proxy_ebpf::choose::NodePortRange;
+use proxy_user::loader::{Dataplane, Settings};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+fn main() -> Result<()> {
+    let bpffs = bpffs().context("cannot make a BPF file system; run as root")?;
+    let dataplane = Dataplane::load(&Settings {
+        bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
+        node_ports: NodePortRange { first: 30_000, last: 32_767 },
+        snat_ports: 61_000..=65_535,
+        log_level: None,
+    })?;
+    let mut rows = dataplane
+        .programs()
+        .map(|(name, program)| {
+            let info = program.info().with_context(|| format!("cannot read {name}"))?;
+            let verified = info.verified_instruction_count().unwrap_or_default();
+            let translated = info.size_translated().unwrap_or_default();
+            Ok((name, verified, translated, info.size_jitted()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    rows.sort();
+    println!(
+        "{:<14} {:>14} {:>16} {:>12}",
+        "program", "verified insns", "translated bytes", "jited bytes"
+    );
+    for (name, verified, translated, jited) in rows {
+        println!("{name:<14} {verified:>14} {translated:>16} {jited:>12}");
+    }
+    Ok(())
+}
+
+fn bpffs() -> Result<OwnedFd> {
+    let context = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
