@@ -19,7 +19,7 @@ use proxy_ebpf::frontend::FrontendValue;
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::service::ServiceId;
 use proxy_ebpf::slot::Slot;
-use proxy_ebpf::socket::{Translation, UDP_DESTINATIONS, UdpPeers};
+use proxy_ebpf::socket::{Translation, UdpPeers};
 use proxy_ebpf::{Addr, Port, Proto};
 
 const ALLOW: i32 = 1;
@@ -183,7 +183,7 @@ pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         count(Program::Sendmsg, Outcome::NotOurs as u32);
         return ALLOW;
     };
-    let known = known_translation(ctx, |translation| translation.frontend() == frontend);
+    let known = udp_peers(ctx).and_then(|peers| peers.send_to(frontend));
     if let Some(known) = &known
         && serves(known)
     {
@@ -218,7 +218,7 @@ pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub(crate) fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let source = end::<F>(ctx);
-    let outcome = match known_translation(ctx, |translation| translation.backend() == source) {
+    let outcome = match udp_peers(ctx).and_then(|peers| peers.receive_from(source)) {
         Some(translation) => {
             set_end::<F>(ctx, translation.frontend());
             Outcome::Matched
@@ -238,7 +238,7 @@ pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
         let translation = unsafe { TCP_PEERS.get_ptr_mut(ctx).as_ref() };
         translation.copied().filter(|translation| translation.backend() == peer)
     } else {
-        known_translation(ctx, |translation| translation.backend() == peer)
+        udp_peers(ctx).and_then(|peers| peers.receive_from(peer))
     };
     let outcome = match known {
         Some(translation) => {
@@ -295,30 +295,17 @@ fn keep_udp_peer(ctx: &SockAddrContext, translation: Translation) -> bool {
     let Some(peers) = (unsafe { UDP_PEERS.get_or_insert_ptr_mut(ctx, None).as_mut() }) else {
         return false;
     };
-    let frontend = translation.frontend();
-    for known in &mut peers.translations {
-        if known.frontend() == frontend {
-            *known = translation;
-            return true;
-        }
-    }
-    let index = peers.written as usize % UDP_DESTINATIONS;
-    if let Some(oldest) = peers.translations.get_mut(index) {
-        *oldest = translation;
-        peers.written = peers.written.wrapping_add(1);
-    }
+    peers.remember(translation);
     true
 }
 
-/// The first of a UDP socket's translations that `matches`.
+/// What is remembered of a UDP socket, if anything is.
 #[inline(always)]
-fn known_translation(
-    ctx: &SockAddrContext,
-    matches: impl Fn(&Translation) -> bool,
-) -> Option<Translation> {
-    // SAFETY: the context's socket is valid in this hook.
-    let peers: &UdpPeers = unsafe { UDP_PEERS.get_ptr_mut(ctx).as_ref() }?;
-    peers.translations.iter().find(|&translation| matches(translation)).copied()
+fn udp_peers<'a>(ctx: &SockAddrContext) -> Option<&'a mut UdpPeers> {
+    // SAFETY: the context's socket is valid in this hook, and keeps its storage until the hook has
+    // ended. Threads that use one socket at once may tear a translation; its backend's digest
+    // then does not match, and the next datagram mends it.
+    unsafe { UDP_PEERS.get_ptr_mut(ctx).as_mut() }
 }
 
 /// Forgets what a socket connected to before, now that it connects to something that is no
@@ -330,8 +317,7 @@ fn forget_peer(ctx: &SockAddrContext, proto: Proto) {
         if let Some(peer) = unsafe { TCP_PEERS.get_ptr_mut(ctx).as_mut() } {
             *peer = Translation::default();
         }
-    // SAFETY: as above.
-    } else if let Some(peers) = unsafe { UDP_PEERS.get_ptr_mut(ctx).as_mut() } {
+    } else if let Some(peers) = udp_peers(ctx) {
         *peers = UdpPeers::default();
     }
 }

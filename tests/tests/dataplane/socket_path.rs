@@ -93,6 +93,21 @@ async fn a_udp_socket_keeps_its_services_apart() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_udp_socket_keeps_services_apart_that_share_a_backend() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    for (one, two) in vip(1).into_iter().zip(vip(2)) {
+        let socket = scene.client.open(Ask::udp_unconnected(one)).await?;
+        for to in [one, two, one, one, two] {
+            assert_eq!(socket.ask_of(to).await?.peer, to);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_udp_socket_stays_with_its_backend_until_that_is_gone() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
