@@ -289,7 +289,7 @@ impl Agent {
         }
         let errors = self.node.update(self.world.node());
         self.report.node_errors(&errors);
-        match self.applier.heal(self.planner.tables().clone()) {
+        match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {
                 self.report.apply_errors(&errors);
                 self.report.drift(rows + self.node.take_repaired());

@@ -13,57 +13,20 @@
 //! A row that cannot be written (a table is full) is kept and tried again at every pass; the
 //! others are written all the same.
 
+mod place;
 mod pool;
 mod restore;
+mod store;
 
-use crate::tables::{BackendRow, Family, FrontendRow, ServiceKey, ServiceRow, TableDelta};
+pub use store::{Store, StoreError};
+
+use crate::tables::{BackendRow, FrontendRow, ServiceKey, TableDelta};
 use pool::{IdPool, RangePool};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
-use proxy_ebpf::service::{ServiceId, ServiceInfo};
-use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
+use proxy_ebpf::service::ServiceId;
+use proxy_ebpf::slot::{BackendId, BackendState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// The maps, as far as apply writes them: the edge that tests replace.
-pub trait Store {
-    /// Element `index` of the slot array.
-    fn slot(&self, index: u32) -> Slot;
-    /// Writes `slots` from `index` on; nothing names these elements.
-    fn write_slots(&mut self, index: u32, slots: &[Slot]);
-    /// Element `id` of the backend array.
-    fn backend(&self, id: BackendId) -> BackendState;
-    /// All backends that have a state.
-    fn backends(&self) -> Vec<BackendId>;
-    /// Writes one backend's state, in one word.
-    fn write_backend(&mut self, id: BackendId, state: BackendState);
-    /// All services that the map holds.
-    fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError>;
-    /// Writes a service's names, and zeroes its counters.
-    fn put_service(&mut self, id: ServiceId, info: &ServiceInfo) -> Result<(), StoreError>;
-    /// Removes a service's names.
-    fn remove_service(&mut self, id: ServiceId) -> Result<(), StoreError>;
-    /// All frontends that the map holds.
-    fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
-    /// Writes frontends; returns those that could not be written, and why.
-    fn put_frontends(
-        &mut self,
-        rows: &[(FrontendKey, FrontendValue)],
-    ) -> Vec<(FrontendKey, StoreError)>;
-    /// Removes frontends; returns those that could not be removed, and why.
-    fn remove_frontends(&mut self, keys: &[FrontendKey]) -> Vec<(FrontendKey, StoreError)>;
-}
-
-/// A map that could not be read or written.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("map `{map}`: cannot {action}: {reason}")]
-pub struct StoreError {
-    /// The map's name.
-    pub map: &'static str,
-    /// What was attempted.
-    pub action: &'static str,
-    /// What the kernel said.
-    pub reason: String,
-}
 
 /// Something that could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +64,7 @@ struct Placed {
     frontends: BTreeSet<FrontendKey>,
 }
 
-/// What a quarantine holds: see [`Applier::take_quarantine`].
+/// Ids and ranges that wait to be free again: see [`Applier::take_quarantine`].
 #[derive(Debug, Default)]
 pub struct Quarantine {
     ranges: Vec<(u32, u32)>,
@@ -211,121 +174,6 @@ impl<S: Store> Applier<S> {
         all
     }
 
-    /// Gives the service an id and a range that holds `row`. Returns whether the range is
-    /// another one than before. After an error everything is as it was.
-    fn place(
-        &mut self,
-        key: &ServiceKey,
-        row: &ServiceRow,
-        gone: &mut Vec<BackendId>,
-    ) -> Result<bool, ApplyError> {
-        let old = self.services.remove(key);
-        let placed = self.place_over(old.as_ref(), key, row);
-        let Ok(Some(mut placed)) = placed else {
-            if let Some(old) = old {
-                self.services.insert(key.clone(), old);
-            }
-            return placed.map(|_| false);
-        };
-        if let Some(old) = old {
-            let gone_rows =
-                old.backends.iter().filter(|(backend, _)| !row.all.contains_key(backend));
-            gone.extend(gone_rows.map(|(_, id)| *id));
-            self.quarantine.ranges.push((old.range, old.len));
-            placed.frontends = old.frontends;
-        }
-        self.services.insert(key.clone(), placed);
-        Ok(true)
-    }
-
-    /// Writes `row` to a new range, unless the old one holds just that.
-    fn place_over(
-        &mut self,
-        old: Option<&Placed>,
-        key: &ServiceKey,
-        row: &ServiceRow,
-    ) -> Result<Option<Placed>, ApplyError> {
-        let mut fresh = Vec::new();
-        let Some(backends) = self.backend_ids(old, row, &mut fresh) else {
-            return Err(self.give_back(key, row, fresh));
-        };
-        let id = match old {
-            Some(placed) => placed.id,
-            None => self.new_service(key)?,
-        };
-        let slots = slots(id, row, &backends);
-        let unchanged = old.is_some_and(|placed| {
-            placed.len as usize == slots.len()
-                && slots.iter().zip(placed.range..).all(|(slot, at)| self.store.slot(at) == *slot)
-        });
-        let len = slots.len() as u32;
-        let range = if unchanged { Some(0) } else { self.ranges.take(len) };
-        let Some(range) = range else {
-            if old.is_none() {
-                self.service_ids.release(id.0);
-            }
-            return Err(self.give_back(key, row, fresh));
-        };
-        for (backend, backend_id) in &backends {
-            let flags = row.all.get(backend).copied().unwrap_or_default();
-            let state = BackendState::new(id, backend.addr, backend.port, flags);
-            if self.store.backend(*backend_id) != state {
-                self.writes += 1;
-                self.store.write_backend(*backend_id, state);
-            }
-        }
-        if unchanged {
-            return Ok(None);
-        }
-        self.writes += 1;
-        self.store.write_slots(range, &slots);
-        Ok(Some(Placed { id, range, len, backends, frontends: BTreeSet::new() }))
-    }
-
-    /// The ids of the row's backends: the old one where there is one, else one from the pool,
-    /// which is also noted in `fresh`. `None` if the pool is empty.
-    fn backend_ids(
-        &mut self,
-        old: Option<&Placed>,
-        row: &ServiceRow,
-        fresh: &mut Vec<BackendId>,
-    ) -> Option<Vec<(BackendRow, BackendId)>> {
-        let old = old.map_or(&[][..], |placed| &placed.backends);
-        let id = |backend: &BackendRow| {
-            if let Ok(index) = old.binary_search_by_key(backend, |(row, _)| *row) {
-                return Some((*backend, old[index].1));
-            }
-            let id = BackendId(self.backend_ids.take()?);
-            fresh.push(id);
-            Some((*backend, id))
-        };
-        row.all.keys().map(id).collect()
-    }
-
-    fn give_back(
-        &mut self,
-        key: &ServiceKey,
-        row: &ServiceRow,
-        fresh: Vec<BackendId>,
-    ) -> ApplyError {
-        for id in fresh {
-            self.backend_ids.release(id.0);
-        }
-        ApplyError::SlotsFull(key.clone(), row.all.len())
-    }
-
-    fn new_service(&mut self, key: &ServiceKey) -> Result<ServiceId, ApplyError> {
-        let info = info(key).ok_or_else(|| ApplyError::NameTooLong(key.clone()))?;
-        let id = self.service_ids.take().ok_or_else(|| ApplyError::ServicesFull(key.clone()))?;
-        match self.store.put_service(ServiceId(id), &info) {
-            Ok(()) => Ok(ServiceId(id)),
-            Err(error) => {
-                self.service_ids.release(id);
-                Err(ApplyError::Service(key.clone(), error))
-            }
-        }
-    }
-
     /// Points all frontends of the service at its range.
     fn republish(
         &self,
@@ -430,44 +278,6 @@ impl<S: Store> Applier<S> {
             self.quarantine.backends.push(id);
         }
     }
-}
-
-/// The elements of the range for `row`.
-fn slots(service: ServiceId, row: &ServiceRow, backends: &[(BackendRow, BackendId)]) -> Vec<Slot> {
-    let slot = |backend: &BackendRow| {
-        let index = backends.binary_search_by_key(backend, |(row, _)| *row).ok()?;
-        Some(Slot {
-            addr: backend.addr,
-            port: backend.port,
-            flags: row.all.get(backend).copied().unwrap_or(BackendFlags::default()),
-            backend: backends[index].1,
-        })
-    };
-    let cluster: Vec<_> = row.cluster.iter().filter_map(slot).collect();
-    let local: Vec<_> = row.local.iter().filter_map(slot).collect();
-    let chosen = |backend: &&BackendRow| {
-        row.cluster.binary_search(backend).is_ok() || row.local.binary_search(backend).is_ok()
-    };
-    let draining: Vec<_> =
-        row.all.keys().filter(|backend| !chosen(backend)).filter_map(slot).collect();
-    let header = RangeHeader {
-        service,
-        cluster: cluster.len() as u32,
-        local: local.len() as u32,
-        affinity_seconds: row.affinity_seconds,
-        draining: draining.len() as u32,
-        zero: 0,
-    };
-    [vec![header.to_slot()], cluster, local, draining].concat()
-}
-
-fn info(key: &ServiceKey) -> Option<ServiceInfo> {
-    let port = &key.port;
-    let family = match key.family {
-        Family::V4 => 4,
-        Family::V6 => 6,
-    };
-    ServiceInfo::new(&port.namespace, &port.name, &port.port, port.proto, family)
 }
 
 #[cfg(test)]

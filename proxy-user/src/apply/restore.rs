@@ -3,6 +3,7 @@
 //! So ids stay, unchanged services are not written, and what went while no agent ran is found
 //! and removed.
 
+use super::place::{info, slots, state};
 use super::pool::{IdPool, RangePool};
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
 use crate::tables::{BackendRow, Family, ServiceKey, ServicePortName, TableDelta, Tables};
@@ -11,6 +12,7 @@ use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
 use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 impl<S: Store> Applier<S> {
     /// Adopts what the maps of `store` hold. Rows that contradict themselves are removed; the
@@ -82,13 +84,15 @@ impl<S: Store> Applier<S> {
         self.apply(delta)
     }
 
-    /// Finds what someone else has changed in the maps and brings them to `tables` again.
-    /// Returns how many rows were wrong, and what could not be repaired.
-    pub fn heal(&mut self, tables: Tables) -> Result<(u64, Vec<ApplyError>), StoreError> {
+    /// Finds what someone else has changed in the maps and brings them to `tables` again, which
+    /// are those that were applied last. Returns how many rows were wrong, and what could not be
+    /// repaired.
+    pub fn heal(&mut self, tables: &Tables) -> Result<(u64, Vec<ApplyError>), StoreError> {
         let before = self.writes;
-        let actual: BTreeMap<FrontendKey, _> = self.store.frontends()?.into_iter().collect();
+        let actual: HashMap<FrontendKey, _> = self.store.frontends()?.into_iter().collect();
+        let known: BTreeSet<FrontendKey> = actual.keys().copied().collect();
         let strange: Vec<FrontendKey> =
-            actual.keys().filter(|key| !self.frontends.contains_key(key)).copied().collect();
+            known.into_iter().filter(|key| !self.frontends.contains_key(key)).collect();
         self.writes += strange.len() as u64;
         if let Some((_, error)) = self.store.remove_frontends(&strange).pop() {
             return Err(error);
@@ -96,17 +100,39 @@ impl<S: Store> Applier<S> {
         // What is forgotten here differs from what is wanted, and so is written again.
         self.frontends.retain(|key, (_, value)| actual.get(key) == Some(value));
 
-        let names: BTreeMap<ServiceId, ServiceInfo> = self.store.services()?.into_iter().collect();
+        let names: HashMap<ServiceId, ServiceInfo> = self.store.services()?.into_iter().collect();
         for (key, placed) in &self.services {
-            if let Some(info) = super::info(key)
+            if let Some(info) = info(key)
                 && names.get(&placed.id) != Some(&info)
             {
                 self.writes += 1;
                 self.store.put_service(placed.id, &info)?;
             }
         }
-        let errors = self.apply_all(tables);
+        let errors = self.apply(self.drifted(tables));
         Ok((self.writes - before, errors))
+    }
+
+    /// The rows of `tables` that the maps do not hold.
+    fn drifted(&self, tables: &Tables) -> TableDelta {
+        let mut delta = TableDelta::default();
+        for (key, row) in &tables.services {
+            let holds = self.services.get(key).is_some_and(|placed| {
+                self.holds(placed, &slots(placed.id, row, &placed.backends))
+                    && placed.backends.iter().all(|(backend, id)| {
+                        self.store.backend(*id) == state(placed.id, row, *backend)
+                    })
+            });
+            if !holds {
+                delta.services.insert(key.clone(), Some(Arc::clone(row)));
+            }
+        }
+        for (key, row) in &tables.frontends {
+            if !self.frontends.contains_key(key) {
+                delta.frontends.insert(*key, Some(row.clone()));
+            }
+        }
+        delta
     }
 }
 

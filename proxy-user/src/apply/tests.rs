@@ -1,10 +1,12 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
 use super::*;
-use crate::tables::{ServicePortName, Tables};
+use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
 use proptest::prelude::*;
 use proxy_ebpf::choose::{Caller, Choice, choose};
 use proxy_ebpf::frontend::FrontendFlags;
+use proxy_ebpf::service::ServiceInfo;
+use proxy_ebpf::slot::{BackendFlags, RangeHeader, Slot};
 use proxy_ebpf::{Addr, Port, Proto};
 
 /// Maps in memory, which can be full or broken.
@@ -281,7 +283,7 @@ fn healing_finds_and_undoes_what_a_stranger_did() {
     let mut applier = applier();
     let world = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21])]);
     assert_eq!(applier.apply_all(world.clone()), []);
-    assert_eq!(applier.heal(world.clone()).unwrap(), (0, vec![]));
+    assert_eq!(applier.heal(&world).unwrap(), (0, vec![]));
 
     let range = applier.store.frontends[&frontend(1)].range();
     let id = ids(&applier, "api")[&backend(21)];
@@ -290,11 +292,11 @@ fn healing_finds_and_undoes_what_a_stranger_did() {
     let strange = FrontendValue::new(&frontend(9), range, FrontendFlags::NONE);
     applier.store.frontends.insert(frontend(9), strange);
     applier.store.backends.remove(&id);
-    let (repaired, errors) = applier.heal(world.clone()).unwrap();
+    let (repaired, errors) = applier.heal(&world).unwrap();
     assert_eq!(errors, []);
     assert!(repaired >= 4, "{repaired}");
     assert_eq!(read_back(&applier.store), wanted(&world));
-    assert_eq!(applier.heal(world).unwrap(), (0, vec![]));
+    assert_eq!(applier.heal(&world).unwrap(), (0, vec![]));
 }
 
 proptest! {

@@ -1,0 +1,46 @@
+//! The store: the maps, as far as apply reads and writes them.
+
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::service::{ServiceId, ServiceInfo};
+use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+
+/// The maps, as far as apply writes them: the edge that tests replace.
+pub trait Store {
+    /// Element `index` of the slot array.
+    fn slot(&self, index: u32) -> Slot;
+    /// Writes `slots` from `index` on; nothing names these elements.
+    fn write_slots(&mut self, index: u32, slots: &[Slot]);
+    /// Element `id` of the backend array.
+    fn backend(&self, id: BackendId) -> BackendState;
+    /// All backends that have a state.
+    fn backends(&self) -> Vec<BackendId>;
+    /// Writes one backend's state, in one word.
+    fn write_backend(&mut self, id: BackendId, state: BackendState);
+    /// All services that the map holds.
+    fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError>;
+    /// Writes a service's names, and zeroes its counters.
+    fn put_service(&mut self, id: ServiceId, info: &ServiceInfo) -> Result<(), StoreError>;
+    /// Removes a service's names.
+    fn remove_service(&mut self, id: ServiceId) -> Result<(), StoreError>;
+    /// All frontends that the map holds.
+    fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
+    /// Writes frontends; returns those that could not be written, and why.
+    fn put_frontends(
+        &mut self,
+        rows: &[(FrontendKey, FrontendValue)],
+    ) -> Vec<(FrontendKey, StoreError)>;
+    /// Removes frontends; returns those that could not be removed, and why.
+    fn remove_frontends(&mut self, keys: &[FrontendKey]) -> Vec<(FrontendKey, StoreError)>;
+}
+
+/// A map that could not be read or written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("map `{map}`: cannot {action}: {reason}")]
+pub struct StoreError {
+    /// The map's name.
+    pub map: &'static str,
+    /// What was attempted.
+    pub action: &'static str,
+    /// What the kernel said.
+    pub reason: String,
+}
