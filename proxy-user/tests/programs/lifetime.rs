@@ -92,6 +92,23 @@ fn syn_that_is_sent_again_keeps_its_backend_while_that_serves() {
 }
 
 #[test]
+fn connection_that_was_refused_is_over() {
+    let mut plane = Plane::new();
+    for net in TCP {
+        let Net { pod, vip, there: [first, second], .. } = net;
+        serve(&mut plane, net, &[first]);
+        let syn = net.opening(pod, vip);
+        plane.run(Via::Pod, Ingress, &syn);
+        let refusal = syn.to(first).reply().flags(RST | ACK);
+        assert_eq!(plane.run(Via::Pod, Egress, &refusal), passed(Matched, &refusal.from(vip)));
+        // The backend still serves, so that a SYN sent again would stay with it.
+        let draining = Served { cluster: &[second], draining: &[first], ..Default::default() };
+        plane.serve(net, "web", draining);
+        assert_eq!(plane.run(Via::Pod, Ingress, &syn), passed(Chosen, &syn.to(second)));
+    }
+}
+
+#[test]
 fn syn_after_data_begins_another_connection() {
     let mut plane = Plane::new();
     for net in TCP {
