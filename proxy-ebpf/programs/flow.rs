@@ -81,7 +81,7 @@ fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
     if begins_anew(headers, value) {
         let known = serves(value);
         // A connection that is still being opened keeps the backend that it was given.
-        if !known || value.flags.has(FlowFlags::ESTABLISHED) {
+        if !known || value.flags.has(FlowFlags::ESTABLISHED) || was_refused(&key, value) {
             return new_flow(ctx, headers, true);
         }
     }
@@ -122,6 +122,14 @@ fn begins_anew(headers: &Headers, value: &FlowValue) -> bool {
             Proto::UDP => !serves(value),
             _ => false,
         }
+}
+
+/// Whether the backend has answered with a reset: then the connection is over, though nothing
+/// has established it, and its end must not be taken for that of the next one.
+#[inline(never)]
+fn was_refused(key: &FlowKey, value: &FlowValue) -> bool {
+    let (reply, _) = sibling(key, value);
+    flow(&reply).is_some_and(|reply| reply.flags.has(FlowFlags::RST))
 }
 
 #[inline(always)]

@@ -1,7 +1,9 @@
 //! Headers and checksums: what a translation must take care of beyond the addresses.
 
+use crate::net::Net;
 use crate::packet::{ETHERNET, Packet};
-use crate::plane::{CLUSTER_IP, Net, Plane, Served, Via, passed};
+use crate::plane::{Plane, Via, passed};
+use crate::writer::{CLUSTER_IP, Served};
 use proxy_ebpf::Proto;
 use proxy_ebpf::flow::Hook::{Egress, Ingress};
 use proxy_ebpf::outcome::Outcome::{Chosen, Matched};

@@ -1,9 +1,11 @@
 //! The life of a flow: when it keeps its backend, when it gets another one, what it remembers,
 //! and which source port SNAT gives it.
 
+use crate::net::Net;
 use crate::packet::{ACK, FIN, Packet, RST, SYN};
-use crate::plane::{CLUSTER_IP, NODE_PORT, Net, Plane, Served, Via, flow_key, passed};
+use crate::plane::{Plane, Via, flow_key, passed};
 use crate::services::snat_source;
+use crate::writer::{CLUSTER_IP, NODE_PORT, Served};
 use proxy_ebpf::Proto;
 use proxy_ebpf::flow::Hook::{self, Egress, Ingress};
 use proxy_ebpf::flow::{FlowFlags, Stamp};
@@ -67,7 +69,7 @@ fn established_connection_outlives_its_endpoint_and_its_service() {
         assert_eq!(plane.run(Via::Pod, Ingress, &newcomer), passed(Chosen, &newcomer.to(second)));
         serve(&mut plane, net, &[]);
         goes_on(&mut plane);
-        plane.withdraw(net, vip, CLUSTER_IP);
+        plane.writer.withdraw(net, vip, CLUSTER_IP);
         goes_on(&mut plane);
     }
 }
@@ -86,6 +88,23 @@ fn syn_that_is_sent_again_keeps_its_backend_while_that_serves() {
         let other = if chosen == first { second } else { first };
         serve(&mut plane, net, &[other]);
         assert_eq!(plane.run(Via::Pod, Ingress, &syn), passed(Chosen, &syn.to(other)));
+    }
+}
+
+#[test]
+fn connection_that_was_refused_is_over() {
+    let mut plane = Plane::new();
+    for net in TCP {
+        let Net { pod, vip, there: [first, second], .. } = net;
+        serve(&mut plane, net, &[first]);
+        let syn = net.opening(pod, vip);
+        plane.run(Via::Pod, Ingress, &syn);
+        let refusal = syn.to(first).reply().flags(RST | ACK);
+        assert_eq!(plane.run(Via::Pod, Egress, &refusal), passed(Matched, &refusal.from(vip)));
+        // The backend still serves, so that a SYN sent again would stay with it.
+        let draining = Served { cluster: &[second], draining: &[first], ..Default::default() };
+        plane.serve(net, "web", draining);
+        assert_eq!(plane.run(Via::Pod, Ingress, &syn), passed(Chosen, &syn.to(second)));
     }
 }
 
@@ -128,7 +147,7 @@ fn udp_flow_leaves_a_backend_that_no_longer_serves_unless_nothing_else_does() {
         expect(&mut plane, Matched, first);
 
         serve(&mut plane, net, &[]);
-        plane.withdraw(net, vip, CLUSTER_IP);
+        plane.writer.withdraw(net, vip, CLUSTER_IP);
         assert_eq!(plane.run(Via::Pod, Ingress, &packet), passed(NotOurs, &packet));
     }
 }

@@ -10,7 +10,10 @@
 mod headers;
 mod lifetime;
 mod mutations;
+mod net;
 mod outcomes;
 mod packet;
 mod plane;
+mod races;
 mod services;
+mod writer;

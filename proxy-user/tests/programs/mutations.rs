@@ -1,8 +1,10 @@
 //! Packets with random damage: the programs never touch what is not theirs, and what they
 //! translate keeps its sums.
 
+use crate::net::Net;
 use crate::packet::{ACK, ETHERNET, FIN, Packet, RST, SYN, sum};
-use crate::plane::{CLUSTER_IP, NODE_PORT, Net, Plane, Served, Via};
+use crate::plane::{Plane, Via};
+use crate::writer::{CLUSTER_IP, NODE_PORT, Served};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use proxy_ebpf::flow::Hook;

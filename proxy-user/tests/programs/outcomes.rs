@@ -3,8 +3,10 @@
 //!
 //! Not here: `table_full`, since a table of least recently used entries makes room.
 
+use crate::net::Net;
 use crate::packet::{ACK, ETHERNET, FIN, Packet};
-use crate::plane::{CLUSTER_IP, NODE_PORT, Net, Out, Plane, Served, Via, frontend_key, passed};
+use crate::plane::{Out, Plane, Via, passed};
+use crate::writer::{CLUSTER_IP, NODE_PORT, Served, frontend_key};
 use proxy_ebpf::flow::Hook::{Egress, Ingress};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::Outcome;

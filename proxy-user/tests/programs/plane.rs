@@ -1,109 +1,28 @@
 //! The stage: the real programs and maps in a BPF file system that nothing else sees, filled by
 //! the real `apply`. No program is attached to anything; packets are handed to them one by one.
 
-use crate::packet::{ACK, Packet, SYN};
+use crate::net::Net;
+use crate::packet::Packet;
+use crate::writer::{Served, Writer, end};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::Program as AyaProgram;
 use aya::{Pod, TestRun as _, TestRunOptions};
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook};
-use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::flow::{FlowFlags, FlowKey, FlowValue, Hook};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::ServiceCounters;
-use proxy_ebpf::slot::BackendFlags;
-use proxy_ebpf::{Addr, Port, Proto};
-use proxy_user::apply::Applier;
-use proxy_user::loader::store::MapStore;
+use proxy_ebpf::{Addr, Proto};
 use proxy_user::loader::{Dataplane, FlowTable, Settings, pin_directory};
 use proxy_user::pinned::PinnedMaps;
-use proxy_user::tables::{
-    BackendRow, Family, FrontendRow, NodeRows, ServiceKey, ServicePortName, ServiceRow, TableDelta,
-};
+use proxy_user::tables::{Family, NodeRows};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
-use std::sync::Arc;
 
 /// The device that the kernel's test runs seem to come by: loopback. Nothing is sent by it.
 const DEVICE: u32 = 1;
-
-/// A protocol in a family, and addresses of all kinds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Net {
-    pub(crate) proto: Proto,
-    pub(crate) family: Family,
-    /// Two services' own addresses.
-    pub(crate) vip: SocketAddr,
-    pub(crate) other_vip: SocketAddr,
-    /// A NodePort at this node's address.
-    pub(crate) node_port: SocketAddr,
-    /// A pod of this node, as a client.
-    pub(crate) pod: SocketAddr,
-    /// A client that is neither pod nor node.
-    pub(crate) outsider: SocketAddr,
-    /// Backends on this node.
-    pub(crate) here: [SocketAddr; 2],
-    /// Backends on other nodes.
-    pub(crate) there: [SocketAddr; 2],
-}
-
-impl Net {
-    pub(crate) const fn new(proto: Proto, family: Family) -> Self {
-        Self {
-            proto,
-            family,
-            vip: at(family, [10, 96], 1, 80),
-            other_vip: at(family, [10, 96], 2, 81),
-            node_port: at(family, [192, 168], 1, 30_080),
-            pod: at(family, [10, 244], 9, 40_000),
-            outsider: at(family, [203, 7], 7, 40_000),
-            here: [at(family, [10, 244], 1, 8080), at(family, [10, 244], 2, 8081)],
-            there: [at(family, [10, 245], 1, 8080), at(family, [10, 245], 2, 8081)],
-        }
-    }
-
-    /// TCP and UDP in both families.
-    pub(crate) const ALL: [Self; 4] = [
-        Self::new(Proto::TCP, Family::V4),
-        Self::new(Proto::TCP, Family::V6),
-        Self::new(Proto::UDP, Family::V4),
-        Self::new(Proto::UDP, Family::V6),
-    ];
-
-    /// A packet that begins a flow.
-    pub(crate) fn opening(self, src: SocketAddr, dst: SocketAddr) -> Packet {
-        Packet::new(self.proto, src, dst).flags(SYN)
-    }
-
-    /// A packet in the middle of a flow.
-    pub(crate) fn data(self, src: SocketAddr, dst: SocketAddr) -> Packet {
-        Packet::new(self.proto, src, dst).flags(ACK).payload(b"some even data")
-    }
-
-    pub(crate) fn has_tcp(self) -> bool {
-        self.proto == Proto::TCP
-    }
-}
-
-const fn at(family: Family, net: [u8; 2], host: u8, port: u16) -> SocketAddr {
-    let ip = match family {
-        Family::V4 => IpAddr::V4(std::net::Ipv4Addr::new(net[0], net[1], 0, host)),
-        Family::V6 => IpAddr::V6(std::net::Ipv6Addr::new(
-            0xfd00,
-            net[0] as u16,
-            net[1] as u16,
-            0,
-            0x1234,
-            0xabcd,
-            0xffff,
-            host as u16,
-        )),
-    };
-    SocketAddr::new(ip, port)
-}
 
 /// The device that a packet comes in by or leaves by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -129,28 +48,16 @@ pub(crate) fn passed(outcome: Outcome, packet: &Packet) -> Out {
     Out { dropped: false, outcome, packet: packet.bytes() }
 }
 
-/// What a service has; the rest is empty.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Served<'a> {
-    pub(crate) cluster: &'a [SocketAddr],
-    pub(crate) local: &'a [SocketAddr],
-    /// Endpoints that serve, but are not chosen.
-    pub(crate) draining: &'a [SocketAddr],
-    pub(crate) frontends: &'a [(SocketAddr, FrontendFlags)],
-}
-
-pub(crate) const CLUSTER_IP: FrontendFlags = FrontendFlags::NONE;
-pub(crate) const NODE_PORT: FrontendFlags = FrontendFlags::NODE_PORT;
-
 pub(crate) struct Plane {
     dataplane: Dataplane,
-    applier: Applier<MapStore>,
+    pub(crate) writer: Writer,
     pub(crate) maps: PinnedMaps,
     pub(crate) flows: FlowTable,
     outcomes: PerCpuArray<MapData, u64>,
     counted: Vec<u64>,
     via: Option<Via>,
-    bpffs: OwnedFd,
+    settings: Settings,
+    _bpffs: OwnedFd,
 }
 
 impl Plane {
@@ -161,58 +68,39 @@ impl Plane {
     pub(crate) fn with_snat_ports(snat_ports: RangeInclusive<u16>) -> Self {
         let bpffs = bpffs();
         let settings = Settings {
-            bpffs_root: root(&bpffs),
+            bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
             node_ports: NodePortRange { first: 30_000, last: 32_767 },
             snat_ports,
             log_level: None,
         };
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
-        let applier = Applier::restore(dataplane.take_store().unwrap()).unwrap();
+        let writer = Writer::new(&mut dataplane);
         let flows = dataplane.flow_table().unwrap();
         let maps = PinnedMaps::open(&settings.bpffs_root).unwrap();
         let outcomes = MapData::from_pin(pin_directory(&settings.bpffs_root).join("outcomes"));
         let outcomes = Map::PerCpuArray(outcomes.unwrap()).try_into().unwrap();
         let counted = vec![0; COUNTERS as usize];
-        Self { dataplane, applier, maps, flows, outcomes, counted, via: None, bpffs }
+        Self {
+            dataplane,
+            writer,
+            maps,
+            flows,
+            outcomes,
+            counted,
+            via: None,
+            settings,
+            _bpffs: bpffs,
+        }
     }
 
     /// Makes the service `name` have just `served`; frontends are added to those it has.
     pub(crate) fn serve(&mut self, net: Net, name: &str, served: Served<'_>) {
-        let row = |end: &SocketAddr| BackendRow { addr: end.ip().into(), port: port(*end) };
-        let rows = |ends: &[SocketAddr]| ends.iter().map(row).collect::<Vec<_>>();
-        let flags = |row: &BackendRow| {
-            let serving = BackendFlags::READY.with(BackendFlags::SERVING);
-            let here = net.here.iter().chain([&net.pod]).any(|end| row.addr == end.ip().into());
-            if here { serving.with(BackendFlags::LOCAL) } else { serving }
-        };
-        let all = [served.cluster, served.local, served.draining].concat();
-        let service = Arc::new(ServiceRow {
-            all: rows(&all).into_iter().map(|row| (row, flags(&row))).collect(),
-            cluster: rows(served.cluster),
-            local: rows(served.local),
-            affinity_seconds: 0,
-        });
-        let key = service_key(net, name);
-        let mut delta = TableDelta::default();
-        for (end, flags) in served.frontends {
-            let row = FrontendRow { service: key.clone(), flags: *flags };
-            delta.frontends.insert(frontend_key(net, *end, *flags), Some(row));
-        }
-        delta.services.insert(key, Some(service));
-        self.apply(delta);
+        self.writer.serve(net, name, served);
     }
 
-    /// Takes the frontend at `end` away.
-    pub(crate) fn withdraw(&mut self, net: Net, end: SocketAddr, flags: FrontendFlags) {
-        let mut delta = TableDelta::default();
-        delta.frontends.insert(frontend_key(net, end, flags), None);
-        self.apply(delta);
-    }
-
-    fn apply(&mut self, delta: TableDelta) {
-        assert_eq!(self.applier.apply(delta), []);
-        let quarantine = self.applier.take_quarantine();
-        self.applier.release(quarantine);
+    /// Another writer of the same maps, as the next agent would be.
+    pub(crate) fn another_writer(&self) -> Writer {
+        Writer::new(&mut Dataplane::load(&self.settings).unwrap())
     }
 
     /// Hands `packet` to the program of `hook`.
@@ -231,6 +119,13 @@ impl Plane {
     /// Hands `packet` to the program `name`, which counts as the one of `hook`.
     pub(crate) fn run_program(&mut self, name: &str, via: Via, hook: Hook, packet: &[u8]) -> Out {
         self.be_at(via);
+        let (dropped, packet) = self.run_uncounted(name, packet);
+        Out { dropped, outcome: self.new_outcome(hook), packet }
+    }
+
+    /// Hands `packet` to the program `name` and looks at no counter, which takes most of the time
+    /// otherwise. Returns whether the packet is dropped, and the packet.
+    pub(crate) fn run_uncounted(&self, name: &str, packet: &[u8]) -> (bool, Vec<u8>) {
         let mut programs = self.dataplane.programs();
         let Some((_, AyaProgram::SchedClassifier(program))) = programs.find(|(n, _)| *n == name)
         else {
@@ -243,14 +138,12 @@ impl Plane {
             ..Default::default()
         };
         let result = program.test_run(options).unwrap();
-        drop(programs);
         data_out.truncate(result.data_size_out as usize);
-        let dropped = match result.return_value as i32 {
-            -1 => false,
-            2 => true,
+        match result.return_value as i32 {
+            -1 => (false, data_out),
+            2 => (true, data_out),
             other => panic!("{name} ended with {other}, neither TCX_NEXT nor TC_ACT_SHOT"),
-        };
-        Out { dropped, outcome: self.new_outcome(hook), packet: data_out }
+        }
     }
 
     /// The one outcome that was counted since the last time.
@@ -337,7 +230,7 @@ impl Plane {
 
     /// Writes a row of the map `name` past everything that keeps it right.
     pub(crate) fn write_raw<K: Pod, V: Pod>(&self, name: &str, key: K, value: V) {
-        let map = MapData::from_pin(pin_directory(&root(&self.bpffs)).join(name)).unwrap();
+        let map = MapData::from_pin(pin_directory(&self.settings.bpffs_root).join(name)).unwrap();
         let map = if name == "flows" { Map::LruHashMap(map) } else { Map::HashMap(map) };
         HashMap::<MapData, K, V>::try_from(map).unwrap().insert(key, value, 0).unwrap();
     }
@@ -358,36 +251,10 @@ pub(crate) fn flow_key(hook: Hook, packet: &Packet) -> FlowKey {
     FlowKey::new(hook, end(packet.src), end(packet.dst), packet.proto)
 }
 
-pub(crate) fn end(end: SocketAddr) -> End {
-    End { addr: end.ip().into(), port: port(end) }
-}
-
-pub(crate) fn frontend_key(net: Net, end: SocketAddr, flags: FrontendFlags) -> FrontendKey {
-    if flags.has(NODE_PORT) {
-        FrontendKey::node_port(end.ip().into(), port(end), net.proto)
-    } else {
-        FrontendKey::service(end.ip().into(), port(end), net.proto)
-    }
-}
-
-fn service_key(net: Net, name: &str) -> ServiceKey {
-    let [namespace, name, port] = ["default", name, ""].map(Arc::from);
-    let port = ServicePortName { namespace, name, port, proto: net.proto };
-    ServiceKey { port, family: net.family }
-}
-
-fn port(end: SocketAddr) -> Port {
-    Port::new(end.port())
-}
-
 /// A BPF file system that is mounted nowhere, and is gone with its descriptor.
 fn bpffs() -> OwnedFd {
     let context = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)
         .expect("these tests load programs into the kernel and must run as root");
     fsconfig_create(&context).expect("a BPF file system can be made as root only");
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap()
-}
-
-fn root(bpffs: &OwnedFd) -> PathBuf {
-    format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into()
 }

@@ -1,8 +1,10 @@
 //! Services over packets: a packet to a frontend comes out as one to a backend and its reply as
 //! one from the frontend, whole and with right checksums, for TCP and UDP in both families.
 
+use crate::net::Net;
 use crate::packet::{ETHERNET, Packet};
-use crate::plane::{CLUSTER_IP, NODE_PORT, Net, Out, Plane, Served, Via, entry, passed};
+use crate::plane::{Out, Plane, Via, entry, passed};
+use crate::writer::{CLUSTER_IP, NODE_PORT, Served};
 use proxy_ebpf::flow::FlowFlags;
 use proxy_ebpf::flow::Hook::{Egress, Ingress};
 use proxy_ebpf::frontend::FrontendFlags;

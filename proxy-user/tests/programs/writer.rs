@@ -1,0 +1,105 @@
+//! Services, written into the maps as the agent writes them: tables go through the real `apply`.
+
+use crate::net::Net;
+use proxy_ebpf::Port;
+use proxy_ebpf::flow::End;
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::slot::BackendFlags;
+use proxy_user::apply::Applier;
+use proxy_user::loader::Dataplane;
+use proxy_user::loader::store::MapStore;
+use proxy_user::loader::sys::wait_for_programs;
+use proxy_user::tables::{
+    BackendRow, FrontendRow, ServiceKey, ServicePortName, ServiceRow, TableDelta,
+};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What a service has; the rest is empty.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Served<'a> {
+    pub(crate) cluster: &'a [SocketAddr],
+    pub(crate) local: &'a [SocketAddr],
+    /// Endpoints that serve, but are not chosen.
+    pub(crate) draining: &'a [SocketAddr],
+    pub(crate) frontends: &'a [(SocketAddr, FrontendFlags)],
+}
+
+pub(crate) const CLUSTER_IP: FrontendFlags = FrontendFlags::NONE;
+pub(crate) const NODE_PORT: FrontendFlags = FrontendFlags::NODE_PORT;
+
+/// Keeps the maps of services.
+pub(crate) struct Writer(Applier<MapStore>);
+
+impl Writer {
+    /// The writer of the maps of `dataplane`, which may hold services already.
+    pub(crate) fn new(dataplane: &mut Dataplane) -> Self {
+        Self(Applier::restore(dataplane.take_store().unwrap()).unwrap())
+    }
+
+    /// Makes the service `name` have just `served`; frontends are added to those it has.
+    pub(crate) fn serve(&mut self, net: Net, name: &str, served: Served<'_>) {
+        let row = |end: &SocketAddr| BackendRow { addr: end.ip().into(), port: port(*end) };
+        let rows = |ends: &[SocketAddr]| ends.iter().map(row).collect::<Vec<_>>();
+        let flags = |row: &BackendRow| {
+            let serving = BackendFlags::READY.with(BackendFlags::SERVING);
+            let here = net.here.iter().chain([&net.pod]).any(|end| row.addr == end.ip().into());
+            if here { serving.with(BackendFlags::LOCAL) } else { serving }
+        };
+        let all = [served.cluster, served.local, served.draining].concat();
+        let service = Arc::new(ServiceRow {
+            all: rows(&all).into_iter().map(|row| (row, flags(&row))).collect(),
+            cluster: rows(served.cluster),
+            local: rows(served.local),
+            affinity_seconds: 0,
+        });
+        let key = service_key(net, name);
+        let mut delta = TableDelta::default();
+        for (end, flags) in served.frontends {
+            let row = FrontendRow { service: key.clone(), flags: *flags };
+            delta.frontends.insert(frontend_key(net, *end, *flags), Some(row));
+        }
+        delta.services.insert(key, Some(service));
+        self.apply(delta);
+    }
+
+    /// Takes the frontend at `end` away.
+    pub(crate) fn withdraw(&mut self, net: Net, end: SocketAddr, flags: FrontendFlags) {
+        let mut delta = TableDelta::default();
+        delta.frontends.insert(frontend_key(net, end, flags), None);
+        self.apply(delta);
+    }
+
+    fn apply(&mut self, delta: TableDelta) {
+        assert_eq!(self.0.apply(delta), []);
+    }
+
+    /// Frees what was replaced, when no program can read it any more.
+    pub(crate) fn release(&mut self) {
+        let quarantine = self.0.take_quarantine();
+        wait_for_programs().unwrap();
+        self.0.release(quarantine);
+    }
+}
+
+pub(crate) fn end(end: SocketAddr) -> End {
+    End { addr: end.ip().into(), port: port(end) }
+}
+
+pub(crate) fn frontend_key(net: Net, end: SocketAddr, flags: FrontendFlags) -> FrontendKey {
+    if flags.has(NODE_PORT) {
+        FrontendKey::node_port(end.ip().into(), port(end), net.proto)
+    } else {
+        FrontendKey::service(end.ip().into(), port(end), net.proto)
+    }
+}
+
+fn service_key(net: Net, name: &str) -> ServiceKey {
+    let [namespace, name, port] = ["default", name, ""].map(Arc::from);
+    let port = ServicePortName { namespace, name, port, proto: net.proto };
+    ServiceKey { port, family: net.family }
+}
+
+fn port(end: SocketAddr) -> Port {
+    Port::new(end.port())
+}
