@@ -73,6 +73,28 @@ async fn a_used_port_gets_a_backend_that_serves() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_used_port_may_ask_another_service_on_the_same_backend() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    let closing = add_closing_pod(&scene).await?;
+    for (number, pod) in [(1, &scene.web[1]), (2, &closing), (3, &scene.web[1]), (4, &closing)] {
+        scene.publish(number, &[pod])?;
+    }
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    for from in [&*scene.client, &outsider] {
+        for (number, pattern) in ENDINGS {
+            for (family, (one, two)) in vip(number).into_iter().zip(vip(number + 2)).enumerate() {
+                for to in [one, two, one] {
+                    let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]);
+                    all_answered(from, ask, pattern, 1).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The rows of `shunt flows` on the first node, for connections from `client`.
 async fn flows_from(scene: &Scene, client: SocketAddr) -> Result<Vec<Value>> {
     let rows = scene.cluster.shunt(0, &["flows"]).await?;
