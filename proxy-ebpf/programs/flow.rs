@@ -389,9 +389,11 @@ fn insert_reply(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     if FLOWS.insert(&key, &reply, BPF_NOEXIST.into()).is_ok() {
         return Ok(());
     }
-    if let Some(existing) = flow(&key) {
-        let ended = existing.flags.has(FlowFlags::FIN) || existing.flags.has(FlowFlags::RST);
-        if existing.end() != headers.dst && !ended {
+    if let Some(existing) = flow(&key)
+        && existing.end() != headers.dst
+    {
+        let (other, _) = sibling(&key, existing);
+        if !have_ended(existing, flow(&other).as_deref()) {
             return Err(Outcome::Collision);
         }
     }
@@ -447,9 +449,16 @@ fn take_over(key: &FlowKey) -> bool {
     let Some(reply) = flow(key) else { return false };
     let (forward_key, _) = sibling(key, reply);
     let Some(forward) = flow(&forward_key) else { return false };
-    let either = forward.flags.with(reply.flags);
-    let both = FlowFlags(forward.flags.0 & reply.flags.0);
-    let ended = either.has(FlowFlags::RST) || both.has(FlowFlags::FIN);
     // Of several CPUs that find the same port, the one that removes the entry has it.
-    ended && forward.end() == key.dst() && FLOWS.remove(&forward_key).is_ok()
+    have_ended(reply, Some(forward))
+        && forward.end() == key.dst()
+        && FLOWS.remove(&forward_key).is_ok()
+}
+
+/// Whether the connection of an entry and its sibling was reset, or closed by both sides.
+#[inline(always)]
+fn have_ended(value: &FlowValue, sibling: Option<&FlowValue>) -> bool {
+    let other = sibling.map_or(FlowFlags::default(), |sibling| sibling.flags);
+    let both = FlowFlags(value.flags.0 & other.0);
+    value.flags.with(other).has(FlowFlags::RST) || both.has(FlowFlags::FIN)
 }

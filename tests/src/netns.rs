@@ -94,6 +94,16 @@ impl Netns {
         self.run(|| write_sysctl(key, value))?.with_context(|| format!("in {self}"))
     }
 
+    /// Has the stack fill in all checksums of what leaves this namespace, where otherwise a veth
+    /// would pretend that the next device does, and none would ever be looked at.
+    pub async fn turn_off_checksum_offload(&self) -> Result<()> {
+        for link in self.links().await?.iter().filter(|link| link.contains("eth")) {
+            self.run(|| sys::turn_off_checksum_offload(link))?
+                .with_context(|| format!("turn off the checksum offload of {link} in {self}"))?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn set_up(&self, index: u32) -> Result<()> {
         let link = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
         let done = self.netlink.link().set(link).execute().await;

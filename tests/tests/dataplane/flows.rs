@@ -4,9 +4,13 @@ use crate::scene::{Path, SILENCE, Scene, answer, node_port, reaches, sockets, vi
 use anyhow::{Context, Result};
 use lab::{Ask, Cni, FailureKind, Load, Machine, Pattern, Pod, Serve};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a change may take to be seen.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ends attempts that hang before their first retransmission.
 const AT_ONCE: Duration = Duration::from_millis(800);
@@ -44,6 +48,47 @@ async fn a_client_may_use_its_port_again_at_once() -> Result<()> {
             for (family, to) in vip(number).into_iter().enumerate() {
                 let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]);
                 all_answered(from, ask, pattern, 100).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_used_port_gets_a_backend_that_serves() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Packet).await?;
+    for (family, to) in vip(1).into_iter().enumerate() {
+        scene.publish(1, &[&scene.web[0]])?;
+        let ask = Ask::tcp(to).from(scene.client.addrs().at(7_000)[family]);
+        let load = scene.client.start_load(Load::new(ask).per_second(500.0)).await?;
+        for pod in &scene.web {
+            scene.publish(1, &[pod])?;
+            let used = load.until(|report| report.backends.contains_key(pod.name()));
+            timeout(PATIENCE, used).await.with_context(|| format!("{to}: {}", pod.name()))??;
+        }
+        assert_eq!(load.stop().await?.failures, BTreeMap::new(), "{to}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_used_port_may_ask_another_service_on_the_same_backend() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    let closing = add_closing_pod(&scene).await?;
+    for (number, pod) in [(1, &scene.web[1]), (2, &closing), (3, &scene.web[1]), (4, &closing)] {
+        scene.publish(number, &[pod])?;
+    }
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    for from in [&*scene.client, &outsider] {
+        for (number, pattern) in ENDINGS {
+            for (family, (one, two)) in vip(number).into_iter().zip(vip(number + 2)).enumerate() {
+                for to in [one, two, one] {
+                    let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]);
+                    all_answered(from, ask, pattern, 1).await?;
+                }
             }
         }
     }

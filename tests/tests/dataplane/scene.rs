@@ -199,11 +199,6 @@ pub(crate) fn of_family(ask: &Ask, addrs: Addrs) -> IpAddr {
     if is_v4 { addrs.v4.into() } else { addrs.v6.into() }
 }
 
-/// Where the packet path may run: the pods' devices always, and of the node's own either the one
-/// to the other nodes, or all with addresses, among which a bridge of pods is.
-pub(crate) const PLACES: [(Cni, &str); 3] =
-    [(Cni::Routed, "eth0"), (Cni::Bridge, "eth0"), (Cni::Bridge, "auto")];
-
 /// Asks once; the one who answers must seem to be the one who was asked.
 pub(crate) async fn answer(fact: &str, from: &Machine, ask: &Ask) -> Result<Reply> {
     let reply = from.ask(ask.clone()).await;

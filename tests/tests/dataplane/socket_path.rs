@@ -1,8 +1,6 @@
 //! The socket path: a destination is translated when a socket connects or sends.
 
-use crate::scene::{
-    Path, Scene, answer, mapped_sockets, node_port, reaches, refused, serve, sockets, vip,
-};
+use crate::scene::{Path, Scene, answer, mapped_sockets, node_port, reaches, serve, sockets, vip};
 use anyhow::Result;
 use futures::future::try_join_all;
 use lab::cluster::eventually;
@@ -10,6 +8,8 @@ use lab::objects::{self, Port};
 use lab::{Addrs, Ask, Load, Serve, Transport};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
+
+const LOOPBACK: Addrs = Addrs { v4: Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
 
 #[tokio::test]
 async fn every_kind_of_socket_reaches_every_backend_and_sees_the_service() -> Result<()> {
@@ -37,11 +37,10 @@ async fn a_process_of_the_node_reaches_services_as_a_pod_does() -> Result<()> {
     scene.start(Path::Socket).await?;
     let (node, [web_0, web_1]) = (scene.cluster.lab.node(0), &scene.web);
     let own = node.addrs();
-    let loopback = Addrs { v4: Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
     for (fact, to) in [
         ("ClusterIP", vip(1)),
         ("its own NodePort", own.at(node_port(1))),
-        ("the NodePort on loopback", loopback.at(node_port(1))),
+        ("the NodePort on loopback", LOOPBACK.at(node_port(1))),
     ] {
         reaches(fact, node, sockets(to), &[(web_1, own)]).await?;
         reaches(fact, node, mapped_sockets(to), &[(web_1, own)]).await?;
@@ -49,15 +48,19 @@ async fn a_process_of_the_node_reaches_services_as_a_pod_does() -> Result<()> {
     // To its own pods it speaks from the address of the device that leads to them.
     let gateway = Addrs { v4: [10, 244, 1, 1].into(), v6: "fd00:244:1::1".parse()? };
     reaches("a backend here", node, sockets(vip(2)), &[(web_0, gateway)]).await?;
+    Ok(())
+}
 
+#[tokio::test]
+async fn a_pods_own_loopback_has_no_node_ports() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Socket).await?;
     let pod = &scene.client;
-    let captured = "a NodePort on a pod's own loopback is no service";
-    let asks = loopback.at(node_port(1)).map(Ask::tcp);
-    refused(captured, pod, asks.into()).await;
-    // There only the pod's own servers are.
     pod.serve(Serve::tcp(node_port(1)).named("own")).await?;
-    for to in loopback.at(node_port(1)) {
-        assert_eq!(answer(captured, pod, &Ask::tcp(to)).await?.name, "own");
+    pod.serve(Serve::udp(node_port(1)).named("own")).await?;
+    for ask in sockets(LOOPBACK.at(node_port(1))) {
+        assert_eq!(answer("loopback", pod, &ask).await?.name, "own", "{ask:?}");
     }
     Ok(())
 }
