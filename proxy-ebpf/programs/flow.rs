@@ -76,6 +76,11 @@ fn leave(unread: Unread) -> Verdict {
 fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
+        // A connection begins with a SYN. Anything else is of a connection that another proxy
+        // still translates, or of one from this node whose port looks like a NodePort.
+        if headers.proto == Proto::TCP && !headers.tcp_flags.opens() {
+            return pass(Outcome::NotOurs);
+        }
         return new_flow(ctx, headers, false);
     };
     if begins_anew(headers, value) {
@@ -204,8 +209,7 @@ fn keep_sibling(key: &FlowKey, value: &FlowValue) {
 #[inline(never)]
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     let value = frontend(headers);
-    // A stray end of a connection that was forgotten begins nothing.
-    if value.is_none() || headers.proto == Proto::TCP && headers.tcp_flags.rst() {
+    if value.is_none() {
         return pass(Outcome::NotOurs);
     }
     let from_pod = is_from_pod(ctx);
