@@ -5,16 +5,17 @@
 
 mod sys;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
-use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::packet_route::link::{LinkAttribute, State};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use std::{fmt, panic, process, thread};
 
 /// A network namespace; it lives as long as this value or a process or socket in it.
@@ -45,6 +46,17 @@ pub(crate) enum Via {
     /// To the network behind a device.
     Link(u32),
 }
+
+/// How far an IPv6 address of a device is.
+struct Ipv6State {
+    link: u32,
+    link_local: bool,
+    /// The kernel has not finished adding it, for all that `accept_dad` is off.
+    tentative: bool,
+}
+
+/// How long a device may take to come up.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// The index of the loopback device in every namespace.
 const LO: u32 = 1;
@@ -110,6 +122,47 @@ impl Netns {
         done.with_context(|| format!("set link {index} up in {self}"))
     }
 
+    /// Waits until the device sends what it is given and can ask for IPv6 neighbours, as CNI
+    /// plugins do before they return.
+    ///
+    /// Until then the first packets are lost, and the neighbour is asked for again a second
+    /// later. It takes long where others hold the lock of the network configuration.
+    async fn settle(&self, index: u32) -> Result<()> {
+        self.until(index, async || {
+            let link = self.netlink.link().get().match_index(index).execute().try_next().await;
+            let link = link.with_context(|| format!("read link {index} of {self}"))?;
+            let up = LinkAttribute::OperState(State::Up);
+            Ok(link.is_some_and(|link| link.attributes.contains(&up)))
+        })
+        .await?;
+        // The device asks from its link-local address.
+        self.until(index, async || {
+            let addrs = self.ipv6_addrs(index)?;
+            let link_local = addrs.iter().any(|addr| addr.link_local);
+            Ok(link_local && !addrs.iter().any(|addr| addr.tentative))
+        })
+        .await
+    }
+
+    /// Asks the kernel again and again until the device is as it should be.
+    async fn until(&self, index: u32, is_so: impl AsyncFn() -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + SETTLING;
+        while !is_so().await? {
+            ensure!(Instant::now() < deadline, "link {index} of {self} does not come up");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// The IPv6 addresses of a device. Not by netlink, which lists for one caller at a time.
+    fn ipv6_addrs(&self, index: u32) -> Result<Vec<Ipv6State>> {
+        let path = "/proc/thread-self/net/if_inet6";
+        let list = self.run(|| fs::read_to_string(path))?;
+        let list = list.with_context(|| format!("read {path} in {self}"))?;
+        let addrs = list.lines().filter_map(Ipv6State::parse);
+        Ok(addrs.filter(|addr| addr.link == index).collect())
+    }
+
     pub(crate) async fn add_bridge(&self, index: u32, name: &str) -> Result<()> {
         // Without a querier, snooping would drop the multicast of neighbour discovery.
         let bridge = LinkBridge::new(name).index(index).mcast_snooping(false).up().build();
@@ -124,7 +177,6 @@ impl Netns {
 
     /// The names of the devices in this namespace.
     pub async fn links(&self) -> Result<Vec<String>> {
-        use rtnetlink::packet_route::link::LinkAttribute;
         let links = self.netlink.link().get().execute().try_collect::<Vec<_>>().await;
         let links = links.with_context(|| format!("list the links of {self}"))?;
         let attributes = links.into_iter().flat_map(|link| link.attributes);
@@ -136,13 +188,11 @@ impl Netns {
     }
 
     pub(crate) async fn add_addr(&self, link: u32, addr: IpNetwork) -> Result<()> {
-        let mut add = self.netlink.address().add(link, addr.ip(), addr.prefix());
-        if addr.is_ipv6() {
-            // The address can be used at once: no duplicate address detection (RFC 4862, 5.4).
-            add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
-        let done = add.execute().await;
-        done.with_context(|| format!("add {addr} to link {link} in {self}"))
+        let done = self.netlink.address().add(link, addr.ip(), addr.prefix()).execute().await;
+        done.with_context(|| format!("add {addr} to link {link} in {self}"))?;
+        // Then it can be bound, and neighbours who ask for it are heard (RFC 4862, 5.4.2).
+        self.until(link, async || Ok(!self.ipv6_addrs(link)?.iter().any(|addr| addr.tentative)))
+            .await
     }
 
     pub(crate) async fn delete_addr(&self, link: u32, addr: IpNetwork) -> Result<()> {
@@ -191,7 +241,21 @@ pub(crate) async fn add_veth(near: Link<'_>, far: Link<'_>) -> Result<()> {
         format!("join {} of {} with {} of {}", near.name, near.netns, far.name, far.netns)
     })?;
     // The kernel makes the far end first, and cannot set it up while it has no peer.
-    far.netns.set_up(far.index).await
+    far.netns.set_up(far.index).await?;
+    // A port of a bridge asks for nobody; the bridge does.
+    near.netns.settle(near.bridge.unwrap_or(near.index)).await?;
+    far.netns.settle(far.index).await
+}
+
+impl Ipv6State {
+    /// Reads a line: address, index, length of the prefix, scope, flags (hexadecimal), name.
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_whitespace().skip(1);
+        let mut number = || u32::from_str_radix(fields.next()?, 16).ok();
+        let (link, _prefix, scope, flags) = (number()?, number()?, number()?, number()?);
+        // IPV6_ADDR_LINKLOCAL (include/net/ipv6.h), IFA_F_TENTATIVE (linux/if_addr.h).
+        Some(Self { link, link_local: scope == 0x20, tentative: flags & 0x40 != 0 })
+    }
 }
 
 fn write_sysctl(key: &str, value: &str) -> Result<()> {

@@ -183,13 +183,12 @@ async fn a_demo_that_is_kept_says_how_to_look_around_and_ends_when_told() -> Res
     let mut lines = demo.lines()?;
     let mut commands = Vec::new();
     let read = async {
+        // What comes after that is for those who have kubectl.
+        let is_last = |line: &str| line.contains("shunt explain") && line.contains("--bpffs-root");
         while let Some(line) = lines.next_line().await? {
-            // The commands that print the objects are the last, or those of Shunt.
+            let done = is_last(&line);
             commands.push(line);
-            if commands
-                .iter()
-                .any(|line| line.contains("shunt explain") && line.contains("--bpffs-root"))
-            {
+            if done {
                 break;
             }
         }

@@ -194,7 +194,7 @@ impl Loads {
         let pods = pods.iter().map(String::as_str).collect();
         for (name, report) in names.iter().zip(&reports?) {
             served(name, report, &pods)?;
-            let Latency { p50, p99, .. } = report.latency;
+            let Latency { p50, p99, max, .. } = report.latency;
             outcome.fact(
                 format!("{} connections, {name}", report.answered()),
                 format!("0 failed, {} pods, p50 {}, p99 {}", pods.len(), shown(p50), shown(p99)),
@@ -204,6 +204,7 @@ impl Loads {
                     "pods": report.backends.len(),
                     "p50_ms": millis(p50),
                     "p99_ms": millis(p99),
+                    "max_ms": millis(max),
                 }),
             );
         }
