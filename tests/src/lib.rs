@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod guard;
 pub mod objects;
 pub mod program;
+pub mod web;
 pub mod worker;
 
 mod bpffs;
