@@ -173,6 +173,7 @@ impl Agent {
                     self.update_node();
                 }
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
+                () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
                 () = at(self.next_publish) => {
@@ -277,7 +278,7 @@ impl Agent {
     /// Brings devices and addresses to what is planned for the node.
     fn update_node(&mut self) {
         if self.synced {
-            let errors = self.node.update(self.world.node());
+            let (_made, errors) = self.node.update(self.world.node());
             self.report.node_errors(&errors);
         }
     }
@@ -287,12 +288,12 @@ impl Agent {
         if !self.synced {
             return;
         }
-        let errors = self.node.update(self.world.node());
+        let (repaired, errors) = self.node.update(self.world.node());
         self.report.node_errors(&errors);
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {
                 self.report.apply_errors(&errors);
-                self.report.drift(rows + self.node.take_repaired());
+                self.report.drift(rows + repaired);
             }
             Err(error) => self.report.problem("drift", vec![map_warning(&error)]),
         }

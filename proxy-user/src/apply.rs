@@ -20,7 +20,7 @@ mod store;
 
 pub use store::{Store, StoreError};
 
-use crate::tables::{BackendRow, FrontendRow, ServiceKey, TableDelta};
+use crate::tables::{BackendRow, FrontendRow, ServiceKey, TableDelta, describe};
 use pool::{IdPool, RangePool};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
@@ -43,14 +43,28 @@ pub enum ApplyError {
     #[error("service {0} has a name that is longer than 63 bytes and is not served")]
     NameTooLong(ServiceKey),
     /// A frontend names a service that has no range.
-    #[error("frontend {0:?} waits for its service")]
-    FrontendWaits(FrontendKey),
+    #[error("frontend {key} waits for its service {1}", key = describe(.0))]
+    FrontendWaits(FrontendKey, ServiceKey),
     /// A frontend could not be written or removed.
-    #[error("frontend {0:?}: {1}")]
-    Frontend(FrontendKey, StoreError),
+    #[error("frontend {key} of service {1}: {2}", key = describe(.0))]
+    Frontend(FrontendKey, ServiceKey, Box<StoreError>),
     /// A service's names could not be written or removed.
     #[error("service {0}: {1}")]
     Service(ServiceKey, StoreError),
+}
+
+impl ApplyError {
+    /// The service that is not served as it should be.
+    pub const fn service(&self) -> &ServiceKey {
+        match self {
+            Self::SlotsFull(service, _)
+            | Self::ServicesFull(service)
+            | Self::NameTooLong(service)
+            | Self::FrontendWaits(_, service)
+            | Self::Frontend(_, service, _)
+            | Self::Service(service, _) => service,
+        }
+    }
 }
 
 /// A service that has an id and a range.
@@ -198,7 +212,7 @@ impl<S: Store> Applier<S> {
         errors: &mut Vec<ApplyError>,
     ) {
         let Some(placed) = self.services.get(&row.service) else {
-            errors.push(ApplyError::FrontendWaits(key));
+            errors.push(ApplyError::FrontendWaits(key, row.service.clone()));
             self.unwritten.frontends.insert(key, Some(row));
             return;
         };
@@ -216,10 +230,10 @@ impl<S: Store> Applier<S> {
         for (key, error) in self.store.put_frontends(&rows) {
             // Only a new key can fail: the kernel keeps room for the update of one that is there.
             if let Some((service, value)) = publish.remove(&key) {
+                errors.push(ApplyError::Frontend(key, service.clone(), error.into()));
                 let row = FrontendRow { service, flags: value.flags() };
                 self.unwritten.frontends.insert(key, Some(row));
             }
-            errors.push(ApplyError::Frontend(key, error));
         }
         self.writes += publish.len() as u64;
         for (key, (service, value)) in publish {
@@ -242,7 +256,9 @@ impl<S: Store> Applier<S> {
         for (key, error) in failed {
             keys.retain(|other| *other != key);
             self.unwritten.frontends.insert(key, None);
-            errors.push(ApplyError::Frontend(key, error));
+            if let Some((service, _)) = self.frontends.get(&key) {
+                errors.push(ApplyError::Frontend(key, service.clone(), error.into()));
+            }
         }
         self.writes += keys.len() as u64;
         for key in keys {
@@ -258,7 +274,7 @@ impl<S: Store> Applier<S> {
     fn remove_service(&mut self, key: &ServiceKey, errors: &mut Vec<ApplyError>) {
         let Some(placed) = self.services.get(key) else { return };
         let removed = match placed.frontends.first() {
-            Some(frontend) => Err(ApplyError::FrontendWaits(*frontend)),
+            Some(frontend) => Err(ApplyError::FrontendWaits(*frontend, key.clone())),
             None => self
                 .store
                 .remove_service(placed.id)

@@ -119,8 +119,8 @@ pub enum LoadError {
         #[source]
         source: io::Error,
     },
-    /// A map of the node cannot be written.
-    #[error("cannot write the map `{0}`")]
+    /// A map cannot be used.
+    #[error("cannot read or write the map `{0}`")]
     Map(&'static str, #[source] aya::maps::MapError),
 }
 
@@ -153,6 +153,7 @@ impl Dataplane {
         let pins = pin_directory(&settings.bpffs_root);
         let links = pins.join("links");
         std::fs::create_dir_all(&links).map_err(|e| LoadError::PinDirectory(links, e))?;
+        check_layout(&pins)?;
 
         let lock = lock(&pins)?;
         let cookie = sys::netns_cookie()
@@ -177,22 +178,7 @@ impl Dataplane {
         for name in PACKET_PROGRAMS {
             packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
-        let dataplane = Self { ebpf, pins, _lock: lock };
-        dataplane.check_layout()?;
-        Ok(dataplane)
-    }
-
-    /// aya takes a pinned map as it is; a map of another shape would be read as nonsense.
-    fn check_layout(&self) -> Result<(), LoadError> {
-        for name in maps::NAMES {
-            let Some(shape) = shape(name) else { continue };
-            let path = self.pins.join(name);
-            let info = MapInfo::from_pin(&path).map_err(|e| LoadError::Map("pinned", e))?;
-            if shape != (info.key_size(), info.value_size(), info.max_entries()) {
-                return Err(LoadError::Layout(path));
-            }
-        }
-        Ok(())
+        Ok(Self { ebpf, pins, _lock: lock })
     }
 
     /// Hands out the maps that services are written to; once.
@@ -278,6 +264,20 @@ fn lock(pins: &Path) -> Result<File, LoadError> {
         directory.lock().map_err(failed)?;
     }
     Ok(directory)
+}
+
+/// aya takes a pinned map as it is; a map of another shape would be read as nonsense, or make
+/// the verifier refuse the programs.
+fn check_layout(pins: &Path) -> Result<(), LoadError> {
+    for name in maps::NAMES {
+        let path = pins.join(name);
+        let Some(shape) = shape(name).filter(|_| path.exists()) else { continue };
+        let info = MapInfo::from_pin(&path).map_err(|e| LoadError::Map(name, e))?;
+        if shape != (info.key_size(), info.value_size(), info.max_entries()) {
+            return Err(LoadError::Layout(path));
+        }
+    }
+    Ok(())
 }
 
 /// Key size, value size (both in bytes) and capacity of a pinned map.

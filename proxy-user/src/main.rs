@@ -6,6 +6,7 @@ use proxy_user::agent;
 use proxy_user::cli::{self, Cli, Command};
 use proxy_user::config::{AgentArgs, AgentConfig, LogFormat};
 use proxy_user::loader;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -46,6 +47,7 @@ fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
 fn start_log(config: &AgentConfig) {
     let log = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::from_level(config.log_level))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),

@@ -25,6 +25,15 @@ pub enum PreflightError {
         /// The release that runs.
         found: String,
     },
+    /// The process may not use BPF.
+    #[error(
+        "this process lacks {0}: run as root, in a pod as a privileged container or with these \
+         capabilities"
+    )]
+    Capabilities(String),
+    /// A directory cannot be looked at.
+    #[error("cannot tell what file system {0} is of")]
+    Look(PathBuf, #[source] io::Error),
     /// There is no BPF file system.
     #[error(
         "{0} is no BPF file system: mount one (`mount -t bpf bpf {0}`) or name another place with \
@@ -68,7 +77,12 @@ pub fn check(config: &AgentConfig) -> Result<Machine, PreflightError> {
     if kernel_version(&release).is_some_and(|version| version < OLDEST_KERNEL) {
         return Err(PreflightError::Kernel { found: release });
     }
-    if !is_file_system(&config.bpffs_root, BPF_FS_MAGIC) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let missing = missing_capabilities(&status);
+    if !missing.is_empty() {
+        return Err(PreflightError::Capabilities(missing.join(", ")));
+    }
+    if !is_file_system(&config.bpffs_root, BPF_FS_MAGIC)? {
         return Err(PreflightError::Bpffs(config.bpffs_root.clone()));
     }
     let cgroup_root = match &config.cgroup_root {
@@ -78,7 +92,7 @@ pub fn check(config: &AgentConfig) -> Result<Machine, PreflightError> {
             .and_then(|mounts| cgroup2_mount(&mounts))
             .ok_or(PreflightError::NoCgroup)?,
     };
-    if !is_file_system(&cgroup_root, CGROUP2_MAGIC) {
+    if !is_file_system(&cgroup_root, CGROUP2_MAGIC)? {
         return Err(PreflightError::Cgroup(cgroup_root));
     }
     let snat = config.snat_port_range;
@@ -97,8 +111,27 @@ fn kernel_version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn is_file_system(path: &Path, magic: u64) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 & 0xffff_ffff == magic)
+/// The capabilities that are needed and not effective, by a `/proc/PID/status`
+/// (proc_pid_status(5), capabilities(7)). None if it does not say.
+fn missing_capabilities(status: &str) -> Vec<&'static str> {
+    const SYS_ADMIN: u32 = 21;
+    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Vec::new();
+    };
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    // CAP_SYS_ADMIN stands for the two that were taken out of it in Linux 5.8.
+    let is_given = |bit: u32| has(bit) || bit > SYS_ADMIN && has(SYS_ADMIN);
+    NEEDED.iter().filter(|(bit, _)| !is_given(*bit)).map(|(_, name)| *name).collect()
+}
+
+fn is_file_system(path: &Path, magic: u64) -> Result<bool, PreflightError> {
+    match rustix::fs::statfs(path) {
+        Ok(stat) => Ok(stat.f_type as u64 & 0xffff_ffff == magic),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(PreflightError::Look(path.to_owned(), error.into())),
+    }
 }
 
 /// The mount point of the first cgroup v2 tree in a `mountinfo` (proc_pid_mountinfo(5)).
@@ -166,6 +199,16 @@ mod tests {
         let warnings = forwarding_warnings(read);
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].message.contains("sysctl -w net.ipv4.ip_forward=1"));
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let missing = |hex: &str| missing_capabilities(&format!("Name:\tshunt\nCapEff:\t{hex}\n"));
+        assert_eq!(missing("000001ffffffffff"), [""; 0], "root");
+        assert_eq!(missing("0000000000000000"), ["CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF"]);
+        assert_eq!(missing("0000000000201000"), [""; 0], "CAP_SYS_ADMIN and CAP_NET_ADMIN");
+        assert_eq!(missing("0000008000001000"), ["CAP_PERFMON"]);
+        assert_eq!(missing_capabilities(""), [""; 0], "unknown is not missing");
     }
 
     #[test]

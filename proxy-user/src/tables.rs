@@ -2,7 +2,7 @@
 //!
 //! `plan` produces them and `apply` writes them; neither knows the other.
 
-use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port, Proto};
@@ -72,6 +72,16 @@ pub struct FrontendRow {
     pub service: ServiceKey,
     /// The frontend's properties.
     pub flags: FrontendFlags,
+}
+
+/// The frontend in words, such as `10.96.0.1:80/TCP` or `NodePort 30080/TCP (IPv4)`.
+pub fn describe(key: &FrontendKey) -> String {
+    match key.scope() {
+        Scope::Service => {
+            format!("{}/{}", SocketAddr::new(key.addr.into(), key.port.number()), key.proto)
+        }
+        Scope::Node => format!("NodePort {}/{} ({})", key.port, key.proto, Family::of(key.addr)),
+    }
 }
 
 /// A service port in one family; each has backends, an id and a slot range of its own.

@@ -80,12 +80,14 @@ impl Cluster {
         self.agents[index].as_mut().with_context(|| format!("no agent runs on node {index}"))
     }
 
+    /// Hands over the agent of a node, to end it.
+    pub fn take_agent(&mut self, index: usize) -> Result<Agent> {
+        self.agents[index].take().with_context(|| format!("no agent runs on node {index}"))
+    }
+
     /// Kills the agent of a node, as an out-of-memory killer would.
     pub async fn kill_agent(&mut self, index: usize) -> Result<()> {
-        match self.agents[index].take() {
-            Some(agent) => agent.kill().await,
-            None => bail!("no agent runs on node {index}"),
-        }
+        self.take_agent(index)?.kill().await
     }
 
     /// Applies a Service and the EndpointSlices of `pods`, all of them ready.

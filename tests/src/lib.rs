@@ -13,6 +13,7 @@ pub mod demo;
 pub mod guard;
 pub mod objects;
 pub mod program;
+pub mod web;
 pub mod worker;
 
 mod bpffs;

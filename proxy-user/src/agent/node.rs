@@ -16,9 +16,8 @@ pub(super) struct NodeState {
     settings: NodeSettings,
     /// `None` until they have been read once.
     interfaces: Option<Vec<Interface>>,
-    /// Where the programs were attached at the last update; `None` before the first one.
-    attachments: Option<Vec<Attachment>>,
-    repaired: u64,
+    /// Where the programs were attached at the last update.
+    attachments: Vec<Attachment>,
 }
 
 impl NodeState {
@@ -34,7 +33,7 @@ impl NodeState {
                 NodePortAddresses::Cidrs(ranges) => Some(ranges.clone()),
             },
         };
-        Self { dataplane, cgroup_root, settings, interfaces: None, attachments: None, repaired: 0 }
+        Self { dataplane, cgroup_root, settings, interfaces: None, attachments: Vec::new() }
     }
 
     pub(super) fn set_interfaces(&mut self, interfaces: Vec<Interface>) {
@@ -42,18 +41,19 @@ impl NodeState {
     }
 
     /// Writes the node's rows and attaches the programs where they should be. Does all that it
-    /// can; what fails is returned.
-    pub(super) fn update(&mut self, node: Option<&Node>) -> Vec<Warning> {
+    /// can. Returns how many rows and links were not as they should be, and what failed.
+    pub(super) fn update(&mut self, node: Option<&Node>) -> (u64, Vec<Warning>) {
+        let mut repaired = 0;
         let mut warnings = Vec::new();
-        let mut links = 0;
         match self.dataplane.attach_cgroup(&self.cgroup_root) {
-            Ok(made) => links += made,
+            Ok(links) => repaired += links,
             Err(error) => warnings.push(warning("socket path", &error)),
         }
         if let Some(interfaces) = &self.interfaces {
             let plan = plan_node(interfaces, node, &self.settings);
-            if let Err(error) = self.dataplane.write_node(&plan.rows) {
-                warnings.push(warning("packet path", &error));
+            match self.dataplane.write_node(&plan.rows) {
+                Ok(rows) => repaired += rows,
+                Err(error) => warnings.push(warning("packet path", &error)),
             }
             let target = |interface: Interface| Target {
                 name: interface.name,
@@ -61,24 +61,16 @@ impl NodeState {
                 ethernet: interface.ethernet,
             };
             let targets = plan.attach.into_iter().map(target).collect();
-            let (made, errors) = self.dataplane.attach_devices(&targets);
-            links += made;
+            let (links, errors) = self.dataplane.attach_devices(&targets);
+            repaired += links;
             warnings.extend(errors.iter().map(|error| warning("packet path", error)));
         }
-        if self.attachments.is_some() {
-            self.repaired += links;
-        }
-        self.attachments = Some(self.dataplane.attachments().into_iter().collect());
-        warnings
-    }
-
-    /// How many links had to be made since the last call, after the first ones.
-    pub(super) fn take_repaired(&mut self) -> u64 {
-        std::mem::take(&mut self.repaired)
+        self.attachments = self.dataplane.attachments().into_iter().collect();
+        (repaired, warnings)
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {
-        self.attachments.clone().unwrap_or_default()
+        self.attachments.clone()
     }
 }
 

@@ -15,14 +15,35 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 /// How often the programs' log is read.
 const LOG_PERIOD: Duration = Duration::from_millis(50);
+/// How many Services are named when a table has no room for them.
+const SERVICES_NAMED: usize = 10;
 
-/// Warnings by where they come from; each origin replaces its own.
-type Problems = Arc<Mutex<BTreeMap<&'static str, Vec<Warning>>>>;
+/// What went wrong, told by any task; clones are the same.
+#[derive(Clone, Default)]
+struct Problems {
+    /// By where they come from; each origin replaces its own.
+    by_origin: Arc<Mutex<BTreeMap<&'static str, Vec<Warning>>>>,
+    changed: Arc<Notify>,
+}
+
+impl Problems {
+    fn set(&self, origin: &'static str, warnings: Vec<Warning>) {
+        let mut by_origin = self.by_origin.lock().unwrap_or_else(PoisonError::into_inner);
+        if by_origin.insert(origin, warnings.clone()).unwrap_or_default() != warnings {
+            self.changed.notify_one();
+        }
+    }
+
+    fn all(&self) -> Vec<Warning> {
+        let by_origin = self.by_origin.lock().unwrap_or_else(PoisonError::into_inner);
+        by_origin.values().flatten().cloned().collect()
+    }
+}
 
 /// The agent's voice.
 pub(super) struct Report {
@@ -50,7 +71,7 @@ impl Report {
             warnings: Vec::new(),
         };
         let problems = Problems::default();
-        set(&problems, "preflight", preflight);
+        problems.set("preflight", preflight);
         let published = watch::Sender::new(Arc::new(status.clone()));
         Self { status, problems, published }
     }
@@ -75,27 +96,27 @@ impl Report {
     }
 
     pub(super) fn apply_errors(&self, errors: &[ApplyError]) {
-        let warning = |error: &ApplyError| Warning {
-            subject: "kernel maps".to_owned(),
-            message: chain(error),
-        };
-        self.problem("apply", errors.iter().map(warning).collect());
+        self.problem("apply", apply_warnings(errors));
     }
 
     pub(super) fn node_errors(&self, warnings: &[Warning]) {
         self.problem("node", warnings.to_vec());
     }
 
-    /// Replaces the warnings of `origin`, and logs those that are new.
+    /// Replaces the warnings of `origin`.
     pub(super) fn problem(&self, origin: &'static str, warnings: Vec<Warning>) {
-        set(&self.problems, origin, warnings);
+        self.problems.set(origin, warnings);
     }
 
-    /// Publishes the status.
+    /// Returns when a problem has come or gone since the last call.
+    pub(super) async fn problem_changed(&self) {
+        self.problems.changed.notified().await;
+    }
+
+    /// Publishes the status, and logs the warnings that are new.
     pub(super) fn publish(&self, world: &World, attachments: Vec<Attachment>, own: Vec<Warning>) {
         let mut warnings = own;
-        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        warnings.extend(problems.values().flatten().cloned());
+        warnings.extend(self.problems.all());
         warnings.sort();
         let objects = Objects {
             services: world.services().len(),
@@ -121,13 +142,14 @@ impl Report {
         tasks: &mut JoinSet<()>,
         interfaces: watch::Sender<Vec<Interface>>,
     ) {
-        let problems = Arc::clone(&self.problems);
+        let problems = self.problems.clone();
         tasks.spawn(async move {
             loop {
-                if let Err(error) = devices::follow(interfaces.clone()).await {
+                let listed = || problems.set("devices", Vec::new());
+                if let Err(error) = devices::follow(&interfaces, listed).await {
                     let message = chain(&error);
                     let subject = "devices".to_owned();
-                    set(&problems, "devices", vec![Warning { subject, message }]);
+                    problems.set("devices", vec![Warning { subject, message }]);
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -144,8 +166,8 @@ impl Report {
         counters: Arc<PinnedMaps>,
     ) {
         let problem = |origin: &'static str| {
-            let problems = Arc::clone(&self.problems);
-            move |warning: Option<Warning>| set(&problems, origin, warning.into_iter().collect())
+            let problems = self.problems.clone();
+            move |warning: Option<Warning>| problems.set(origin, warning.into_iter().collect())
         };
         let healthz = config.healthz_bind_address;
         let (health, counted) = (health.clone(), metrics.clone());
@@ -163,9 +185,29 @@ impl Report {
     }
 }
 
-fn set(problems: &Problems, origin: &'static str, warnings: Vec<Warning>) {
-    let mut problems = problems.lock().unwrap_or_else(PoisonError::into_inner);
-    problems.insert(origin, warnings);
+/// One warning for each Service that is not served as it should be, and one for all Services
+/// beyond the first ones: a full table would otherwise give thousands.
+fn apply_warnings(errors: &[ApplyError]) -> Vec<Warning> {
+    let mut services: BTreeMap<String, (usize, &ApplyError)> = BTreeMap::new();
+    for error in errors {
+        let port = &error.service().port;
+        let subject = format!("Service {}/{}", port.namespace, port.name);
+        services.entry(subject).or_insert((0, error)).0 += 1;
+    }
+    let more = services.len().saturating_sub(SERVICES_NAMED);
+    let warning = |(subject, (count, first)): (String, (usize, &ApplyError))| {
+        let message = match count {
+            1 => chain(first),
+            _ => format!("{}, and {} more like this", chain(first), count - 1),
+        };
+        Warning { subject, message }
+    };
+    let mut warnings: Vec<_> = services.into_iter().take(SERVICES_NAMED).map(warning).collect();
+    if more > 0 {
+        let message = format!("{more} more Services are not served as they should be");
+        warnings.push(Warning { subject: "kernel maps".to_owned(), message });
+    }
+    warnings
 }
 
 /// The programs log at the agent's level, if that is fine enough for single packets.

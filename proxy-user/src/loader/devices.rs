@@ -28,14 +28,19 @@ pub enum DevicesError {
     List(&'static str, #[source] rtnetlink::Error),
 }
 
-/// Follows the interfaces for ever; every state goes into `interfaces`.
-pub async fn follow(interfaces: watch::Sender<Vec<Interface>>) -> Result<(), DevicesError> {
+/// Follows the interfaces for ever; every state goes into `interfaces`. `listed` is called
+/// whenever they could be read.
+pub async fn follow(
+    interfaces: &watch::Sender<Vec<Interface>>,
+    listed: impl Fn(),
+) -> Result<(), DevicesError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut events) =
         rtnetlink::new_multicast_connection(&groups).map_err(DevicesError::Socket)?;
     let _connection = tokio::spawn(connection);
     loop {
         let list = list(&handle).await?;
+        listed();
         interfaces.send_if_modified(|known| {
             let changed = *known != list;
             *known = list;

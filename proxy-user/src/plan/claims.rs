@@ -6,10 +6,9 @@
 
 use super::{is_of, object};
 use crate::model::{ObjectName, Warning};
-use crate::tables::{Family, FrontendRow, ServiceKey};
-use proxy_ebpf::frontend::{FrontendKey, Scope};
+use crate::tables::{FrontendRow, ServiceKey, describe};
+use proxy_ebpf::frontend::FrontendKey;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 /// All claims on all frontends.
 #[derive(Debug, Default)]
@@ -112,15 +111,5 @@ impl Claims {
             Some(losers.iter().map(move |loser| loser.warning(key, owner)))
         });
         contests.flatten()
-    }
-}
-
-/// The frontend in words, such as `10.96.0.1:80/TCP` or `NodePort 30080/TCP (IPv4)`.
-pub(super) fn describe(key: &FrontendKey) -> String {
-    match key.scope() {
-        Scope::Service => {
-            format!("{}/{}", SocketAddr::new(key.addr.into(), key.port.number()), key.proto)
-        }
-        Scope::Node => format!("NodePort {}/{} ({})", key.port, key.proto, Family::of(key.addr)),
     }
 }

@@ -4,9 +4,8 @@
 //! here; who gets a contested frontend is decided in `claims`.
 
 use super::backends;
-use super::claims::describe;
 use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
-use crate::tables::{Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow};
+use crate::tables::{Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe};
 use proxy_ebpf::Addr;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::service::NAME_LEN;

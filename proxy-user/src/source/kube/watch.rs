@@ -112,11 +112,8 @@ impl<'a, F: Feed> Watch<'a, F> {
                     Some(self.warning(format!("it does not answer when asked for {}", F::RESOURCE)))
                 }
             };
-            if let Some(warning) = warning {
-                tracing::warn!(subject = warning.subject, "{}", warning.message);
-                if self.report.set(F::RESOURCE, Some(warning)).await.is_err() {
-                    return Closed;
-                }
+            if warning.is_some() && self.report.set(F::RESOURCE, warning).await.is_err() {
+                return Closed;
             }
             sleep(backoff.next_delay()).await;
         }

@@ -1,0 +1,268 @@
+//! What operators and their tools see: health, metrics, status, the command line, logs; with the
+//! agent running and without.
+
+use anyhow::{Context, Result, ensure};
+use lab::cluster::eventually;
+use lab::objects::{self, Port};
+use lab::web::{self, VIPS, Web};
+use lab::{Ask, FailureKind, Load, Machine};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+const HTTP: [Port<'static>; 1] = [Port { name: "http", protocol: "TCP", port: 80, target: 8080 }];
+const METRICS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
+
+/// The status code and the body that `from` gets.
+fn get(from: &Machine, addr: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+    let ask = || -> Result<String> {
+        let mut stream = TcpStream::connect(addr)?;
+        stream.write_all(request.as_bytes())?;
+        let mut response = String::new();
+        let _ = stream.read_to_string(&mut response)?;
+        Ok(response)
+    };
+    let response = from.netns().run(ask)?.with_context(|| format!("GET {path} of {addr}"))?;
+    let (head, body) = response.split_once("\r\n\r\n").context("a whole response")?;
+    let code = head.split(' ').nth(1).context("a status line")?.parse()?;
+    Ok((code, body.to_owned()))
+}
+
+/// The value of a sample, `name{labels}`, in the node's metrics.
+fn metric(node: &Machine, sample: &str) -> Result<f64> {
+    let (_, text) = get(node, METRICS, "/metrics")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    Ok(line.with_context(|| format!("no {sample} in\n{text}"))?.parse()?)
+}
+
+#[tokio::test]
+async fn health_follows_the_node_object() -> Result<()> {
+    let mut web = Web::start(1).await?;
+    let healthz = web.cluster.agent(0)?.healthz();
+    let codes = async || -> Result<(u16, u16)> {
+        Ok((get(&web.outside, healthz, "/livez")?.0, get(&web.outside, healthz, "/healthz")?.0))
+    };
+    assert_eq!(codes().await?, (200, 200));
+    let (_, body) = get(&web.outside, healthz, "/healthz")?;
+    let body: Value = serde_json::from_str(&body)?;
+    for field in ["lastUpdated", "currentTime", "nodeEligible"] {
+        assert!(!body[field].is_null(), "no {field} in {body}");
+    }
+    let mut leaving = objects::node(web.cluster.lab.node(0));
+    leaving["spec"]["taints"] =
+        json!([{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }]);
+    web.cluster.api.apply(&leaving)?;
+    let is = |wanted| move |codes: &Result<(u16, u16)>| codes.as_ref().is_ok_and(|c| *c == wanted);
+    eventually("a node that is to go gets no new traffic", codes, is((200, 503))).await??;
+    web.cluster.api.apply(&objects::node(web.cluster.lab.node(0)))?;
+    eventually("and gets it again", codes, is((200, 200))).await?.map(drop)
+}
+
+#[tokio::test]
+async fn metrics_move_with_traffic_changes_and_refusals() -> Result<()> {
+    let web = Web::start(1).await?;
+    let node = web.cluster.lab.node(0);
+    let empty = objects::service("empty", &["10.96.7.1"], &HTTP);
+    web.cluster.publish(&empty, &HTTP, &[])?;
+    let refused = async || web.client.tcp("10.96.7.1:80").await;
+    eventually("refused", refused, |answer| {
+        answer.as_ref().is_err_and(|failure| failure.kind == FailureKind::Refused)
+    })
+    .await?
+    .err();
+    let labels = |name| {
+        format!("{{namespace=\"default\",service=\"{name}\",port=\"http\",protocol=\"TCP\"}}")
+    };
+    let family = |name| format!("{name}{{ip_family=\"IPv4\"}}");
+    let samples = [
+        format!("shunt_service_connections_total{}", labels("web")),
+        format!("shunt_service_refused_total{}", labels("empty")),
+        "shunt_outcomes_total{program=\"connect\",outcome=\"chosen\"}".to_owned(),
+        "shunt_outcomes_total{program=\"connect\",outcome=\"no_endpoint\"}".to_owned(),
+        format!("shunt_service_packets_total{}", labels("web")),
+        "shunt_outcomes_total{program=\"ingress\",outcome=\"chosen\"}".to_owned(),
+        family("kubeproxy_sync_proxy_rules_duration_seconds_count"),
+        family("kubeproxy_sync_proxy_rules_service_changes_total"),
+        family("kubeproxy_sync_proxy_rules_endpoint_changes_total"),
+        family("kubeproxy_network_programming_duration_seconds_count"),
+    ];
+    let before: Vec<f64> = samples.iter().map(|s| metric(node, s)).collect::<Result<_>>()?;
+    for _ in 0..5 {
+        web.client.tcp(VIPS[0]).await?;
+        web.outside.tcp(node.addrs().at(web::NODE_PORT)[0]).await?;
+        let failure = web.client.tcp("10.96.7.1:80").await.err().context("refused")?;
+        ensure!(failure.refused_at_once(), "{failure}");
+    }
+    let mut new = objects::slices("empty", &HTTP, &[&web.pods[0]])[0].clone();
+    let trigger = "endpoints.kubernetes.io/last-change-trigger-time";
+    new["metadata"]["annotations"] = json!({ trigger: "2026-01-01T00:00:00Z" });
+    web.cluster.api.apply(&objects::service("new", &["10.96.7.2"], &HTTP))?;
+    web.cluster.api.apply(&new)?;
+    let reached = async || web.client.tcp("10.96.7.1:80").await;
+    eventually("served", reached, Result::is_ok).await??;
+    let more = [5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1.0, 1.0];
+    for ((sample, before), more) in samples.iter().zip(before).zip(more) {
+        let after = metric(node, sample)?;
+        assert!(after >= before + more, "{sample}: {before}, then {after}");
+    }
+    for name in ["shunt_build_info", "shunt_map_entries", "shunt_map_max_entries"] {
+        assert!(get(node, METRICS, "/metrics")?.1.contains(name), "{name}");
+    }
+    assert_eq!(get(node, METRICS, "/proxyMode")?, (200, "shunt".to_owned()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn command_line_answers_with_and_without_an_agent() -> Result<()> {
+    let mut web = Web::without_agents(1).await?;
+    let output = web.cluster.lab.node(0).shunt(&["services"]).await?;
+    assert_eq!(output.status, Some(1), "{output:?}");
+    assert!(output.stderr.contains("no agent has run on this node"), "{output:?}");
+
+    let options = web.cluster.options();
+    web.cluster.start_agent(0, &options)?.wait_synced().await?;
+    web.wait_reached().await?;
+    let status = web.cluster.agent(0)?.status().await?;
+    assert_eq!(status["pid"], json!(web.cluster.agent(0)?.pid()));
+    assert_eq!(status["node"], "node-1");
+    assert_eq!(status["objects"], json!({ "services": 1, "slices": 2, "endpoints": 2 }));
+
+    for runs in [true, false] {
+        let node = web.cluster.lab.node(0);
+        let vip = VIPS[0];
+        let agent = if runs { "pid " } else { "not running; the programs forward" };
+        let exit = if runs { 0 } else { 3 };
+        let answers: [(&[&str], i32, &[&str]); 9] = [
+            (&["status"], exit, &[agent, "connect4", "ingress", "eth0", "frontends"]),
+            (&["services", "-A"], 0, &["NAMESPACE", "default", "web", vip, "NodePort *:31775"]),
+            (&["services", "web", "-o", "wide"], 0, &["FAMILY", "IPv6", "[fd00:96::10]:80"]),
+            (&["services", "nothing"], 1, &["no Service nothing"]),
+            (&["backends", "-A"], 0, &["default/web:http", "10.244.1.2:8080", "ready", "cluster"]),
+            (&["flows"], 0, &["172.18.0.11:31775", "10.244.1.2:8080"]),
+            (&["explain", vip], 0, &["default/web", "10.244.1.2:8080"]),
+            (&["explain", vip, "--proto", "udp"], 0, &["default/web:dns"]),
+            (&["explain", "10.96.99.99:80"], 3, &["10.96.99.99:80"]),
+        ];
+        for (args, exit, expected) in answers {
+            let output = node.shunt(args).await?;
+            assert_eq!(output.status, Some(exit), "{args:?}, agent: {runs}: {output:?}");
+            let said = format!("{}{}", output.stdout, output.stderr);
+            for word in expected {
+                assert!(said.contains(word), "{args:?}, agent: {runs}: no {word:?} in\n{said}");
+            }
+            assert!(!said.contains('\u{1b}'), "{args:?}: colours, but not on a terminal");
+            if exit != 1 && !args.contains(&"-o") {
+                web.cluster.shunt(0, args).await.with_context(|| format!("{args:?}"))?;
+            }
+        }
+        if runs {
+            web.cluster.kill_agent(0).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn logs_are_json_if_asked_for_and_tell_of_refusals_at_debug() -> Result<()> {
+    let mut web = Web::without_agents(1).await?;
+    let empty = objects::service("empty", &["10.96.7.1"], &HTTP);
+    web.cluster.publish(&empty, &HTTP, &[])?;
+    let options = web.cluster.options().flag("--log-format", "json").flag("--log-level", "debug");
+    web.cluster.start_agent(0, &options)?.wait_synced().await?;
+    let failure = web.client.tcp("10.96.7.1:80").await.err().context("refused")?;
+    ensure!(failure.refused_at_once(), "{failure}");
+    let ids = web.cluster.shunt(0, &["services", "empty"]).await?;
+    let line = format!("refused: service {} has no usable endpoint", ids[0]["id"]);
+    let agent = web.cluster.take_agent(0)?;
+    let log = async || anyhow::Ok(agent.log());
+    let log = eventually(&line, log, |log| log.as_ref().is_ok_and(|l| l.contains(&line))).await??;
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        for field in ["timestamp", "level", "target", "fields"] {
+            assert!(!line[field].is_null(), "no {field} in {line}");
+        }
+    }
+    assert!(log.contains("in sync"), "{log}");
+    agent.kill().await
+}
+
+/// Slow: 20 s, since a sweep comes every 20 s, and a flow that was reset stays for 10 s.
+#[tokio::test]
+async fn flows_that_have_ended_are_swept_and_those_that_live_are_not() -> Result<()> {
+    let mut web = Web::without_agents(1).await?;
+    let options = web.cluster.options();
+    web.cluster.start_agent(0, &options)?.wait_synced().await?;
+    web.wait_reached().await?;
+    let to = web.cluster.lab.node(0).addrs().at(web::NODE_PORT);
+    let living = web.outside.open(Ask::tcp(to[1])).await?;
+    let _ = living.ask().await?;
+    // The load's sockets end with a reset, so that its flows end as soon as any.
+    let load = Load::new(Ask::tcp(to[0])).per_second(20.0).lasting(Duration::from_millis(500));
+    let answered = web.outside.load(load).await?.answered();
+    let tcp_flows = async || -> Result<Vec<String>> {
+        let flows = web.cluster.shunt(0, &["flows"]).await?;
+        let rows = flows.as_array().context("rows")?.iter();
+        Ok(rows.filter(|row| row["protocol"] == "TCP").map(Value::to_string).collect())
+    };
+    let before = tcp_flows().await?.len();
+    assert!(before as u64 > answered, "{before} flows of {answered} connections");
+    let deadline = Instant::now() + Duration::from_secs(45);
+    let left = loop {
+        let left = tcp_flows().await?;
+        if left.len() < before || Instant::now() > deadline {
+            break left;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    let own = format!("{}", living.local().port());
+    assert!(left.len() <= 5 && left.iter().any(|row| row.contains(&own)), "{left:#?}");
+    let _ = living.ask().await.context("the connection that is open goes on")?;
+    Ok(())
+}
+
+/// Not a test of a limit: it says what a quiet agent costs, and fails only if that is absurd.
+#[tokio::test]
+async fn quiet_agent_takes_little() -> Result<()> {
+    let mut web = Web::without_agents(1).await?;
+    let options = web.cluster.options().flag("--min-sync-period", "0");
+    web.cluster.start_agent(0, &options)?.wait_synced().await?;
+    let pid = web.cluster.agent(0)?.pid().context("a process id")?;
+    let mut latencies = Vec::new();
+    for number in 1..=20 {
+        let ip = format!("10.96.8.{number}:80");
+        let service = objects::service(&format!("new-{number}"), &[&ip[..ip.len() - 3]], &HTTP);
+        let [slice, _] = objects::slices(&format!("new-{number}"), &HTTP, &[&web.pods[0]]);
+        web.cluster.api.apply(&slice)?;
+        let began = Instant::now();
+        web.cluster.api.apply(&service)?;
+        let ask = Ask::tcp(&ip).timeout(Duration::from_millis(5));
+        while web.client.ask(ask.clone()).await.is_err() {
+            ensure!(began.elapsed() < Duration::from_secs(5), "{ip} is not served");
+        }
+        latencies.push(began.elapsed());
+    }
+    latencies.sort();
+    let ticks = || -> Result<u64> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<_> = stat.split(' ').collect();
+        Ok(fields[13].parse::<u64>()? + fields[14].parse::<u64>()?)
+    };
+    let before = ticks()?;
+    // Time has to pass here: what is measured is what is done in it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let busy = ticks()? - before;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let kib: u64 = rss.trim().trim_end_matches(" kB").parse()?;
+    let kinds: Vec<_> = status.lines().filter(|line| line.starts_with("Rss")).collect();
+    eprintln!("{kinds:?}");
+    eprintln!("change to effect p50 {:?}, max {:?}", latencies[10], latencies[19]);
+    eprintln!("{kib} KiB, {} ms of CPU time in 2 s", busy * 10);
+    assert!(kib < 200 * 1024, "{kib} KiB");
+    assert!(busy < 20, "{busy} ticks of 10 ms in 2 s");
+    Ok(())
+}
