@@ -11,7 +11,7 @@ use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
 use crate::config::AgentConfig;
 use crate::health::Health;
 use crate::loader::store::MapStore;
-use crate::loader::{Dataplane, FlowTable, LoadError, Settings, sys};
+use crate::loader::{self, Dataplane, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
 use crate::model::{Change, Interface, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
@@ -24,18 +24,22 @@ use node::NodeState;
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::Stamp;
 use report::{Report, chain};
+use std::fs::File;
 use std::future::pending;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 /// How often flows that have ended are removed.
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 /// How long news may take to reach the status: a burst of changes is told once.
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
+/// How often it is tried whether another agent has ended.
+const LOCK_PERIOD: Duration = Duration::from_millis(100);
 /// How many changes may wait before a source has to wait too.
 const CHANGES: usize = 4_096;
 
@@ -66,6 +70,11 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     for warning in &machine.warnings {
         tracing::warn!(subject = warning.subject, "{}", warning.message);
     }
+    let _lock = tokio::select! {
+        lock = lock(&config.bpffs_root) => lock?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let mut dataplane = Dataplane::load(&settings(&config))?;
     let applier = Applier::restore(dataplane.take_store()?)?;
     dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
@@ -107,6 +116,21 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         () = agent.follow(changes, interfaces, config.drift_check_period) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Waits until no other agent has the pins: a rolling update may start the new one first.
+async fn lock(bpffs_root: &Path) -> Result<File, LoadError> {
+    let mut waits = false;
+    loop {
+        if let Some(lock) = loader::try_lock(bpffs_root)? {
+            return Ok(lock);
+        }
+        if !waits {
+            tracing::info!("another agent runs on this node; waiting for it to end");
+        }
+        waits = true;
+        sleep(LOCK_PERIOD).await;
     }
 }
 

@@ -129,8 +129,6 @@ pub enum LoadError {
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: PathBuf,
-    /// Keeps other agents away from the pins for as long as it is open.
-    _lock: File,
 }
 
 /// The directory that holds everything of one layout below the BPF file system.
@@ -155,7 +153,6 @@ impl Dataplane {
         std::fs::create_dir_all(&links).map_err(|e| LoadError::PinDirectory(links, e))?;
         check_layout(&pins)?;
 
-        let lock = lock(&pins)?;
         let cookie = sys::netns_cookie()
             .map_err(|e| LoadError::Kernel("read the cookie of the network namespace", e))?;
         let log_level = settings.log_level.map_or(0, |level| level as u8);
@@ -178,7 +175,7 @@ impl Dataplane {
         for name in PACKET_PROGRAMS {
             packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
-        Ok(Self { ebpf, pins, _lock: lock })
+        Ok(Self { ebpf, pins })
     }
 
     /// Hands out the maps that services are written to; once.
@@ -254,16 +251,16 @@ impl FlowTable {
     }
 }
 
-/// Locks the directory of the pins, waiting for another agent to end: a rolling update may start
-/// the new one first.
-fn lock(pins: &Path) -> Result<File, LoadError> {
-    let failed = |e| LoadError::PinDirectory(pins.to_owned(), e);
-    let directory = File::open(pins).map_err(failed)?;
-    if directory.try_lock().is_err() {
-        tracing::warn!("another agent runs on {}; waiting for it to end", pins.display());
-        directory.lock().map_err(failed)?;
-    }
-    Ok(directory)
+/// Locks the pins below `bpffs_root` for as long as the result is open; `None` if another agent
+/// has them.
+pub fn try_lock(bpffs_root: &Path) -> Result<Option<File>, LoadError> {
+    let pins = pin_directory(bpffs_root);
+    let open = || {
+        std::fs::create_dir_all(&pins)?;
+        File::open(&pins)
+    };
+    let directory = open().map_err(|e| LoadError::PinDirectory(pins.clone(), e))?;
+    Ok(directory.try_lock().is_ok().then_some(directory))
 }
 
 /// aya takes a pinned map as it is; a map of another shape would be read as nonsense, or make

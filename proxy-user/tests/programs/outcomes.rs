@@ -181,6 +181,7 @@ fn second_flow_of_a_client_port_to_the_only_backend_collides_until_the_first_has
         assert_eq!(plane.run(Via::Pod, Egress, &reply).packet, reply.from(vip).bytes());
 
         if net.has_tcp() {
+            plane.run(Via::Pod, Ingress, &first.flags(FIN | ACK));
             plane.run(Via::Pod, Egress, &reply.flags(FIN | ACK));
             let expected = passed(Outcome::Chosen, &second.to(backend));
             assert_eq!(plane.run(Via::Pod, Ingress, &second), expected);
