@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{fmt, panic, process, thread};
 
 /// A network namespace; it lives as long as this value or a process or socket in it.
@@ -46,6 +47,8 @@ pub(crate) enum Via {
     Link(u32),
 }
 
+/// How long a link may take to come up.
+const UP: Duration = Duration::from_secs(10);
 /// The index of the loopback device in every namespace.
 const LO: u32 = 1;
 
@@ -108,6 +111,25 @@ impl Netns {
         let link = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
         let done = self.netlink.link().set(link).execute().await;
         done.with_context(|| format!("set link {index} up in {self}"))
+    }
+
+    /// Waits until a link that was set up is. On a busy machine the kernel takes a while to notice
+    /// the other end, and loses what is sent meanwhile.
+    async fn wait_up(&self, index: u32) -> Result<()> {
+        use rtnetlink::packet_route::link::{LinkAttribute, State};
+        let is_up = |attribute: &LinkAttribute| *attribute == LinkAttribute::OperState(State::Up);
+        let waiting = async {
+            loop {
+                let link =
+                    self.netlink.link().get().match_index(index).execute().try_next().await?;
+                if link.is_some_and(|link| link.attributes.iter().any(is_up)) {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let waited = tokio::time::timeout(UP, waiting).await;
+        waited.with_context(|| format!("link {index} in {self} is not up after {UP:?}"))?
     }
 
     pub(crate) async fn add_bridge(&self, index: u32, name: &str) -> Result<()> {
@@ -191,7 +213,9 @@ pub(crate) async fn add_veth(near: Link<'_>, far: Link<'_>) -> Result<()> {
         format!("join {} of {} with {} of {}", near.name, near.netns, far.name, far.netns)
     })?;
     // The kernel makes the far end first, and cannot set it up while it has no peer.
-    far.netns.set_up(far.index).await
+    far.netns.set_up(far.index).await?;
+    far.netns.wait_up(far.index).await?;
+    near.netns.wait_up(near.index).await
 }
 
 fn write_sysctl(key: &str, value: &str) -> Result<()> {
