@@ -14,3 +14,4 @@ mod outcomes;
 mod packet;
 mod plane;
 mod services;
+mod size;

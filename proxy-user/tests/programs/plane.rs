@@ -176,6 +176,11 @@ impl Plane {
         Self { dataplane, applier, maps, flows, outcomes, counted, via: None, bpffs }
     }
 
+    /// The loaded programs and their names.
+    pub(crate) fn programs(&self) -> impl Iterator<Item = (&str, &AyaProgram)> {
+        self.dataplane.programs()
+    }
+
     /// Makes the service `name` have just `served`; frontends are added to those it has.
     pub(crate) fn serve(&mut self, net: Net, name: &str, served: Served<'_>) {
         let row = |end: &SocketAddr| BackendRow { addr: end.ip().into(), port: port(*end) };
