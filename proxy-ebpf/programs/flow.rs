@@ -10,8 +10,10 @@ use crate::maps::{
     backend_state, count, count_service, node_ports, now, random, scratch,
 };
 use crate::packet;
+use crate::reject;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
@@ -28,13 +30,15 @@ const CHOICES: usize = 3;
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
 
-/// What becomes of a packet, and why: the outcome's number, plus [`DROP`].
+/// What becomes of a packet, and why: the outcome's number, plus [`DROP`] or [`REFUSE`].
 ///
 /// One number, because a function that is not inlined can return no more; and functions are not
 /// inlined where the stack of 512 bytes would not hold them together.
 struct Verdict(u32);
 
 const DROP: u32 = 1 << 31;
+/// The sender is to be told that nobody serves it.
+const REFUSE: u32 = 1 << 30;
 
 const fn pass(outcome: Outcome) -> Verdict {
     Verdict(outcome as u32)
@@ -44,23 +48,40 @@ const fn drop(outcome: Outcome) -> Verdict {
     Verdict(outcome as u32 | DROP)
 }
 
+const fn refuse(outcome: Outcome) -> Verdict {
+    Verdict(outcome as u32 | REFUSE)
+}
+
 /// The hook of a device whose packets begin with `network` bytes of link layer.
 #[inline(always)]
 pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
-    let Verdict(verdict) = match scratch(hook) {
-        None => pass(Outcome::Inconsistent),
-        Some(headers) => match (packet::read(ctx, network, headers), hook) {
-            (Ok(()), Hook::Ingress) => ingress(ctx, headers),
-            (Ok(()), Hook::Egress) => egress(ctx, headers),
-            (Err(unread), _) => leave(unread),
-        },
-    };
     let program = match hook {
         Hook::Ingress => Program::Ingress,
         Hook::Egress => Program::Egress,
     };
-    count(program, verdict & !DROP);
-    if verdict & DROP == 0 { TCX_NEXT } else { TC_ACT_SHOT }
+    let Some(headers) = scratch(hook) else {
+        count(program, Outcome::Inconsistent as u32);
+        return TCX_NEXT;
+    };
+    let Verdict(verdict) = match (packet::read(ctx, network, headers), hook) {
+        (Ok(()), Hook::Ingress) => ingress(ctx, headers),
+        (Ok(()), Hook::Egress) => egress(ctx, headers),
+        (Err(unread), _) => leave(unread),
+    };
+    count(program, verdict & !(DROP | REFUSE));
+    if hook == Hook::Ingress && verdict & REFUSE != 0 && reject::answer(ctx) {
+        return send_back(ctx);
+    }
+    if verdict & (DROP | REFUSE) == 0 { TCX_NEXT } else { TC_ACT_SHOT }
+}
+
+/// Sends the packet out by the device that it came in by.
+#[inline(always)]
+fn send_back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is valid; the verifier checks the access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: no preconditions.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 #[inline(always)]
@@ -209,7 +230,8 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
             NO_ENDPOINT => {
                 debug!(ctx, "refused: service {} has no usable endpoint", forward.service.0);
                 count_service(forward.service, |counters| counters.refused += 1);
-                return refuse(value.flags());
+                // Also at a NodePort: what listens there on the node is not the service.
+                return refuse(Outcome::NoEndpoint);
             }
             NO_LOCAL_ENDPOINT => {
                 debug!(ctx, "dropped: service {} has no endpoint here", forward.service.0);
@@ -296,17 +318,6 @@ fn stay(ctx: &TcContext, headers: &Headers) -> Verdict {
     match flow(&key) {
         Some(value) => matched(ctx, headers, &key, value),
         None => pass(Outcome::NotOurs),
-    }
-}
-
-/// A NodePort without endpoints is left to the stack, which refuses it as it refuses any port
-/// without a listener. A service's own address is nobody's, so its packets end here.
-#[inline(always)]
-fn refuse(flags: FrontendFlags) -> Verdict {
-    if flags.has(FrontendFlags::NODE_PORT) {
-        pass(Outcome::NoEndpoint)
-    } else {
-        drop(Outcome::NoEndpoint)
     }
 }
 

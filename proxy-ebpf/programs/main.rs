@@ -1,6 +1,7 @@
 //! Shunt's kernel programs: the entry points.
 //!
-//! `socket` is the socket path (cgroup hooks), `flow` and `packet` the packet path (tcx).
+//! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
+//! `packet` reads and rewrites, `reject` answers what is refused.
 
 #![no_std]
 #![no_main]
@@ -12,6 +13,7 @@
 mod flow;
 mod maps;
 mod packet;
+mod reject;
 mod socket;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};

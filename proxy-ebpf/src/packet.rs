@@ -1,5 +1,7 @@
 //! Reading the headers of a packet.
 
+pub mod answer;
+
 use crate::addr::{Addr, Port, Proto};
 use crate::flow::End;
 
@@ -35,6 +37,12 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn opens(self) -> bool {
         self.0 & 0x12 == 0x02
+    }
+
+    /// Whether ACK is set.
+    #[inline(always)]
+    pub const fn ack(self) -> bool {
+        self.0 & 0x10 != 0
     }
 
     /// Whether SYN is set.

@@ -13,5 +13,6 @@ mod mutations;
 mod outcomes;
 mod packet;
 mod plane;
+mod reject;
 mod services;
 mod size;

@@ -4,7 +4,9 @@
 //! Not here: `table_full`, since a table of least recently used entries makes room.
 
 use crate::packet::{ACK, ETHERNET, FIN, Packet};
-use crate::plane::{CLUSTER_IP, NODE_PORT, Net, Out, Plane, Served, Via, frontend_key, passed};
+use crate::plane::{
+    CLUSTER_IP, Fate, NODE_PORT, Net, Out, Plane, Served, Via, frontend_key, passed,
+};
 use proxy_ebpf::flow::Hook::{Egress, Ingress};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::Outcome;
@@ -13,14 +15,14 @@ use proxy_user::tables::Family;
 use std::net::SocketAddr;
 
 fn dropped(outcome: Outcome, packet: &Packet) -> Out {
-    Out { dropped: true, ..passed(outcome, packet) }
+    Out { fate: Fate::Dropped, ..passed(outcome, packet) }
 }
 
 /// Both hooks leave `packet` as it is, with `outcome`.
 fn check_left_alone(plane: &mut Plane, packet: &[u8], outcome: Outcome, what: &str) {
     for hook in [Ingress, Egress] {
         let out = plane.run_bytes(Via::Node, hook, packet);
-        let expected = Out { dropped: false, outcome, packet: packet.to_vec() };
+        let expected = Out { fate: Fate::Passed, outcome, packet: packet.to_vec() };
         assert_eq!(out, expected, "{what} at {hook:?}");
     }
 }
@@ -54,24 +56,6 @@ fn packet_of_no_service_is_not_ours() {
         let mut arp = packet.bytes();
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         check_left_alone(&mut plane, &arp, Outcome::NotOurs, "another Ethernet type");
-        assert!(plane.entries(net).is_empty());
-    }
-}
-
-#[test]
-fn service_without_endpoints_drops_and_a_node_port_without_them_is_left_to_the_stack() {
-    let mut plane = Plane::new();
-    for net in Net::ALL {
-        let frontends = &[(net.vip, CLUSTER_IP), (net.node_port, NODE_PORT)];
-        plane.serve(net, "web", Served { frontends, ..Default::default() });
-        let packet = net.opening(net.pod, net.vip);
-        let out = plane.run(Via::Pod, Ingress, &packet);
-        assert_eq!(out, dropped(Outcome::NoEndpoint, &packet));
-        let packet = net.opening(net.outsider, net.node_port);
-        let out = plane.run(Via::Node, Ingress, &packet);
-        assert_eq!(out, passed(Outcome::NoEndpoint, &packet));
-        let counters = plane.counters(net, "web");
-        assert_eq!((counters.refused, counters.connections), (2, 0));
         assert!(plane.entries(net).is_empty());
     }
 }
@@ -199,7 +183,8 @@ fn snat_range_without_a_free_port_drops() {
             let opening = net.opening(SocketAddr::new(net.outsider.ip(), port), node_port);
             plane.run(Via::Node, Ingress, &opening);
             let out = plane.run(Via::Node, Egress, &opening.to(backend));
-            assert_eq!((out.outcome, out.dropped), (outcome, port == 3));
+            let fate = if port == 3 { Fate::Dropped } else { Fate::Passed };
+            assert_eq!((out.outcome, out.fate), (outcome, fate));
         }
     }
 }

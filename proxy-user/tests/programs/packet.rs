@@ -17,6 +17,13 @@ pub(crate) const ACK: u8 = 0x10;
 /// The length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
 
+/// The sender and the receiver on the link.
+pub(crate) const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+/// The sequence number of every segment.
+pub(crate) const SEQUENCE: u32 = 0x1234_5678;
+/// The acknowledgement number of every segment with ACK.
+pub(crate) const ACKNOWLEDGEMENT: u32 = 0x8765_4321;
+
 /// A packet of TCP, UDP or SCTP.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
@@ -70,16 +77,17 @@ impl Packet {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let link = PacketBuilder::ethernet2(MACS[0], MACS[1]);
         let mut bytes = Vec::new();
         let ip = link.ip(self.ip_header());
         let (src, dst) = (self.src.port(), self.dst.port());
         if self.proto == Proto::TCP {
-            let mut header = TcpHeader::new(src, dst, 0x1234_5678, 0xfff0);
+            let mut header = TcpHeader::new(src, dst, SEQUENCE, 0xfff0);
             header.fin = self.flags & FIN != 0;
             header.syn = self.flags & SYN != 0;
             header.rst = self.flags & RST != 0;
             header.ack = self.flags & ACK != 0;
+            header.acknowledgment_number = if header.ack { ACKNOWLEDGEMENT } else { 0 };
             ip.tcp_header(header).write(&mut bytes, &self.payload).unwrap();
         } else if self.proto == Proto::UDP {
             ip.udp(src, dst).write(&mut bytes, &self.payload).unwrap();

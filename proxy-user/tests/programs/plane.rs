@@ -116,17 +116,28 @@ pub(crate) enum Via {
     Unnumbered,
 }
 
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    /// On.
+    Passed,
+    /// Nowhere.
+    Dropped,
+    /// Out by the device that it came in by.
+    Returned,
+}
+
 /// What came of a packet. The outcome was counted once, and no other one was.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Out {
-    pub(crate) dropped: bool,
+    pub(crate) fate: Fate,
     pub(crate) outcome: Outcome,
     pub(crate) packet: Vec<u8>,
 }
 
 /// The packet goes on, and is now `packet`.
 pub(crate) fn passed(outcome: Outcome, packet: &Packet) -> Out {
-    Out { dropped: false, outcome, packet: packet.bytes() }
+    Out { fate: Fate::Passed, outcome, packet: packet.bytes() }
 }
 
 /// What a service has; the rest is empty.
@@ -250,12 +261,13 @@ impl Plane {
         let result = program.test_run(options).unwrap();
         drop(programs);
         data_out.truncate(result.data_size_out as usize);
-        let dropped = match result.return_value as i32 {
-            -1 => false,
-            2 => true,
-            other => panic!("{name} ended with {other}, neither TCX_NEXT nor TC_ACT_SHOT"),
+        let fate = match result.return_value as i32 {
+            -1 => Fate::Passed,
+            2 => Fate::Dropped,
+            7 => Fate::Returned,
+            other => panic!("{name} ended with {other}: not NEXT, SHOT or REDIRECT"),
         };
-        Out { dropped, outcome: self.new_outcome(hook), packet: data_out }
+        Out { fate, outcome: self.new_outcome(hook), packet: data_out }
     }
 
     /// The one outcome that was counted since the last time.
