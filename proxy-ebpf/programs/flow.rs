@@ -9,8 +9,7 @@ use crate::maps::{
     CLUSTER_CIDRS, DEVICES, FLOWS, KernelTables, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST,
     backend_state, count, count_service, node_ports, now, random, scratch,
 };
-use crate::packet;
-use crate::reject;
+use crate::{fragment, packet, reject};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -21,7 +20,7 @@ use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::outcome::{Outcome, Program};
-use proxy_ebpf::packet::{Headers, Unread};
+use proxy_ebpf::packet::{Form, Headers, Unread};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 
@@ -63,7 +62,7 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
         count(program, Outcome::Inconsistent as u32);
         return TCX_NEXT;
     };
-    let Verdict(verdict) = match (packet::read(ctx, network, headers), hook) {
+    let Verdict(verdict) = match (read(ctx, network, headers, hook), hook) {
         (Ok(()), Hook::Ingress) => ingress(ctx, headers),
         (Ok(()), Hook::Egress) => egress(ctx, headers),
         (Err(unread), _) => leave(unread),
@@ -84,6 +83,16 @@ fn send_back(ctx: &TcContext) -> i32 {
     unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
+/// Reads the headers of the packet; a later fragment has those of its first one.
+#[inline(always)]
+fn read(ctx: &TcContext, network: usize, headers: &mut Headers, hook: Hook) -> Result<(), Unread> {
+    packet::read(ctx, network, headers)?;
+    match headers.form {
+        Form::Later(id) => fragment::recall(headers, id, hook).ok_or(Unread::Unsupported),
+        _ => Ok(()),
+    }
+}
+
 #[inline(always)]
 fn leave(unread: Unread) -> Verdict {
     pass(match unread {
@@ -97,9 +106,12 @@ fn leave(unread: Unread) -> Verdict {
 fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
-        return new_flow(ctx, headers, false);
+        if headers.has_transport() {
+            return new_flow(ctx, headers, false);
+        }
+        return pass(Outcome::NotOurs);
     };
-    if begins_anew(headers, value) {
+    if headers.has_transport() && begins_anew(headers, value) {
         let known = serves(value);
         // A connection that is still being opened keeps the backend that it was given.
         if !known || value.flags.has(FlowFlags::ESTABLISHED) {
@@ -157,7 +169,7 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
     let to = value.end();
     let service = value.service;
     note(headers, key, value);
-    if packet::rewrite(ctx, headers, key.hook(), &to).is_none() {
+    if packet::translate(ctx, headers, key.hook(), &to).is_none() {
         return drop(Outcome::RewriteFailed);
     }
     // A packet with SNAT passes two entries; the one that knows the frontend counts.
@@ -177,7 +189,7 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
 /// direction, which may see no packets of its own and must not be evicted before this one.
 #[inline(always)]
 fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
-    if headers.proto == Proto::TCP {
+    if headers.proto == Proto::TCP && headers.has_transport() {
         let tcp = headers.tcp_flags;
         let mut flags = value.flags;
         if !tcp.syn() {

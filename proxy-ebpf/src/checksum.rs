@@ -39,6 +39,13 @@ impl Sum {
         self.minus(words[0]).minus(words[1]).minus(words[2]).minus(words[3])
     }
 
+    /// This sum and `other`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        self.plus(other.word())
+    }
+
     /// The sum in 32 bits, as the kernel's helpers take it.
     #[inline(always)]
     pub const fn word(self) -> u32 {

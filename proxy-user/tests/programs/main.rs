@@ -12,6 +12,7 @@ mod lifetime;
 mod mutations;
 mod outcomes;
 mod packet;
+mod parts;
 mod plane;
 mod reject;
 mod services;

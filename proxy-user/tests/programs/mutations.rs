@@ -91,6 +91,12 @@ fn check_translated(before: &[u8], after: &[u8], hook: Hook) -> Result<(), TestC
     if let Some(header) = ip_header {
         prop_assert_eq!(sum(&before[header.clone()]), sum(&after[header]));
     }
+    let place = u16::from_be_bytes([before[ETHERNET + 6], before[ETHERNET + 7]]);
+    if before[ETHERNET] >> 4 == 4 && place & 0x1fff != 0 {
+        // A later fragment, by damage: there is no transport header in it.
+        prop_assert_eq!(&before[transport..], &after[transport..]);
+        return Ok(());
+    }
     let is_udp = checksum - transport == 6;
     if is_udp && before[checksum..checksum + 2] == [0, 0] {
         prop_assert_eq!(&after[checksum..checksum + 2], &[0, 0]);
