@@ -9,9 +9,10 @@ use crate::maps::{
     CLUSTER_CIDRS, DEVICES, FLOWS, KernelTables, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST,
     backend_state, count, count_service, node_ports, now, random, scratch,
 };
-use crate::packet;
+use crate::{fragment, packet, reject};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
@@ -19,7 +20,7 @@ use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::outcome::{Outcome, Program};
-use proxy_ebpf::packet::{Headers, Unread};
+use proxy_ebpf::packet::{Form, Headers, Unread};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 
@@ -28,13 +29,15 @@ const CHOICES: u32 = 3;
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
 
-/// What becomes of a packet, and why: the outcome's number, plus [`DROP`].
+/// What becomes of a packet, and why: the outcome's number, plus [`DROP`] or [`REFUSE`].
 ///
 /// One number, because a function that is not inlined can return no more; and functions are not
 /// inlined where the stack of 512 bytes would not hold them together.
 struct Verdict(u32);
 
 const DROP: u32 = 1 << 31;
+/// The sender is to be told that nobody serves it.
+const REFUSE: u32 = 1 << 30;
 
 const fn pass(outcome: Outcome) -> Verdict {
     Verdict(outcome as u32)
@@ -44,23 +47,50 @@ const fn drop(outcome: Outcome) -> Verdict {
     Verdict(outcome as u32 | DROP)
 }
 
+const fn refuse(outcome: Outcome) -> Verdict {
+    Verdict(outcome as u32 | REFUSE)
+}
+
 /// The hook of a device whose packets begin with `network` bytes of link layer.
 #[inline(always)]
 pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
-    let Verdict(verdict) = match scratch(hook) {
-        None => pass(Outcome::Inconsistent),
-        Some(headers) => match (packet::read(ctx, network, headers), hook) {
-            (Ok(()), Hook::Ingress) => ingress(ctx, headers),
-            (Ok(()), Hook::Egress) => egress(ctx, headers),
-            (Err(unread), _) => leave(unread),
-        },
-    };
     let program = match hook {
         Hook::Ingress => Program::Ingress,
         Hook::Egress => Program::Egress,
     };
-    count(program, verdict & !DROP);
-    if verdict & DROP == 0 { TCX_NEXT } else { TC_ACT_SHOT }
+    let Some(headers) = scratch(hook) else {
+        count(program, Outcome::Inconsistent as u32);
+        return TCX_NEXT;
+    };
+    let Verdict(verdict) = match (read(ctx, network, headers, hook), hook) {
+        (Ok(()), Hook::Ingress) => ingress(ctx, headers),
+        (Ok(()), Hook::Egress) => egress(ctx, headers),
+        (Err(unread), _) => leave(unread),
+    };
+    count(program, verdict & !(DROP | REFUSE));
+    if hook == Hook::Ingress && verdict & REFUSE != 0 && reject::answer(ctx) {
+        return send_back(ctx);
+    }
+    if verdict & (DROP | REFUSE) == 0 { TCX_NEXT } else { TC_ACT_SHOT }
+}
+
+/// Sends the packet out by the device that it came in by.
+#[inline(always)]
+fn send_back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is valid; the verifier checks the access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: no preconditions.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Reads the headers of the packet; a later fragment has those of its first one.
+#[inline(always)]
+fn read(ctx: &TcContext, network: usize, headers: &mut Headers, hook: Hook) -> Result<(), Unread> {
+    packet::read(ctx, network, headers)?;
+    match headers.form {
+        Form::Later(id) => fragment::recall(headers, id, hook).ok_or(Unread::Unsupported),
+        _ => Ok(()),
+    }
 }
 
 #[inline(always)]
@@ -78,12 +108,12 @@ fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let Some(value) = flow(&key) else {
         // A connection begins with a SYN. Anything else is of a connection that another proxy
         // still translates, or of one from this node whose port looks like a NodePort.
-        if headers.proto == Proto::TCP && !headers.tcp_flags.opens() {
+        if !headers.has_transport() || headers.proto == Proto::TCP && !headers.tcp_flags.opens() {
             return pass(Outcome::NotOurs);
         }
         return new_flow(ctx, headers, false);
     };
-    if begins_anew(headers, value) {
+    if headers.has_transport() && begins_anew(headers, value) {
         let known = serves(value);
         // A connection that is still being opened keeps the backend that it was given.
         if !known || value.flags.has(FlowFlags::ESTABLISHED) || was_refused(&key, value) {
@@ -149,7 +179,7 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
     let to = value.end();
     let service = value.service;
     note(headers, key, value);
-    if packet::rewrite(ctx, headers, key.hook(), &to).is_none() {
+    if packet::translate(ctx, headers, key.hook(), &to).is_none() {
         return drop(Outcome::RewriteFailed);
     }
     // A packet with SNAT passes two entries; the one that knows the frontend counts.
@@ -169,7 +199,7 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
 /// direction, which may see no packets of its own and must not be evicted before this one.
 #[inline(always)]
 fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
-    if headers.proto == Proto::TCP {
+    if headers.proto == Proto::TCP && headers.has_transport() {
         let tcp = headers.tcp_flags;
         let mut flags = value.flags;
         if !tcp.syn() {
@@ -224,7 +254,8 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
             NO_ENDPOINT => {
                 debug!(ctx, "refused: service {} has no usable endpoint", forward.service.0);
                 count_service(forward.service, |counters| counters.refused += 1);
-                return refuse(value.flags());
+                // Also at a NodePort: what listens there on the node is not the service.
+                return refuse(Outcome::NoEndpoint);
             }
             NO_LOCAL_ENDPOINT => {
                 debug!(ctx, "dropped: service {} has no endpoint here", forward.service.0);
@@ -312,17 +343,6 @@ fn stay(ctx: &TcContext, headers: &Headers) -> Verdict {
     match flow(&key) {
         Some(value) => matched(ctx, headers, &key, value),
         None => pass(Outcome::NotOurs),
-    }
-}
-
-/// A NodePort without endpoints is left to the stack, which refuses it as it refuses any port
-/// without a listener. A service's own address is nobody's, so its packets end here.
-#[inline(always)]
-fn refuse(flags: FrontendFlags) -> Verdict {
-    if flags.has(FrontendFlags::NODE_PORT) {
-        pass(Outcome::NoEndpoint)
-    } else {
-        drop(Outcome::NoEndpoint)
     }
 }
 

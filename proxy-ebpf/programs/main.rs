@@ -1,6 +1,8 @@
 //! Shunt's kernel programs: the entry points.
 //!
-//! `socket` is the socket path (cgroup hooks), `flow` and `packet` the packet path (tcx).
+//! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
+//! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
+//! `reject` answers what is refused.
 
 #![no_std]
 #![no_main]
@@ -10,8 +12,11 @@
 )]
 
 mod flow;
+mod fragment;
+mod icmp;
 mod maps;
 mod packet;
+mod reject;
 mod socket;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};

@@ -2,6 +2,7 @@
 //!
 //! Names, sizes and writers stand in [`proxy_ebpf::maps`].
 
+use crate::fragment;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
@@ -69,6 +70,10 @@ pub(crate) static UDP_PEERS: SkStorage<UdpPeers> = SkStorage::new();
 /// element a hook, since an egress program may interrupt nothing but itself.
 #[btf_map(name = "scratch")]
 static SCRATCH: PerCpuArray<Headers, 2> = PerCpuArray::new();
+
+/// Packets whose fragments are on their way; nobody else needs it, nor does the next program.
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: LruHashMap<fragment::Key, fragment::Ports, 16_384> = LruHashMap::new();
 
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS_COOKIE: Global<u64> = Global::new(0);

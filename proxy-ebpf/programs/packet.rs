@@ -1,24 +1,26 @@
 //! The packet path: reading and rewriting packets at tcx.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use crate::{fragment, icmp};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
 use proxy_ebpf::flow::{End, Hook};
-use proxy_ebpf::packet::{self, Headers, Packet, Unread};
+use proxy_ebpf::packet::{self, Form, Headers, Packet, Unread};
 use proxy_ebpf::{Addr, Proto};
 
 /// Since Linux 6.16 and in stable kernels of that time; keeps CHECKSUM_COMPLETE right for IPv6,
 /// where no header checksum balances a changed address.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-const IPV4_CHECKSUM: usize = 10;
+/// Where an IPv4 header has its checksum.
+pub(crate) const IPV4_CHECKSUM: usize = 10;
 
 /// A packet at its hook.
 struct Skb<'a>(&'a TcContext);
 
 impl Packet for Skb<'_> {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
         self.0.load(offset).ok()
     }
 }
@@ -38,31 +40,38 @@ pub(crate) fn read(ctx: &TcContext, network: usize, headers: &mut Headers) -> Re
 
 /// Rewrites the destination (ingress) or the source (egress) of the packet to `to`, which is of
 /// the same family, and repairs the checksums. `None` if the kernel refuses or cannot.
+#[inline(always)]
+pub(crate) fn translate(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
+    match headers.form {
+        Form::Error { .. } => icmp::rewrite(ctx, headers, hook, to),
+        _ => rewrite(ctx, headers, hook, to),
+    }
+}
+
+/// [`translate`] for all but ICMP errors.
+#[inline(never)]
+pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
+    if let Form::First(id) = headers.form {
+        fragment::remember(headers, id, hook);
+    }
+    if headers.has_transport() {
+        rewrite_transport(ctx, headers, hook, to)?;
+    }
+    rewrite_addr(ctx, headers, hook, to)
+}
+
+/// Rewrites a port, and repairs the transport checksum for the new address and port.
 ///
 /// By the kernel's helpers and not by hand: they also do it right for packets whose checksum
 /// the device has yet to fill in (CHECKSUM_PARTIAL) or has summed up (CHECKSUM_COMPLETE).
-#[inline(never)]
-pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
-    let from = match hook {
-        Hook::Ingress => headers.dst,
-        Hook::Egress => headers.src,
-    };
-    if from == *to {
-        return Some(());
-    }
-    let is_v4 = from.addr.is_v4();
-    let checksum = match headers.proto {
-        Proto::TCP => Some(headers.transport + 16),
-        Proto::UDP => Some(headers.transport + 6),
-        // SCTP's checksum is a CRC32c over the whole packet, but not over the addresses.
-        _ if from.port == to.port => None,
-        _ => return None,
-    };
-    let mangled = if headers.proto == Proto::UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-
-    let diff = addr_diff(from.addr, to.addr);
-    if let Some(offset) = checksum {
+#[inline(always)]
+fn rewrite_transport(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
+    let from = rewritten(headers, hook);
+    if let Some(offset) = checksum_offset(headers) {
+        let mangled = if headers.proto == Proto::UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let diff = addr_diff(from.addr, to.addr);
         let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled;
+        let is_v4 = from.addr.is_v4();
         if is_v4 || ctx.l4_csum_replace(offset, 0, diff, flags | BPF_F_IPV6).is_err() {
             ctx.l4_csum_replace(offset, 0, diff, flags).ok()?;
         }
@@ -70,16 +79,59 @@ pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) 
         if old != new {
             ctx.l4_csum_replace(offset, old, new, mangled | 2).ok()?;
         }
+    } else if from.port != to.port {
+        // SCTP's checksum is a CRC32c over the whole packet, but not over the addresses.
+        return None;
     }
     let port = headers.transport + if hook == Hook::Ingress { 2 } else { 0 };
-    ctx.store(port, &to.port.network(), 0).ok()?;
+    ctx.store(port, &to.port.network(), 0).ok()
+}
+
+/// Rewrites an address, and the checksum of its header.
+#[inline(always)]
+fn rewrite_addr(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
+    let from = rewritten(headers, hook);
+    let is_v4 = from.addr.is_v4();
+    let offset = headers.network + addr_offset(is_v4, hook);
     if is_v4 {
+        let diff = addr_diff(from.addr, to.addr);
         ctx.l3_csum_replace(headers.network + IPV4_CHECKSUM, 0, diff, 0).ok()?;
-        let addr = headers.network + if hook == Hook::Ingress { 16 } else { 12 };
-        ctx.store(addr, &to.addr.v4_word(), 0).ok()
-    } else {
-        let addr = headers.network + if hook == Hook::Ingress { 24 } else { 8 };
-        ctx.store(addr, &to.addr.words(), 0).ok()
+        return ctx.store(offset, &to.addr.v4_word(), 0).ok();
+    }
+    // Nothing in a later fragment of IPv6 makes up for the address in the sum of a device.
+    let is_later = matches!(headers.form, Form::Later(_));
+    let flags = if is_later { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
+    ctx.store(offset, &to.addr.words(), flags).ok()
+}
+
+/// The end that is rewritten at `hook`.
+#[inline(always)]
+fn rewritten(headers: &Headers, hook: Hook) -> End {
+    match hook {
+        Hook::Ingress => headers.dst,
+        Hook::Egress => headers.src,
+    }
+}
+
+/// Where a network header has the address that is rewritten at `hook`.
+#[inline(always)]
+pub(crate) const fn addr_offset(is_v4: bool, hook: Hook) -> usize {
+    match (hook, is_v4) {
+        (Hook::Ingress, true) => 16,
+        (Hook::Ingress, false) => 24,
+        (Hook::Egress, true) => 12,
+        (Hook::Egress, false) => 8,
+    }
+}
+
+/// Where the packet has the checksum of its transport header, if the protocol has one that an
+/// edit can follow.
+#[inline(always)]
+pub(crate) fn checksum_offset(headers: &Headers) -> Option<usize> {
+    match headers.proto {
+        Proto::TCP => Some(headers.transport + 16),
+        Proto::UDP => Some(headers.transport + 6),
+        _ => None,
     }
 }
 

@@ -212,6 +212,10 @@ impl Proto {
     pub const UDP: Self = Self(17);
     /// SCTP.
     pub const SCTP: Self = Self(132);
+    /// ICMP for IPv4, which no service has.
+    pub const ICMP: Self = Self(1);
+    /// ICMP for IPv6, which no service has.
+    pub const ICMPV6: Self = Self(58);
 
     /// The name that Kubernetes uses, or `?` for a protocol that no Service can have.
     pub const fn name(self) -> &'static str {

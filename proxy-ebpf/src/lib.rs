@@ -11,6 +11,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod checksum;
 pub mod choose;
 pub mod flow;
 pub mod frontend;

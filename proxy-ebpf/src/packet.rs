@@ -1,29 +1,68 @@
-//! Reading the headers of a packet.
+//! Reading the headers of a packet: which flow it belongs to.
+//!
+//! A packet of TCP, UDP or SCTP says so itself, and a later fragment after its first one. An ICMP
+//! error belongs to the flow of the packet that it quotes: it travels like a reply to that.
 
-use crate::addr::{Addr, Port, Proto};
+pub mod answer;
+pub mod ip;
+
+use crate::addr::{Port, Proto};
 use crate::flow::End;
+use answer::ICMP_LEN;
+use ip::{Fragment, FragmentId, Network};
 
 /// A packet that can be read at an offset from its first byte.
 pub trait Packet {
-    /// The `N` bytes at `offset`, or `None` if the packet is shorter.
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+    /// The `N` words at `offset`, as they lie in the packet, or `None` if it is shorter.
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 }
 
-/// What the packet path needs to know of a packet of TCP, UDP or SCTP.
+/// What the packet path needs to know of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Headers {
-    /// The sender.
+    /// The sender; for an ICMP error, the receiver of the quoted packet.
     pub src: End,
-    /// The receiver.
+    /// The receiver; for an ICMP error, the sender of the quoted packet.
     pub dst: End,
-    /// The transport protocol.
+    /// The transport protocol; for an ICMP error, that of the quoted packet.
     pub proto: Proto,
-    /// Where the network header begins, in bytes from the first byte of the packet.
+    /// Where the network header begins that has these addresses, in bytes from the first byte of
+    /// the packet.
     pub network: usize,
-    /// Where the transport header begins, in bytes from the first byte of the packet.
+    /// Where the transport header begins that has these ports, in bytes from the first byte of
+    /// the packet.
     pub transport: usize,
-    /// TCP's flags, 0 for another protocol.
+    /// TCP's flags, 0 for another protocol, or where they are not known.
     pub tcp_flags: TcpFlags,
+    /// What kind of packet it is.
+    pub form: Form,
+}
+
+/// How a packet belongs to its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// It is a packet of its own.
+    Whole,
+    /// It is the first fragment of one, with the transport header.
+    First(FragmentId),
+    /// It is another fragment. Its ports (and in IPv6 the protocol) are those of the first one,
+    /// and not known from the packet: 0.
+    Later(FragmentId),
+    /// It is an ICMP error, and its headers are those of the packet that it quotes, in reverse.
+    Error {
+        /// Where the error's own network header begins.
+        network: usize,
+        /// Where the error's ICMP header begins.
+        icmp: usize,
+    },
+}
+
+impl Headers {
+    /// Whether a flow can begin with the packet, or change its state.
+    #[inline(always)]
+    pub const fn has_transport(&self) -> bool {
+        matches!(self.form, Form::Whole | Form::First(_))
+    }
 }
 
 /// The flag byte of a TCP header (RFC 9293 section 3.1).
@@ -35,6 +74,12 @@ impl TcpFlags {
     #[inline(always)]
     pub const fn opens(self) -> bool {
         self.0 & 0x12 == 0x02
+    }
+
+    /// Whether ACK is set.
+    #[inline(always)]
+    pub const fn ack(self) -> bool {
+        self.0 & 0x10 != 0
     }
 
     /// Whether SYN is set.
@@ -61,7 +106,7 @@ impl TcpFlags {
 pub enum Unread {
     /// Neither IP nor a protocol that a service can have.
     NotOurs,
-    /// A fragment, or a header that is not read.
+    /// Extension headers that are not read, or a fragment whose first one is not known.
     Unsupported,
     /// The packet ends within a header, or a header contradicts itself.
     Malformed,
@@ -75,58 +120,64 @@ pub const ETH_P_IPV6: u16 = 0x86dd;
 /// Reads the headers of `packet`, whose network header of type `ethertype` begins at `network`.
 #[inline(always)]
 pub fn read<P: Packet>(packet: &P, ethertype: u16, network: usize) -> Result<Headers, Unread> {
-    match ethertype {
-        ETH_P_IP => read_ipv4(packet, network),
-        ETH_P_IPV6 => read_ipv6(packet, network),
-        _ => Err(Unread::NotOurs),
+    let outer = ip::read(packet, ethertype, network)?;
+    let form = match outer.fragment {
+        Fragment::Later(id) => return read_later(&outer, network, id),
+        Fragment::First(id) => Form::First(id),
+        Fragment::None => Form::Whole,
+    };
+    if form == Form::Whole && is_error(packet, &outer)? {
+        return read_error(packet, ethertype, network, &outer);
     }
+    read_transport(packet, &outer, network, form)
 }
 
-/// RFC 791 section 3.1.
+/// A fragment without a transport header. What IPv6 says of its protocol need not be so.
 #[inline(always)]
-fn read_ipv4<P: Packet>(packet: &P, network: usize) -> Result<Headers, Unread> {
-    let header: [u8; 20] = packet.load(network).ok_or(Unread::Malformed)?;
-    let header_len = ((header[0] & 0x0f) as usize) * 4;
-    if header[0] >> 4 != 4 || header_len < 20 {
-        return Err(Unread::Malformed);
-    }
-    let proto = Proto(header[9]);
-    if !has_ports(proto) {
+fn read_later(outer: &Network, network: usize, id: FragmentId) -> Result<Headers, Unread> {
+    let Network { src, dst, transport, .. } = *outer;
+    let proto = if src.is_v4() { outer.proto } else { Proto::default() };
+    if src.is_v4() && !has_ports(proto) {
         return Err(Unread::NotOurs);
     }
-    // More fragments, or an offset: the ports are not in every fragment.
-    if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
-        return Err(Unread::Unsupported);
-    }
-    let word =
-        |i: usize| u32::from_ne_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-    let addrs = (Addr::from_v4_word(word(12)), Addr::from_v4_word(word(16)));
-    read_transport(packet, addrs, proto, network, network + header_len)
+    let [src, dst] = [src, dst].map(|addr| End { addr, port: Port::default() });
+    let (tcp_flags, form) = (TcpFlags::default(), Form::Later(id));
+    Ok(Headers { src, dst, proto, network, transport, tcp_flags, form })
 }
 
-/// RFC 8200 section 3. Extension headers are not read.
+/// Whether the packet is an ICMP error that a flow has to hear of: destination unreachable
+/// (fragmentation needed is one in IPv4), packet too big, time exceeded, parameter problem
+/// (RFC 792, RFC 4443).
 #[inline(always)]
-fn read_ipv6<P: Packet>(packet: &P, network: usize) -> Result<Headers, Unread> {
-    let header: [u8; 40] = packet.load(network).ok_or(Unread::Malformed)?;
-    if header[0] >> 4 != 6 {
-        return Err(Unread::Malformed);
+fn is_error<P: Packet>(packet: &P, outer: &Network) -> Result<bool, Unread> {
+    let is_v4 = outer.src.is_v4();
+    if outer.proto != if is_v4 { Proto::ICMP } else { Proto::ICMPV6 } {
+        return Ok(false);
     }
-    let proto = Proto(header[6]);
-    match proto.0 {
-        // Hop-by-hop options, routing, fragment, destination options.
-        0 | 43 | 44 | 60 => return Err(Unread::Unsupported),
-        _ if !has_ports(proto) => return Err(Unread::NotOurs),
-        _ => {}
+    let [header]: [u32; 1] = packet.load(outer.transport).ok_or(Unread::Malformed)?;
+    let kind = header.to_ne_bytes()[0];
+    Ok(if is_v4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) })
+}
+
+/// Reads the packet that an ICMP error quotes.
+#[inline(always)]
+fn read_error<P: Packet>(
+    packet: &P,
+    ethertype: u16,
+    network: usize,
+    outer: &Network,
+) -> Result<Headers, Unread> {
+    let icmp = outer.transport;
+    let quote = icmp + ICMP_LEN;
+    let inner = ip::read(packet, ethertype, quote)?;
+    // Whoever sent the packet is told; everything else is made up.
+    if inner.src != outer.dst || matches!(inner.fragment, Fragment::Later(_)) {
+        return Err(Unread::NotOurs);
     }
-    let word =
-        |i: usize| u32::from_ne_bytes([header[i], header[i + 1], header[i + 2], header[i + 3]]);
-    let src = Addr::from_words([word(8), word(12), word(16), word(20)]);
-    let dst = Addr::from_words([word(24), word(28), word(32), word(36)]);
-    // A mapped address on the wire would be taken for IPv4 (RFC 4942 section 2.2).
-    if src.is_v4() || dst.is_v4() {
-        return Err(Unread::Malformed);
-    }
-    read_transport(packet, (src, dst), proto, network, network + 40)
+    let form = Form::Error { network, icmp };
+    let Headers { src, dst, proto, transport, .. } = read_transport(packet, &inner, quote, form)?;
+    let (src, dst, tcp_flags) = (dst, src, TcpFlags::default());
+    Ok(Headers { src, dst, proto, network: quote, transport, tcp_flags, form })
 }
 
 #[inline(always)]
@@ -137,23 +188,28 @@ const fn has_ports(proto: Proto) -> bool {
 #[inline(always)]
 fn read_transport<P: Packet>(
     packet: &P,
-    (src, dst): (Addr, Addr),
-    proto: Proto,
+    outer: &Network,
     network: usize,
-    transport: usize,
+    form: Form,
 ) -> Result<Headers, Unread> {
+    let Network { src, dst, proto, transport, .. } = *outer;
+    if !has_ports(proto) {
+        return Err(Unread::NotOurs);
+    }
     // Of a header only what is whole is taken: 8 bytes are all of UDP's, and 20 all of TCP's but
-    // its options.
-    let ports: [u8; 8] = packet.load(transport).ok_or(Unread::Malformed)?;
-    let port = |i: usize| Port::from_network(u16::from_ne_bytes([ports[i], ports[i + 1]]));
-    let tcp_flags = if proto == Proto::TCP {
-        let [_, flags, ..]: [u8; 8] = packet.load(transport + 12).ok_or(Unread::Malformed)?;
-        TcpFlags(flags)
+    // its options. An error may quote no more than 8.
+    let [ports, _]: [u32; 2] = packet.load(transport).ok_or(Unread::Malformed)?;
+    let [s0, s1, d0, d1] = ports.to_ne_bytes();
+    let tcp_flags = if proto == Proto::TCP && !matches!(form, Form::Error { .. }) {
+        let [word, _]: [u32; 2] = packet.load(transport + 12).ok_or(Unread::Malformed)?;
+        TcpFlags(word.to_ne_bytes()[1])
     } else {
         TcpFlags::default()
     };
-    let (src, dst) = (End { addr: src, port: port(0) }, End { addr: dst, port: port(2) });
-    Ok(Headers { src, dst, proto, network, transport, tcp_flags })
+    let port = |bytes| Port::from_network(u16::from_ne_bytes(bytes));
+    let (src, dst) =
+        (End { addr: src, port: port([s0, s1]) }, End { addr: dst, port: port([d0, d1]) });
+    Ok(Headers { src, dst, proto, network, transport, tcp_flags, form })
 }
 
 #[cfg(test)]

@@ -9,8 +9,13 @@ use std::vec::Vec;
 struct Bytes(Vec<u8>);
 
 impl Packet for Bytes {
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.0.get(offset..)?.get(..N)?.try_into().ok()
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let bytes = self.0.get(offset..)?.get(..4 * N)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().unwrap());
+        }
+        Some(words)
     }
 }
 
@@ -75,19 +80,54 @@ fn what_is_not_read_says_why() {
     let cases = [
         (ipv4(0, 0, 1), ETH_P_IP, 14, Unread::NotOurs),
         (ipv4(0, 0, 6), 0x0806, 14, Unread::NotOurs),
-        (ipv4(0, 0x2000, 6), ETH_P_IP, 14, Unread::Unsupported),
-        (ipv4(0, 0x0001, 17), ETH_P_IP, 14, Unread::Unsupported),
+        (ipv4(0, 0x0001, 1), ETH_P_IP, 14, Unread::NotOurs),
         (ipv4(0, 0, 6), ETH_P_IPV6, 14, Unread::Malformed),
         (ipv4(0, 0, 6)[..33].to_vec(), ETH_P_IP, 14, Unread::Malformed),
         (ipv4(0, 0, 6)[..53].to_vec(), ETH_P_IP, 14, Unread::Malformed),
         (ipv4(0, 0, 17)[..41].to_vec(), ETH_P_IP, 14, Unread::Malformed),
-        (ipv6(44, [1; 16]), ETH_P_IPV6, 0, Unread::Unsupported),
         (ipv6(58, [1; 16]), ETH_P_IPV6, 0, Unread::NotOurs),
         (ipv6(6, mapped), ETH_P_IPV6, 0, Unread::Malformed),
     ];
     for (packet, ethertype, network, why) in cases {
         assert_eq!(read(&Bytes(packet), ethertype, network), Err(why));
     }
+}
+
+#[test]
+fn fragments_are_told_from_packets_that_only_could_be_some() {
+    let form = |flags| read(&Bytes(ipv4(0, flags, 17)), ETH_P_IP, 14).unwrap().form;
+    assert_eq!(form(0x4000), Form::Whole);
+    assert_eq!(form(0x2000), Form::First(FragmentId(0)));
+    assert_eq!(form(0x2001), Form::Later(FragmentId(0)));
+    assert_eq!(form(0x0001), Form::Later(FragmentId(0)));
+
+    let ipv6 = |place: u8, more: u8| {
+        let mut packet = ipv6(44, [1; 16]);
+        drop(packet.splice(40..40, [17, 0, place, more, 0, 0, 0, 9]));
+        let headers = read(&Bytes(packet), ETH_P_IPV6, 0).unwrap();
+        (headers.form, headers.dst.port.number(), headers.proto)
+    };
+    let id = FragmentId(9_u32.to_be());
+    assert_eq!(ipv6(0, 0), (Form::Whole, 80, Proto::UDP), "an atomic fragment (RFC 6946)");
+    assert_eq!(ipv6(0, 1), (Form::First(id), 80, Proto::UDP));
+    assert_eq!(ipv6(1, 0), (Form::Later(id), 0, Proto(0)));
+    assert_eq!(ipv6(1, 1), (Form::Later(id), 0, Proto(0)));
+}
+
+#[test]
+fn an_error_reads_as_a_reply_to_what_it_quotes() {
+    let quoted = ipv4(4, 0x4000, 6).split_off(14);
+    let mut packet = ipv4(0, 0, 1);
+    packet.truncate(34);
+    packet.extend([3, 4, 0, 0, 0, 0, 5, 0x14]);
+    packet.extend(&quoted[..24 + 8]);
+    packet[14 + 16..14 + 20].copy_from_slice(&[10, 0, 0, 1]);
+    let headers = read(&Bytes(packet), ETH_P_IP, 14).unwrap();
+    assert_eq!(headers.src, end("10.96.0.1", 80));
+    assert_eq!(headers.dst, end("10.0.0.1", 40000));
+    assert_eq!((headers.network, headers.transport, headers.proto), (42, 66, Proto::TCP));
+    assert_eq!(headers.form, Form::Error { network: 14, icmp: 34 });
+    assert!(!headers.tcp_flags.opens(), "a quoted SYN opens nothing");
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 
 use crate::net::Net;
 use crate::packet::{ACK, FIN, Packet, RST, SYN};
-use crate::plane::{Plane, Via, flow_key, passed};
+use crate::plane::{Fate, Plane, Via, flow_key, passed};
 use crate::services::snat_source;
 use crate::writer::{CLUSTER_IP, NODE_PORT, Served};
 use proxy_ebpf::Proto;
@@ -30,7 +30,7 @@ fn client(net: Net, port: u16) -> SocketAddr {
 /// The backend of `cluster` that a packet from a pod to `packet.dst` is sent to.
 fn backend_of(plane: &mut Plane, packet: &Packet, cluster: &[SocketAddr]) -> SocketAddr {
     let out = plane.run(Via::Pod, Ingress, packet);
-    assert!(!out.dropped, "{packet:?} is dropped: {:?}", out.outcome);
+    assert_eq!(out.fate, Fate::Passed, "{packet:?}: {:?}", out.outcome);
     let is_it = |backend: &&SocketAddr| packet.to(**backend).bytes() == out.packet;
     *cluster.iter().find(is_it).unwrap_or_else(|| panic!("{packet:?} goes to no backend"))
 }

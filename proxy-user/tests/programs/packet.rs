@@ -17,6 +17,13 @@ pub(crate) const ACK: u8 = 0x10;
 /// The length of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
 
+/// The sender and the receiver on the link.
+pub(crate) const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+/// The sequence number of every segment.
+pub(crate) const SEQUENCE: u32 = 0x1234_5678;
+/// The acknowledgement number of every segment with ACK.
+pub(crate) const ACKNOWLEDGEMENT: u32 = 0x8765_4321;
+
 /// A packet of TCP, UDP or SCTP.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
@@ -70,16 +77,17 @@ impl Packet {
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        let link = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let link = PacketBuilder::ethernet2(MACS[0], MACS[1]);
         let mut bytes = Vec::new();
         let ip = link.ip(self.ip_header());
         let (src, dst) = (self.src.port(), self.dst.port());
         if self.proto == Proto::TCP {
-            let mut header = TcpHeader::new(src, dst, 0x1234_5678, 0xfff0);
+            let mut header = TcpHeader::new(src, dst, SEQUENCE, 0xfff0);
             header.fin = self.flags & FIN != 0;
             header.syn = self.flags & SYN != 0;
             header.rst = self.flags & RST != 0;
             header.ack = self.flags & ACK != 0;
+            header.acknowledgment_number = if header.ack { ACKNOWLEDGEMENT } else { 0 };
             ip.tcp_header(header).write(&mut bytes, &self.payload).unwrap();
         } else if self.proto == Proto::UDP {
             ip.udp(src, dst).write(&mut bytes, &self.payload).unwrap();
@@ -116,6 +124,79 @@ impl Packet {
             _ => panic!("{} and {} are of two families", self.src, self.dst),
         }
     }
+}
+
+/// The packet with extension headers of `kinds`, 8 or 16 bytes long, before its transport header.
+pub(crate) fn extended(packet: &Packet, kinds: &[u8]) -> Vec<u8> {
+    let mut bytes = packet.bytes();
+    let (mut at, mut next_at) = (ETHERNET + 40, ETHERNET + 6);
+    let transport = bytes[next_at];
+    for (index, kind) in kinds.iter().enumerate() {
+        let mut header = vec![transport, (index % 2) as u8];
+        header.resize(8 + 8 * (index % 2), 0);
+        bytes[next_at] = *kind;
+        next_at = at;
+        drop(bytes.splice(at..at, header.iter().copied()));
+        at += header.len();
+    }
+    let len = (bytes.len() - ETHERNET - 40) as u16;
+    bytes[ETHERNET + 4..][..2].copy_from_slice(&len.to_be_bytes());
+    bytes
+}
+
+/// The fragments of `packet`, with `size` bytes each behind the network header, but for the last.
+pub(crate) fn fragments(packet: &Packet, size: usize, id: u16) -> Vec<Vec<u8>> {
+    let bytes = packet.bytes();
+    let (header, body) = bytes.split_at(packet.transport());
+    let chunks = body.chunks(size);
+    let last = chunks.len() - 1;
+    let fragment = |(index, chunk): (usize, &[u8])| {
+        let offset = (index * size) as u16;
+        let more = index < last;
+        let mut header = header.to_vec();
+        if packet.src.is_ipv4() {
+            let place = offset / 8 | if more { 0x2000 } else { 0 };
+            let len = (header.len() - ETHERNET + chunk.len()) as u16;
+            header[ETHERNET + 2..][..2].copy_from_slice(&len.to_be_bytes());
+            header[ETHERNET + 4..][..2].copy_from_slice(&id.to_be_bytes());
+            header[ETHERNET + 6..][..2].copy_from_slice(&place.to_be_bytes());
+            header[ETHERNET + 10..][..2].fill(0);
+            let checksum = !sum(&header[ETHERNET..]);
+            header[ETHERNET + 10..][..2].copy_from_slice(&checksum.to_be_bytes());
+        } else {
+            let next = std::mem::replace(&mut header[ETHERNET + 6], 44);
+            let len = (8 + chunk.len()) as u16;
+            header[ETHERNET + 4..][..2].copy_from_slice(&len.to_be_bytes());
+            header.extend([next, 0]);
+            header.extend((offset | u16::from(more)).to_be_bytes());
+            header.extend([0xab, 0xcd]);
+            header.extend(id.to_be_bytes());
+        }
+        header.extend(chunk);
+        header
+    };
+    chunks.enumerate().map(fragment).collect()
+}
+
+/// An ICMP message from `src` to `dst` of the type and code `kind`, with `rest` in its header,
+/// that quotes `quote`.
+pub(crate) fn quoting(
+    [kind, code]: [u8; 2],
+    rest: [u8; 4],
+    src: IpAddr,
+    dst: IpAddr,
+    quote: &[u8],
+) -> Vec<u8> {
+    let [src, dst] = [src, dst].map(|ip| SocketAddr::new(ip, 0));
+    let ends = Packet { options: vec![], ..Packet::new(Proto::UDP, src, dst) };
+    let ip = PacketBuilder::ethernet2(MACS[0], MACS[1]).ip(ends.ip_header());
+    let mut bytes = Vec::new();
+    if src.is_ipv4() {
+        ip.icmpv4_raw(kind, code, rest).write(&mut bytes, quote).unwrap();
+    } else {
+        ip.icmpv6_raw(kind, code, rest).write(&mut bytes, quote).unwrap();
+    }
+    bytes
 }
 
 /// The sum of the checksummed 16-bit words of `bytes` (RFC 1071): what a translation that

@@ -35,17 +35,28 @@ pub(crate) enum Via {
     Unnumbered,
 }
 
+/// Where a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    /// On.
+    Passed,
+    /// Nowhere.
+    Dropped,
+    /// Out by the device that it came in by.
+    Returned,
+}
+
 /// What came of a packet. The outcome was counted once, and no other one was.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Out {
-    pub(crate) dropped: bool,
+    pub(crate) fate: Fate,
     pub(crate) outcome: Outcome,
     pub(crate) packet: Vec<u8>,
 }
 
 /// The packet goes on, and is now `packet`.
 pub(crate) fn passed(outcome: Outcome, packet: &Packet) -> Out {
-    Out { dropped: false, outcome, packet: packet.bytes() }
+    Out { fate: Fate::Passed, outcome, packet: packet.bytes() }
 }
 
 pub(crate) struct Plane {
@@ -93,6 +104,11 @@ impl Plane {
         }
     }
 
+    /// The loaded programs and their names.
+    pub(crate) fn programs(&self) -> impl Iterator<Item = (&str, &AyaProgram)> {
+        self.dataplane.programs()
+    }
+
     /// Makes the service `name` have just `served`; frontends are added to those it has.
     pub(crate) fn serve(&mut self, net: Net, name: &str, served: Served<'_>) {
         self.writer.serve(net, name, served);
@@ -119,13 +135,13 @@ impl Plane {
     /// Hands `packet` to the program `name`, which counts as the one of `hook`.
     pub(crate) fn run_program(&mut self, name: &str, via: Via, hook: Hook, packet: &[u8]) -> Out {
         self.be_at(via);
-        let (dropped, packet) = self.run_uncounted(name, packet);
-        Out { dropped, outcome: self.new_outcome(hook), packet }
+        let (fate, packet) = self.run_uncounted(name, packet);
+        Out { fate, outcome: self.new_outcome(hook), packet }
     }
 
     /// Hands `packet` to the program `name` and looks at no counter, which takes most of the time
-    /// otherwise. Returns whether the packet is dropped, and the packet.
-    pub(crate) fn run_uncounted(&self, name: &str, packet: &[u8]) -> (bool, Vec<u8>) {
+    /// otherwise. Returns what becomes of the packet, and the packet.
+    pub(crate) fn run_uncounted(&self, name: &str, packet: &[u8]) -> (Fate, Vec<u8>) {
         let mut programs = self.dataplane.programs();
         let Some((_, AyaProgram::SchedClassifier(program))) = programs.find(|(n, _)| *n == name)
         else {
@@ -139,11 +155,13 @@ impl Plane {
         };
         let result = program.test_run(options).unwrap();
         data_out.truncate(result.data_size_out as usize);
-        match result.return_value as i32 {
-            -1 => (false, data_out),
-            2 => (true, data_out),
-            other => panic!("{name} ended with {other}, neither TCX_NEXT nor TC_ACT_SHOT"),
-        }
+        let fate = match result.return_value as i32 {
+            -1 => Fate::Passed,
+            2 => Fate::Dropped,
+            7 => Fate::Returned,
+            other => panic!("{name} ended with {other}: not NEXT, SHOT or REDIRECT"),
+        };
+        (fate, data_out)
     }
 
     /// The one outcome that was counted since the last time.

@@ -3,7 +3,7 @@
 
 use crate::net::Net;
 use crate::packet::ETHERNET;
-use crate::plane::Plane;
+use crate::plane::{Fate, Plane};
 use crate::writer::{CLUSTER_IP, Served};
 use proxy_ebpf::Proto;
 use proxy_user::tables::Family;
@@ -59,12 +59,12 @@ fn flow_that_begins_during_a_change_gets_a_backend_of_before_or_after_it() {
             packet[ETHERNET + 14..][..2].copy_from_slice(&((flow >> 16) as u16).to_be_bytes());
             packet[ETHERNET + 20..][..2].copy_from_slice(&(flow as u16).to_be_bytes());
             let oldest = done.load(SeqCst);
-            let (dropped, out) = plane.run_uncounted("ingress", &packet);
+            let (fate, out) = plane.run_uncounted("ingress", &packet);
             let states = oldest..=begun.load(SeqCst);
             let dst = &out[ETHERNET + 16..][..4];
             let port = u16::from_be_bytes([out[ETHERNET + 22], out[ETHERNET + 23]]);
             let state = port.wrapping_sub(FIRST_PORT);
-            let right = !dropped
+            let right = fate == Fate::Passed
                 && states.contains(&state)
                 && dst[..3] == [10, 245, 7]
                 && (1..=len(state)).contains(&dst[3]);
