@@ -139,6 +139,16 @@ pub fn pin_directory(bpffs_root: &Path) -> PathBuf {
 /// Removes every pin of every layout below `bpffs_root`: programs are detached, maps go. Does
 /// nothing if there is nothing.
 pub fn cleanup(bpffs_root: &Path) -> io::Result<()> {
+    // The kernel lets go of a removed pin's link some time later; this is at once.
+    for link in links::pins(&pin_directory(bpffs_root)) {
+        if let Some(link) = sys::open_pin(&link)? {
+            match sys::detach_link(link.as_fd()) {
+                // What it was attached to is gone already.
+                Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => return Err(error),
+                _ => {}
+            }
+        }
+    }
     match std::fs::remove_dir_all(bpffs_root.join("shunt")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

@@ -73,7 +73,7 @@ impl Dataplane {
             }
         }
         let names: BTreeSet<String> = targets.iter().map(|target| escape(&target.name)).collect();
-        for path in self.link_pins() {
+        for path in pins(&self.pins) {
             let target = path.file_name().and_then(|name| name.to_str()).and_then(target_of);
             if target.is_some_and(|target| target != CGROUP && !names.contains(target))
                 && let Err(error) = remove(&path)
@@ -115,7 +115,7 @@ impl Dataplane {
             let (program, target) = path.file_name()?.to_str()?.split_once('@')?;
             Some(Attachment { program: program.to_owned(), target: unescape(target) })
         };
-        self.link_pins().into_iter().filter_map(attachment).collect()
+        pins(&self.pins).into_iter().filter_map(attachment).collect()
     }
 
     /// Gives the pinned link for `name` at `target` the loaded program, if there is such a link
@@ -156,11 +156,12 @@ impl Dataplane {
     fn link_pin(&self, name: &str, target: &str) -> PathBuf {
         self.pins.join("links").join(format!("{name}@{target}"))
     }
+}
 
-    fn link_pins(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.pins.join("links")).into_iter().flatten();
-        entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
-    }
+/// The pins of all links below the directory `pins`.
+pub(super) fn pins(pins: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(pins.join("links")).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
 }
 
 /// `false` if the link's target is gone.

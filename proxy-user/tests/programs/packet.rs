@@ -155,7 +155,7 @@ pub(crate) fn fragments(packet: &Packet, size: usize, id: u16) -> Vec<Vec<u8>> {
         let more = index < last;
         let mut header = header.to_vec();
         if packet.src.is_ipv4() {
-            let place = offset / 8 | if more { 0x2000 } else { 0 };
+            let place = (offset / 8) | if more { 0x2000 } else { 0 };
             let len = (header.len() - ETHERNET + chunk.len()) as u16;
             header[ETHERNET + 2..][..2].copy_from_slice(&len.to_be_bytes());
             header[ETHERNET + 4..][..2].copy_from_slice(&id.to_be_bytes());
