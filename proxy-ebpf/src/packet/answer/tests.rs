@@ -22,8 +22,8 @@ fn segment(flags: u8) -> [u32; 5] {
 #[test]
 fn a_reset_acknowledges_what_was_not_acknowledging_and_else_takes_the_place_it_was_given() {
     let ports = [0, 80, 0x9c, 0x40];
-    let cases: [(u8, u32, [u8; 4], [u8; 4], u8); 5] = [
-        (0x02, 0, [0; 4], [0xff, 0xff, 0xff, 0xf1], 0x14),
+    let cases = [
+        (0x02_u8, 0, [0; 4], [0xff, 0xff, 0xff, 0xf1], 0x14_u8),
         (0x02, 20, [0; 4], [0, 0, 0, 5], 0x14),
         (0x01, 3, [0; 4], [0xff, 0xff, 0xff, 0xf4], 0x14),
         (0x10, 1000, [1, 2, 3, 4], [0; 4], 0x04),
