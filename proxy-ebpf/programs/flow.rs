@@ -5,29 +5,27 @@
 //! The hooks fail open for what is not theirs, and closed (the packet is dropped and counted)
 //! where a service's packet cannot be translated: sent on as it is, it would reach a stranger.
 
+use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, FLOWS, KernelTables, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST,
-    backend_state, count, count_service, node_ports, now, random, scratch,
+    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, node_ports, now,
+    random, scratch,
 };
 use crate::{fragment, packet, reject};
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
+use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
+use proxy_ebpf::Proto;
 use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
-use proxy_ebpf::maps;
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::packet::{Form, Headers, Unread};
 use proxy_ebpf::slot::BackendFlags;
-use proxy_ebpf::{Port, Proto};
 
 /// How many backends are tried before a flow whose address pair is taken is given up.
 const CHOICES: u32 = 3;
-/// How many ports of the SNAT range are tried before the range counts as exhausted.
-const SNAT_TRIES: u32 = 64;
 
 /// What becomes of a packet, and why: the outcome's number, plus [`DROP`] or [`REFUSE`].
 ///
@@ -138,15 +136,6 @@ fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
     matched(ctx, headers, &key, value)
 }
 
-/// The entry under `key`, to be read and written in place.
-#[inline(always)]
-fn flow<'a>(key: &FlowKey) -> Option<&'a mut FlowValue> {
-    // SAFETY: the kernel keeps the element's memory until this program returns. It may evict the
-    // entry and give the element to another flow meanwhile; then this packet is rewritten to
-    // that flow's end and lost, as rarely as entries are evicted that a packet has just touched.
-    FLOWS.get_ptr_mut(key).map(|value| unsafe { &mut *value })
-}
-
 /// Whether the packet asks for a choice although its flow is known: a connection that begins, or
 /// a datagram, since UDP flows leave a backend that no longer serves.
 #[inline(always)]
@@ -215,23 +204,13 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
             value.flags = flags;
         }
     }
+    if value.flags.has(FlowFlags::SHARED) {
+        take_replies(key, value);
+    }
     let now = now();
     if value.seen != now {
         value.seen = now;
         keep_sibling(key, value);
-    }
-}
-
-/// Touches the entry of the other direction, or makes it again if it was evicted.
-#[inline(never)]
-fn keep_sibling(key: &FlowKey, value: &FlowValue) {
-    let (key, end) = sibling(key, value);
-    if FLOWS.get_ptr(&key).is_none() {
-        let flags =
-            FlowFlags((value.flags.0 & FlowFlags::SNAT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
-        let value = FlowValue::new(end, flags, value.service, value.backend, value.seen);
-        // Full or just made by another CPU: the next packet tries again.
-        let _full = FLOWS.insert(&key, &value, BPF_NOEXIST.into());
     }
 }
 
@@ -264,7 +243,9 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
             }
             _ => return pass(Outcome::Inconsistent),
         }
-        match remember(headers, &forward) {
+        // Datagrams may share their replies where connections may not.
+        let share = headers.proto == Proto::UDP && choice + 1 == CHOICES;
+        match remember(headers, &mut forward, share) {
             Ok(()) => return begin(ctx, headers, &forward),
             Err(Outcome::Collision) => {}
             Err(outcome) => return drop(outcome),
@@ -364,125 +345,4 @@ fn caller(headers: &Headers, value: FrontendValue, from_pod: bool) -> Caller {
         Some(_) => Caller::Internal,
         None => Caller::External,
     }
-}
-
-/// Makes the entries of a new flow, the reply's first: once a packet can be translated, so can
-/// its answer.
-#[inline(always)]
-fn remember(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
-    insert_reply(headers, forward)?;
-    if forward.flags.has(FlowFlags::SNAT) {
-        insert_snat(headers, forward)?;
-    }
-    insert_forward(headers, forward)
-}
-
-#[inline(never)]
-fn insert_forward(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
-    let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
-    FLOWS.insert(&key, forward, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
-}
-
-/// Makes the entry that waits for the packet at egress. If there is one from an earlier flow of
-/// the client's port to the backend, it keeps its port, and forgets how that flow ended.
-#[inline(never)]
-fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
-    let key = FlowKey::new(Hook::Egress, headers.src, forward.end(), headers.proto);
-    if let Some(known) = flow(&key) {
-        let (reply_key, client) = sibling(&key, known);
-        if let Some(reply) = flow(&reply_key)
-            && reply.end() == client
-        {
-            *reply = forward.with_end(client).with_flags(FlowFlags::REPLY);
-            *known = forward.with_end(known.end());
-            return Ok(());
-        }
-    }
-    let pending =
-        forward.with_end(End { addr: headers.src.addr.unspecified(), port: Port::default() });
-    FLOWS.insert(&key, &pending, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
-}
-
-/// Makes the entry for the replies. Two flows of one client port to one backend through two
-/// frontends would have the same one, so the second flow must look for another backend, unless
-/// the first one has ended.
-#[inline(never)]
-fn insert_reply(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
-    let key = FlowKey::new(Hook::Egress, forward.end(), headers.src, headers.proto);
-    let reply = forward.with_end(headers.dst).with_flags(FlowFlags::REPLY);
-    if FLOWS.insert(&key, &reply, BPF_NOEXIST.into()).is_ok() {
-        return Ok(());
-    }
-    if let Some(existing) = flow(&key)
-        && existing.end() != headers.dst
-    {
-        let (other, _) = sibling(&key, existing);
-        if !have_ended(existing, flow(&other).as_deref()) {
-            return Err(Outcome::Collision);
-        }
-    }
-    FLOWS.insert(&key, &reply, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
-}
-
-/// Gives the flow of the pending entry `value` under `key` a source port at the address of the
-/// device that the packet leaves by.
-#[inline(never)]
-fn give_snat(ctx: &TcContext, key: &FlowKey, value: &mut FlowValue) -> Result<(), Outcome> {
-    // SAFETY: the context is valid; the verifier checks the access.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    // SAFETY: copied at once; elements change only when a device does.
-    let device = unsafe { DEVICES.get(ifindex) }.ok_or(Outcome::NoSnatAddress)?;
-    let addr = device.snat_addr(key.src().addr);
-    if addr.is_unspecified() {
-        return Err(Outcome::NoSnatAddress);
-    }
-    let (client, backend) = (key.src(), key.dst());
-    let reply = value.with_end(client).with_flags(FlowFlags::REPLY);
-    let first = u32::from(SNAT_PORT_FIRST.load());
-    let count = u32::from(SNAT_PORT_LAST.load()) + 1 - first;
-    let own = u32::from(client.port.number()).wrapping_sub(first);
-    let cursor = backend.addr.digest() & (maps::SNAT_CURSORS - 1);
-    let cursor = SNAT_CURSORS.get_ptr_mut(cursor).ok_or(Outcome::Inconsistent)?;
-    for attempt in 0..SNAT_TRIES {
-        let offset = if attempt == 0 && own < count {
-            own
-        } else {
-            // SAFETY: array elements stay where they are. Two CPUs may read the same number;
-            // then one of them finds the port taken and goes on.
-            let next = unsafe { cursor.read_volatile() };
-            // SAFETY: as above.
-            unsafe { cursor.write_volatile(next.wrapping_add(1)) };
-            next.checked_rem(count).unwrap_or(0)
-        };
-        let end = End { addr, port: Port::new((first + offset) as u16) };
-        let reply_key = FlowKey::new(Hook::Ingress, backend, end, key.proto);
-        if FLOWS.insert(&reply_key, &reply, BPF_NOEXIST.into()).is_ok()
-            || take_over(&reply_key) && FLOWS.insert(&reply_key, &reply, BPF_ANY.into()).is_ok()
-        {
-            *value = value.with_end(end);
-            return Ok(());
-        }
-    }
-    Err(Outcome::SnatExhausted)
-}
-
-/// Takes the SNAT port away from the connection whose replies have `key`, if that has ended: its
-/// entries stay until the sweep, far longer than a busy client can wait for a port.
-#[inline(never)]
-fn take_over(key: &FlowKey) -> bool {
-    let Some(reply) = flow(key) else { return false };
-    let (forward_key, _) = sibling(key, reply);
-    let Some(forward) = flow(&forward_key) else { return false };
-    // Of several CPUs that find the same port, the one that removes the entry has it.
-    have_ended(reply, Some(forward))
-        && forward.end() == key.dst()
-        && FLOWS.remove(&forward_key).is_ok()
-}
-
-/// Whether the connection of an entry and its sibling was reset, or closed by both sides.
-#[inline(always)]
-fn have_ended(value: &FlowValue, sibling: Option<&FlowValue>) -> bool {
-    let other = sibling.map_or(FlowFlags::default(), |sibling| sibling.flags);
-    let both = FlowFlags(value.flags.0 & other.0);
-    value.flags.with(other).has(FlowFlags::RST) || both.has(FlowFlags::FIN)
 }

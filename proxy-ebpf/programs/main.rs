@@ -11,6 +11,7 @@
     reason = "a key that is moved is copied, and the stack has 512 bytes"
 )]
 
+mod entries;
 mod flow;
 mod fragment;
 mod icmp;

@@ -96,6 +96,9 @@ impl FlowFlags {
     pub const FIN: Self = Self(1 << 3);
     /// TCP: a RST has matched.
     pub const RST: Self = Self(1 << 4);
+    /// UDP, forward: another flow of the client's port has the same backend, and so the same
+    /// entry for the replies. The frontend that was asked last answers.
+    pub const SHARED: Self = Self(1 << 5);
 
     /// Both sets of flags.
     #[must_use]

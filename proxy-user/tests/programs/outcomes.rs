@@ -134,9 +134,9 @@ fn mapped_address_on_the_wire_is_malformed() {
 }
 
 #[test]
-fn second_flow_of_a_client_port_to_the_only_backend_collides_until_the_first_has_ended() {
+fn second_connection_of_a_client_port_to_the_only_backend_collides_until_the_first_has_ended() {
     let mut plane = Plane::new();
-    for net in Net::ALL {
+    for net in Net::ALL.into_iter().filter(|net| net.has_tcp()) {
         let Net { pod, vip, other_vip, there: [backend, _], .. } = net;
         let frontends = &[(vip, CLUSTER_IP), (other_vip, CLUSTER_IP)];
         plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
@@ -148,11 +148,33 @@ fn second_flow_of_a_client_port_to_the_only_backend_collides_until_the_first_has
         let reply = first.to(backend).reply();
         assert_eq!(plane.run(Via::Pod, Egress, &reply).packet, reply.from(vip).bytes());
 
-        if net.has_tcp() {
-            plane.run(Via::Pod, Ingress, &first.flags(FIN | ACK));
-            plane.run(Via::Pod, Egress, &reply.flags(FIN | ACK));
-            let expected = passed(Outcome::Chosen, &second.to(backend));
-            assert_eq!(plane.run(Via::Pod, Ingress, &second), expected);
+        plane.run(Via::Pod, Ingress, &first.flags(FIN | ACK));
+        plane.run(Via::Pod, Egress, &reply.flags(FIN | ACK));
+        let expected = passed(Outcome::Chosen, &second.to(backend));
+        assert_eq!(plane.run(Via::Pod, Ingress, &second), expected);
+    }
+}
+
+#[test]
+fn datagrams_of_a_client_port_to_the_only_backend_are_answered_by_whom_they_asked_last() {
+    let mut plane = Plane::new();
+    for net in Net::ALL.into_iter().filter(|net| !net.has_tcp()) {
+        let Net { pod, vip, other_vip, there: [backend, _], .. } = net;
+        let frontends = &[(vip, CLUSTER_IP), (other_vip, CLUSTER_IP)];
+        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
+        for (asked, outcome) in [
+            (vip, Outcome::Chosen),
+            (other_vip, Outcome::Chosen),
+            (vip, Outcome::Matched),
+            (vip, Outcome::Matched),
+            (other_vip, Outcome::Matched),
+        ] {
+            let question = net.opening(pod, asked);
+            let expected = passed(outcome, &question.to(backend));
+            assert_eq!(plane.run(Via::Pod, Ingress, &question), expected);
+            let reply = question.to(backend).reply();
+            let expected = passed(Outcome::Matched, &reply.from(asked));
+            assert_eq!(plane.run(Via::Pod, Egress, &reply), expected);
         }
     }
 }
