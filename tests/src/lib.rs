@@ -7,12 +7,14 @@
 
 pub mod agent;
 pub mod api;
+pub mod bench;
 pub mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod guard;
 pub mod objects;
 pub mod program;
+pub mod sprint;
 pub mod web;
 pub mod worker;
 

@@ -9,6 +9,7 @@ use crate::cgroup;
 use crate::netns::{Netns, Via};
 use crate::network::ETH0;
 use crate::protocol::{Command, Opened};
+use crate::sprint::{Sprint, SprintReport};
 use crate::traffic::{
     Ask, ExecOutput, Failure, Load, LoadReport, Reply, Serve, ServerReport, Transport,
 };
@@ -126,6 +127,17 @@ impl Machine {
     pub async fn start_load(&self, load: Load) -> Result<RunningLoad, Failure> {
         let (id, pending) = self.0.remote.begin(Command::Load(load)).await?;
         Ok(RunningLoad { machine: self.clone(), id, pending })
+    }
+
+    /// Starts the servers of sprints, which answer with `id`, below 1024; they end with the
+    /// machine.
+    pub async fn serve_sprints(&self, id: u16) -> Result<(), Failure> {
+        self.0.remote.call(Command::SprintServers(id)).await
+    }
+
+    /// Runs a sprint to its end.
+    pub async fn sprint(&self, sprint: Sprint) -> Result<SprintReport, Failure> {
+        self.0.remote.call(Command::Sprint(sprint)).await
     }
 
     /// Runs a program in the machine's namespace and cgroup, to its end.

@@ -2,6 +2,7 @@
 //!
 //! Requests carry numbers and are answered in any order. Only data; both sides act elsewhere.
 
+use crate::sprint::Sprint;
 use crate::traffic::{Ask, Failure, Load, Serve};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -44,6 +45,10 @@ pub(crate) enum Command {
     PeekLoad(u64),
     /// End a load soon: `()`.
     StopLoad(u64),
+    /// Start the servers of sprints, which answer with this id: `()`.
+    SprintServers(u16),
+    /// Run a sprint to its end: [`crate::sprint::SprintReport`].
+    Sprint(Sprint),
     /// Run a program to its end: [`crate::ExecOutput`].
     Exec { program: String, args: Vec<String> },
 }

@@ -261,6 +261,8 @@ pub struct Latency {
     pub p90: Duration,
     /// 99 % took no longer.
     pub p99: Duration,
+    /// 99.9 % took no longer.
+    pub p999: Duration,
     /// None took longer.
     pub max: Duration,
 }

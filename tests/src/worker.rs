@@ -7,6 +7,7 @@ mod latency;
 mod load;
 mod serve;
 mod socket;
+mod sprint;
 
 use crate::cgroup;
 use crate::protocol::{Command, Opened, Request, Response};
@@ -137,6 +138,8 @@ impl Worker {
                 self.loads.clone_of(id)?.stop();
                 DONE
             }
+            Command::SprintServers(id) => sprint::serve(id).and(DONE),
+            Command::Sprint(load) => json(sprint::run(load).await?),
             Command::Exec { program, args } => json(exec(&program, &args).await?),
         }
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Print the steps as JSON, one object a line
+    /// Print the steps as one JSON document
     #[arg(long)]
     json: bool,
     /// Leave the cluster up at the end

@@ -26,12 +26,13 @@ impl Histogram {
     }
 
     pub(super) fn latency(&self) -> Latency {
-        let [p50, p90, p99] = [50, 90, 99].map(|percent| self.percentile(percent));
-        Latency { p50, p90, p99, max: self.max }
+        let [p50, p90, p99, p999] = [500, 900, 990, 999].map(|share| self.percentile(share));
+        Latency { p50, p90, p99, p999, max: self.max }
     }
 
-    fn percentile(&self, percent: u64) -> Duration {
-        let wanted = (self.total * percent).div_ceil(100);
+    /// What `share` in a thousand did not exceed.
+    fn percentile(&self, share: u64) -> Duration {
+        let wanted = (self.total * share).div_ceil(1000);
         let mut seen = 0;
         let reached = self.buckets.iter().position(|count| {
             seen += count;
@@ -75,8 +76,8 @@ mod tests {
     fn percentiles_of_a_uniform_sample() {
         let mut histogram = Histogram::default();
         (1..=1000).for_each(|micros| histogram.add(Duration::from_micros(micros)));
-        let Latency { p50, p90, p99, max } = histogram.latency();
-        for (found, micros) in [(p50, 500), (p90, 900), (p99, 990)] {
+        let Latency { p50, p90, p99, p999, max } = histogram.latency();
+        for (found, micros) in [(p50, 500), (p90, 900), (p99, 990), (p999, 999)] {
             let exact = Duration::from_micros(micros);
             assert!(exact <= found && found <= exact.mul_f64(1.02), "{found:?} for {exact:?}");
         }

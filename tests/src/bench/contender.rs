@@ -1,0 +1,67 @@
+//! Who is compared: the direct path, Shunt, and what kube-proxy makes of the same Services.
+
+use clap::ValueEnum;
+use serde::{Serialize, Serializer};
+use std::fmt;
+
+/// One of those who are compared.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
+pub(super) enum Contender {
+    /// No proxy: clients go to the pods themselves. The limit.
+    Direct,
+    /// The agent of this workspace.
+    Shunt,
+    /// kube-proxy's rules for its mode iptables, in nf_tables (the tool of today's images).
+    Iptables,
+    /// The same rules in x_tables.
+    IptablesLegacy,
+    /// kube-proxy's rules for its mode nftables.
+    Nftables,
+    /// A real kube-proxy, in its mode iptables.
+    KubeProxyIptables,
+    /// A real kube-proxy, in its mode nftables.
+    KubeProxyNftables,
+}
+
+impl Contender {
+    /// Those that there are with a kube-proxy or without one.
+    pub(super) fn field(kube_proxy: bool) -> Vec<Self> {
+        let mut field = vec![Self::Direct, Self::Shunt];
+        field.extend(if kube_proxy {
+            &[Self::KubeProxyIptables, Self::KubeProxyNftables][..]
+        } else {
+            &[Self::Iptables, Self::IptablesLegacy, Self::Nftables]
+        });
+        field
+    }
+
+    /// As it stands in tables.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Shunt => "shunt",
+            Self::Iptables => "iptables",
+            Self::IptablesLegacy => "iptables-legacy",
+            Self::Nftables => "nftables",
+            Self::KubeProxyIptables => "kube-proxy-iptables",
+            Self::KubeProxyNftables => "kube-proxy-nftables",
+        }
+    }
+
+    /// Whether it is told of Services by the Kubernetes API.
+    pub(super) const fn watches(self) -> bool {
+        matches!(self, Self::Shunt | Self::KubeProxyIptables | Self::KubeProxyNftables)
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl Serialize for Contender {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}

@@ -1,0 +1,99 @@
+//! How a run is asked for, and what follows from it.
+
+use super::contender::Contender;
+use super::measure::{MEASURES, Measure};
+use super::rounds::Rounds;
+use clap::Parser;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Measures Shunt against the direct path and against kube-proxy's rules, in one run
+#[derive(Clone, Debug, Parser)]
+#[command(name = "bench", bin_name = "cargo xtask bench")]
+pub struct Options {
+    /// Less of everything: under three minutes
+    #[arg(long)]
+    pub(super) quick: bool,
+    /// Next to nothing of everything: shows that it runs and that the answers are right
+    #[arg(long, conflicts_with = "quick")]
+    pub(super) smoke: bool,
+    /// Only what has this in its name, such as nodeport or udp; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(super) only: Vec<String>,
+    /// How many Services there are, several with commas
+    #[arg(long, value_name = "COUNTS", value_delimiter = ',')]
+    pub(super) services: Vec<usize>,
+    /// Only these contenders, several with commas (direct always takes part)
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(super) contenders: Vec<Contender>,
+    /// A kube-proxy to run in place of the rules that the bench makes
+    #[arg(long, value_name = "PATH")]
+    pub(super) kube_proxy: Option<PathBuf>,
+    /// Where report.json, report.md and the plots go [default: target/bench]
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: Option<PathBuf>,
+    /// List what can be named with --only
+    #[arg(long)]
+    pub(super) list: bool,
+}
+
+impl Options {
+    /// Whether the measurement `name` was asked for.
+    pub(super) fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
+    }
+
+    /// Who takes part.
+    pub(super) fn field(&self) -> Vec<Contender> {
+        let mut field = Contender::field(self.kube_proxy.is_some());
+        field.retain(|who| {
+            *who == Contender::Direct || self.contenders.is_empty() || self.contenders.contains(who)
+        });
+        field
+    }
+
+    /// The numbers of Services, in rising order.
+    pub(super) fn sizes(&self) -> Vec<usize> {
+        let mut sizes = match (&self.services[..], self.quick, self.smoke) {
+            ([], _, true) => vec![10],
+            ([], true, _) => vec![10, 1_000, 10_000],
+            ([], ..) => vec![10, 1_000, 5_000, 10_000],
+            (asked, ..) => asked.to_vec(),
+        };
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// What is measured on the traffic with `size` Services: all of it with the fewest, else
+    /// what may depend on their number.
+    pub(super) fn measures(&self, size: usize) -> Vec<Measure> {
+        let first = self.sizes().first() == Some(&size);
+        let asked = MEASURES.iter().filter(|measure| self.wants(measure.key));
+        asked.filter(|measure| first || measure.scales).copied().collect()
+    }
+
+    /// How long and how often.
+    pub(super) fn rounds(&self) -> Rounds {
+        let (count, millis) = match (self.smoke, self.quick) {
+            (true, _) => (1, 50),
+            (_, true) => (5, 150),
+            _ => (11, 500),
+        };
+        Rounds { count, turn: Duration::from_millis(millis) }
+    }
+
+    /// How long a baseline's tool may take to load all its rules, before it is left out.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_secs(if self.quick || self.smoke { 15 } else { 120 })
+    }
+
+    /// One of three values: for smoke, quick and full.
+    pub(super) const fn pick<T: Copy>(&self, smoke: T, quick: T, full: T) -> T {
+        match (self.smoke, self.quick) {
+            (true, _) => smoke,
+            (_, true) => quick,
+            _ => full,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What the benchmark found: rows, each a thing that was measured and what it gave for whom.
+//!
+//! Holds nothing that was not measured in this run. [`table`], [`markdown`] and [`plot`] show it.
+
+pub(super) mod markdown;
+pub(super) mod plot;
+pub(super) mod table;
+
+use super::contender::Contender;
+use super::facts::Facts;
+use super::stats::Figure;
+use super::target::{Target, Verdict};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Everything that a run found.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// The machine and the versions.
+    pub(super) facts: Facts,
+    /// How it was measured: the arguments of the run.
+    pub(super) settings: BTreeMap<&'static str, String>,
+    /// What was found.
+    pub(super) rows: Vec<Row>,
+    /// What was left out, and why.
+    pub(super) skipped: Vec<String>,
+}
+
+/// A thing that was measured, at one number of Services.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    /// Its name.
+    pub(super) key: String,
+    /// What it is, for people.
+    pub(super) what: String,
+    /// How many Services there were, where it matters.
+    pub(super) services: Option<usize>,
+    /// What the figures are in.
+    pub(super) unit: String,
+    /// What it gave, for each contender.
+    pub(super) cells: BTreeMap<Contender, Cell>,
+    /// What Shunt is to reach.
+    pub(super) target: Option<Target>,
+    /// Whether it does.
+    pub(super) verdict: Verdict,
+}
+
+/// What a measurement gave for a contender.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Cell {
+    /// The figure.
+    pub(super) figure: Figure,
+    /// Its share of the direct path's figure, round by round.
+    pub(super) of_direct: Option<Figure>,
+    /// Latencies in microseconds, the median of the rounds.
+    pub(super) latency: Option<Micros>,
+    /// What was wrong with the answers; the figure is worth nothing then.
+    pub(super) wrong: Option<String>,
+}
+
+/// Latencies in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Micros {
+    /// Half took no longer.
+    pub(super) p50: f64,
+    /// 99 % took no longer.
+    pub(super) p99: f64,
+    /// 99.9 % took no longer.
+    pub(super) p999: f64,
+}
+
+impl Row {
+    /// A row without cells.
+    pub(super) fn new(key: &str, what: &str, services: Option<usize>, unit: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            what: what.to_owned(),
+            services,
+            unit: unit.to_owned(),
+            cells: BTreeMap::new(),
+            target: None,
+            verdict: Verdict::None,
+        }
+    }
+}
