@@ -124,3 +124,23 @@ async fn udp_begins_with_the_first_endpoint_and_stays_with_the_last() -> Result<
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn the_packet_path_refuses_as_soon_as_the_socket_path() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    let at_node = scene.cluster.lab.node(0).addrs().at(node_port(1));
+    for (from, to) in [(&*scene.client, vip(1)), (&outsider, vip(1)), (&outsider, at_node)] {
+        for to in to {
+            // The kernel tells an unconnected socket of no ICMP message.
+            for ask in [Ask::tcp(to), Ask::udp(to)] {
+                let what = format!("{} → {to} {:?}", from.name(), ask.transport);
+                let failure = from.ask(ask).await.expect_err(&what);
+                assert!(failure.refused_at_once(), "{what}: {failure}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -87,7 +87,7 @@ async fn payloads_of_every_size_come_back_whole_whoever_fills_in_the_checksums()
             let fact = format!("{stage}: {way}");
             for to in to {
                 answer(&fact, from, &Ask::tcp(to).payload(2 << 20)).await?;
-                for bytes in [1, 2, 3, 1_399, 1_400] {
+                for bytes in [1, 2, 3, 1_399, 1_400, 2_000, 8_000] {
                     answer(&fact, from, &Ask::udp(to).payload(bytes)).await?;
                 }
             }
