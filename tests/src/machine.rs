@@ -157,6 +157,25 @@ impl Machine {
         self.0.netns.add_route(to, Via::Gateway(via.into())).await
     }
 
+    /// Routes `to` by the router `via`, with packets of at most `mtu` bytes.
+    pub async fn route_narrow(&self, to: &str, via: impl Into<IpAddr>, mtu: u32) -> Result<()> {
+        let to = to.parse().with_context(|| format!("`{to}` is no network"))?;
+        self.0.netns.add_route(to, Via::Narrow(via.into(), mtu)).await
+    }
+
+    /// Makes it a router: it forwards, and tells nobody of ways around it.
+    pub fn forward(&self) -> Result<()> {
+        for (key, value) in [
+            ("ipv4/ip_forward", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv4/conf/eth0/send_redirects", "0"),
+        ] {
+            self.0.netns.sysctl(key, value)?;
+        }
+        Ok(())
+    }
+
     /// Gives eth0 another address, such as `172.18.0.77/16`.
     pub async fn add_addr(&self, addr: &str) -> Result<()> {
         self.0.netns.add_addr(ETH0, network(addr)?).await

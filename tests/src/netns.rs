@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::link::{LinkAttribute, State};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
@@ -43,6 +44,8 @@ pub(crate) struct Link<'a> {
 pub(crate) enum Via {
     /// To a router.
     Gateway(IpAddr),
+    /// To a router, by a way that carries packets of at most so many bytes.
+    Narrow(IpAddr, u32),
     /// To the network behind a device.
     Link(u32),
 }
@@ -207,7 +210,7 @@ impl Netns {
             .destination_prefix(to.network(), to.prefix())
             .with_context(|| format!("route {to}"))?;
         let route = match via {
-            Via::Gateway(gateway) => {
+            Via::Gateway(gateway) | Via::Narrow(gateway, _) => {
                 route.gateway(gateway).with_context(|| format!("route {to} via {gateway}"))?
             }
             Via::Link(index) => route.output_interface(index),
@@ -215,6 +218,9 @@ impl Netns {
         let mut route = route.build();
         if matches!(via, Via::Link(_)) && to.is_ipv4() {
             route.header.scope = rtnetlink::packet_route::route::RouteScope::Link;
+        }
+        if let Via::Narrow(_, mtu) = via {
+            route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
         let done = self.netlink.route().add(route).replace().execute().await;
         done.with_context(|| format!("add a route to {to} via {via:?} in {self}"))

@@ -3,13 +3,14 @@
 //!
 //! `socket_path` and `packet_path` take the two ways to a ClusterIP, `node_port` the nodes'
 //! addresses, `endpoints` and `policy` what decides between backends, `flows` what the packet path
-//! remembers, `counters` what an operator is told of it.
+//! remembers, `packets` what packets it takes and gives, `counters` what an operator is told of it.
 
 mod counters;
 mod endpoints;
 mod flows;
 mod node_port;
 mod packet_path;
+mod packets;
 mod policy;
 mod scene;
 mod socket_path;

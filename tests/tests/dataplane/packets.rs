@@ -1,0 +1,198 @@
+//! Packets that are more, or less, than a segment or a datagram: refusals, fragments, and ICMP
+//! errors where a link on the way is narrow.
+
+use crate::scene::{PLACES, Path, Scene, answer, node_port, vip};
+use anyhow::{Context, Result};
+use lab::cluster::eventually;
+use lab::{Ask, Cni, Machine, Node, Serve};
+use std::net::{IpAddr, SocketAddr};
+
+/// Kinds of socket that hear of a refusal; an unconnected UDP socket does not.
+fn hearing(to: [SocketAddr; 2]) -> Vec<Ask> {
+    to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]).collect()
+}
+
+async fn refused_at_once(fact: &str, from: &Machine, asks: Vec<Ask>) {
+    for ask in asks {
+        let failure = from.ask(ask.clone()).await.expect_err(fact);
+        assert!(failure.refused_at_once(), "{fact}: {} {ask:?}: {failure}", from.name());
+    }
+}
+
+#[tokio::test]
+async fn the_packet_path_refuses_at_once_whatever_listens_on_the_node() -> Result<()> {
+    for (cni, devices) in PLACES {
+        let mut scene = Scene::strict(cni).await?;
+        scene.publish(1, &[])?;
+        scene.start_with(Path::Packet, &[("--devices", devices)]).await?;
+        let outsider = scene.routed_outsider().await?;
+        let node = scene.cluster.lab.node(0);
+        for addr in [IpAddr::from(node.ipv4()), node.ipv6().into()] {
+            node.serve(Serve::tcp(node_port(1)).on(addr)).await?;
+            node.serve(Serve::udp(node_port(1)).on(addr)).await?;
+        }
+        let at_node = node.addrs().at(node_port(1));
+        for from in [&*scene.client, &outsider] {
+            let fact = format!("{cni:?} {devices}");
+            refused_at_once(&format!("{fact}: ClusterIP"), from, hearing(vip(1))).await;
+            refused_at_once(&format!("{fact}: NodePort"), from, hearing(at_node)).await;
+        }
+        assert_eq!(scene.outcome("ingress", "no_endpoint").await?, 16, "{cni:?} {devices}");
+        assert_eq!(scene.counter(1, "refused").await?, 16, "{cni:?} {devices}");
+    }
+    Ok(())
+}
+
+/// The kernel's own errors have a limit for each receiver, and a burst of clients mostly waits.
+#[tokio::test]
+async fn every_one_of_many_clients_is_refused_at_once() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[])?;
+    scene.start(Path::Packet).await?;
+    for to in vip(1) {
+        let asks = (0..100).flat_map(|_| [Ask::tcp(to), Ask::udp(to)]).collect();
+        refused_at_once("one of many", &scene.client, asks).await;
+    }
+    Ok(())
+}
+
+/// Where the device does not finish checksums the kernel does, and the receiver checks them.
+#[tokio::test]
+async fn refusals_have_right_checksums_whoever_makes_them() -> Result<()> {
+    for (in_pod, on_node) in [(false, true), (true, false), (true, true)] {
+        let mut scene = Scene::strict(Cni::Routed).await?;
+        scene.publish(1, &[])?;
+        scene.start(Path::Packet).await?;
+        if in_pod {
+            scene.client.netns().turn_off_checksum_offload().await?;
+        }
+        if on_node {
+            scene.cluster.lab.node(0).netns().turn_off_checksum_offload().await?;
+        }
+        for bytes in [0, 1, 700, 1_400] {
+            let asks = hearing(vip(1)).into_iter().map(|ask| ask.payload(bytes)).collect();
+            let fact = format!("offload off: {in_pod}, {on_node}; {bytes} bytes");
+            refused_at_once(&fact, &scene.client, asks).await;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
+    for (cni, devices) in PLACES {
+        let mut scene = Scene::strict(cni).await?;
+        scene.publish(1, &[&scene.web[0]])?;
+        scene.publish(2, &[&scene.web[1]])?;
+        scene.start_with(Path::Packet, &[("--devices", devices)]).await?;
+        let outsider = scene.routed_outsider().await?;
+        let node = scene.cluster.lab.node(0);
+        for number in [1, 2] {
+            let at_node = node.addrs().at(node_port(number));
+            for from in [&*scene.client, &outsider] {
+                for to in vip(number).into_iter().chain(at_node) {
+                    for bytes in [1_473, 2_000, 9_000, 60_000] {
+                        let fact = format!("{cni:?} {devices}: {bytes} bytes");
+                        answer(&fact, from, &Ask::udp(to).payload(bytes)).await?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a link with the least MTU of IPv6, or a tunnel, carries.
+const NARROW: u32 = 1_300;
+
+/// Large answers and questions come through, by TCP and, once the sender has been told, by UDP.
+async fn check_large(
+    fact: &str,
+    from: &Machine,
+    to: impl IntoIterator<Item = SocketAddr>,
+) -> Result<()> {
+    for to in to {
+        answer(fact, from, &Ask::tcp(to).payload(1 << 20)).await?;
+        let large = async || from.ask(Ask::udp(to).payload(1_400).timeout(SOON)).await;
+        let what = format!("{fact}: {} → {to}, 1400 bytes of UDP", from.name());
+        let _reply = eventually(&what, large, Result::is_ok).await??;
+    }
+    Ok(())
+}
+
+const SOON: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Has `one` reach the networks of `other`'s pods, and `other` itself, by `router` only, whose
+/// way there is narrow.
+async fn route_by(router: &Machine, one: &Node, other: &Node) -> Result<()> {
+    let [v4, v6] = other.pod_networks();
+    let host = [format!("{}/32", other.ipv4()), format!("{}/128", other.ipv6())];
+    for to in [v4.to_string(), host[0].clone()] {
+        one.route(&to, router.ipv4()).await?;
+        router.route_narrow(&to, other.ipv4(), NARROW).await?;
+    }
+    for to in [v6.to_string(), host[1].clone()] {
+        one.route(&to, router.ipv6()).await?;
+        router.route_narrow(&to, other.ipv6(), NARROW).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn large_transfers_complete_where_the_node_itself_has_a_narrow_way() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    let [one, two] = [0, 1].map(|index| scene.cluster.lab.node(index));
+    let [v4, v6] = two.pod_networks().map(|network| network.to_string());
+    one.route_narrow(&v4, two.ipv4(), NARROW).await?;
+    one.route_narrow(&v6, two.ipv6(), NARROW).await?;
+    let at_node = one.addrs().at(node_port(1));
+    check_large("ClusterIP", &scene.client, vip(1)).await?;
+    check_large("NodePort of its node", &scene.client, at_node).await?;
+    check_large("NodePort", &outsider, at_node).await?;
+    check_large("ClusterIP from outside", &outsider, vip(1)).await
+}
+
+#[tokio::test]
+async fn large_transfers_complete_over_a_narrow_link_between_the_nodes() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let router = scene.cluster.lab.add_client("router").await?;
+    router.forward()?;
+    let outsider = scene.routed_outsider().await?;
+    let [one, two] = [0, 1].map(|index| scene.cluster.lab.node(index));
+    route_by(&router, one, two).await.context("one way")?;
+    route_by(&router, two, one).await.context("the other way")?;
+    let at_node = one.addrs().at(node_port(1));
+    check_large("ClusterIP", &scene.client, vip(1)).await?;
+    check_large("NodePort", &outsider, at_node).await?;
+    check_large("ClusterIP from outside", &outsider, vip(1)).await
+}
+
+#[tokio::test]
+async fn large_transfers_complete_over_a_narrow_link_to_the_client() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let router = scene.cluster.lab.add_client("router").await?;
+    router.forward()?;
+    let outsider = scene.routed_outsider().await?;
+    let node = scene.cluster.lab.node(0);
+    // Else it could not tell the service of its narrow link.
+    router.route("10.96.0.0/16", node.ipv4()).await?;
+    router.route("fd00:96::/64", node.ipv6()).await?;
+    let client = [format!("{}/32", outsider.ipv4()), format!("{}/128", outsider.ipv6())];
+    node.route(&client[0], router.ipv4()).await?;
+    node.route(&client[1], router.ipv6()).await?;
+    router.route_narrow(&client[0], outsider.ipv4(), NARROW).await?;
+    router.route_narrow(&client[1], outsider.ipv6(), NARROW).await?;
+    for (number, fact) in [(1, "a backend here"), (2, "a backend elsewhere")] {
+        check_large(fact, &outsider, node.addrs().at(node_port(number))).await?;
+        check_large(fact, &outsider, vip(number)).await?;
+    }
+    Ok(())
+}
