@@ -1,9 +1,10 @@
-//! `cargo xtask`: set-up, build, tests, demo, checks and image of this workspace.
+//! `cargo xtask`: set-up, build, tests, demo, benchmark, checks and image of this workspace.
 //!
 //! CI and the README call these and nothing else. Each task makes what it needs, so that any of
-//! them works on a fresh clone. Only `test` and `demo` run anything as root, and that is never
+//! them works on a fresh clone. Only `test`, `demo` and `bench` run anything as root, and that is never
 //! cargo: what lies in the tree stays the user's.
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -40,6 +41,8 @@ enum Task {
     Test(test::Args),
     /// Build a small cluster out of network namespaces and show what Shunt does in it
     Demo(demo::Args),
+    /// Measure Shunt against the direct path and against kube-proxy's rules
+    Bench(bench::Args),
     /// Check what can be checked without running Shunt: format, lints, imports, documents,
     /// manifests
     Check {
@@ -73,6 +76,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Build { release } => drop(build::binaries(release)?),
         Task::Test(args) => return test::run(&args),
         Task::Demo(args) => return demo::run(&args),
+        Task::Bench(args) => return bench::run(&args),
         Task::Check { names } => return check::run(&names),
         Task::Image { tag } => image::build(&tag)?,
         Task::PrivilegedTests { plan, results } => test::run_privileged(&plan, &results)?,
