@@ -11,6 +11,8 @@ use std::process::Command;
 
 const BPF_LINKER: &str = "0.10.4";
 const PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
+/// What the benchmark compares with: a program, and its package.
+const BASELINES: [(&str, &str); 2] = [("iptables-nft-restore", "iptables"), ("nft", "nftables")];
 
 struct Step {
     name: &'static str,
@@ -87,13 +89,39 @@ fn walk(on_found: impl Fn(&Step, &str)) -> Result<()> {
     Ok(())
 }
 
+/// Installs what the benchmark compares with, where that can be done. Without it those are left
+/// out, and the benchmark says so.
+pub(crate) fn ensure_baselines() {
+    let missing: Vec<_> = BASELINES
+        .iter()
+        .filter(|(program, _)| !in_sbin(program) && find_program(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return;
+    }
+    println!("installing {}, for the baselines of the benchmark", missing.join(" and "));
+    if let Err(error) = apt_install(&missing) {
+        println!("missing    {}: {error:#}", missing.join(" and "));
+    }
+}
+
+/// Whether root would find `program`, who may have a longer PATH than this user.
+fn in_sbin(program: &str) -> bool {
+    Path::new("/usr/sbin").join(program).is_file()
+}
+
 fn install_packages() -> Result<()> {
+    apt_install(&PACKAGES)
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
     let apt = find_program("apt-get").context("this is no Debian: there is no apt-get")?;
     let apt = |args: &[&str]| -> Result<()> {
         let mut command = as_root(Path::new("/usr/bin/env")).map_err(anyhow::Error::msg)?;
         run(command.arg("DEBIAN_FRONTEND=noninteractive").arg(&apt).args(args))
     };
-    let install = [&["install", "--yes", "--no-install-recommends"][..], &PACKAGES].concat();
+    let install = [&["install", "--yes", "--no-install-recommends"][..], packages].concat();
     // A fresh machine has no package lists, and any other need not fetch them again.
     apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
 }
