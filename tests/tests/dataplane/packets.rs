@@ -1,11 +1,15 @@
 //! Packets that are more, or less, than a segment or a datagram: refusals, fragments, and ICMP
 //! errors where a link on the way is narrow.
 
-use crate::scene::{PLACES, Path, Scene, answer, node_port, vip};
+use crate::scene::{Path, Scene, answer, node_port, vip};
 use anyhow::{Context, Result};
 use lab::cluster::eventually;
 use lab::{Ask, Cni, Machine, Node, Serve};
 use std::net::{IpAddr, SocketAddr};
+
+/// CNIs, and the node's own devices that the packet path is on.
+const PLACES: [(Cni, &str); 3] =
+    [(Cni::Routed, "eth0"), (Cni::Bridge, "eth0"), (Cni::Bridge, "eth0,cni0")];
 
 /// Kinds of socket that hear of a refusal; an unconnected UDP socket does not.
 fn hearing(to: [SocketAddr; 2]) -> Vec<Ask> {
