@@ -11,6 +11,7 @@ mod facts;
 mod measure;
 mod options;
 mod population;
+mod programs;
 mod proxies;
 mod report;
 mod rounds;
@@ -94,7 +95,8 @@ async fn traffic(
     report: &mut Report,
     bar: &ProgressBar,
 ) -> Result<()> {
-    if options.sizes().iter().all(|size| options.measures(*size).is_empty()) {
+    let wants_programs = options.wants("programs");
+    if !wants_programs && options.sizes().iter().all(|size| options.measures(*size).is_empty()) {
         return Ok(());
     }
     bar.set_message("starting the lab");
@@ -102,7 +104,8 @@ async fn traffic(
     let mut proxies = Proxies::start(&mut arena, options.kube_proxy.as_deref()).await?;
     for size in options.sizes() {
         let measures = options.measures(size);
-        if measures.is_empty() {
+        let is_last = options.sizes().last() == Some(&size);
+        if measures.is_empty() && !(wants_programs && is_last) {
             continue;
         }
         bar.set_message(format!("bringing everybody to {size} services"));
@@ -112,6 +115,9 @@ async fn traffic(
         bar.inc(missing * rounds::turns(measures.len(), 1, options.rounds()));
         let rows = rounds::run(&arena, &measures, &ready, size, options.rounds(), bar).await?;
         report.rows.extend(rows);
+        if wants_programs && is_last {
+            report.rows.extend(programs::run(options, &arena, size, bar).await?);
+        }
     }
     Ok(())
 }
