@@ -6,10 +6,12 @@
 
 mod arena;
 mod contender;
+mod control;
 mod facts;
 mod measure;
 mod options;
 mod population;
+mod programs;
 mod proxies;
 mod report;
 mod rounds;
@@ -55,6 +57,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         Report { facts, settings: settings(&options), rows: Vec::new(), skipped: Vec::new() };
     let bar = progress(&options, field.len());
     traffic(&options, &field, &mut report, &bar).await?;
+    control_plane(&options, &mut report, &bar).await?;
     bar.finish_and_clear();
 
     println!("{}", table::render(&report, &field));
@@ -71,6 +74,19 @@ pub async fn run(options: Options) -> Result<ExitCode> {
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What is measured without traffic.
+async fn control_plane(options: &Options, report: &mut Report, bar: &ProgressBar) -> Result<()> {
+    if options.wants("control") {
+        for size in options.control_sizes() {
+            report.rows.extend(control::run(options, size, bar, &mut report.skipped).await?);
+        }
+    }
+    if options.wants("scale") {
+        report.rows.extend(control::scale(options, bar).await?);
+    }
+    Ok(())
+}
+
 /// Everything that is measured on traffic, with rising numbers of Services.
 async fn traffic(
     options: &Options,
@@ -78,12 +94,17 @@ async fn traffic(
     report: &mut Report,
     bar: &ProgressBar,
 ) -> Result<()> {
+    let wants_programs = options.wants("programs");
+    if !wants_programs && options.sizes().iter().all(|size| options.measures(*size).is_empty()) {
+        return Ok(());
+    }
     bar.set_message("starting the lab");
     let mut arena = Arena::start(field).await?;
     let mut proxies = Proxies::start(&mut arena, options.kube_proxy.as_deref()).await?;
     for size in options.sizes() {
         let measures = options.measures(size);
-        if measures.is_empty() {
+        let is_last = options.sizes().last() == Some(&size);
+        if measures.is_empty() && !(wants_programs && is_last) {
             continue;
         }
         bar.set_message(format!("bringing everybody to {size} services"));
@@ -93,6 +114,9 @@ async fn traffic(
         bar.inc(missing * rounds::turns(measures.len(), 1, options.rounds()));
         let rows = rounds::run(&arena, &measures, &ready, size, options.rounds(), bar).await?;
         report.rows.extend(rows);
+        if wants_programs && is_last {
+            report.rows.extend(programs::run(options, &arena, size, bar).await?);
+        }
     }
     Ok(())
 }

@@ -73,6 +73,15 @@ impl Options {
         asked.filter(|measure| first || measure.scales).copied().collect()
     }
 
+    /// The numbers of Services for the control plane.
+    pub(super) fn control_sizes(&self) -> Vec<usize> {
+        match (&self.services[..], self.smoke) {
+            ([], true) => vec![100],
+            ([], false) => vec![1_000, 10_000],
+            _ => self.sizes(),
+        }
+    }
+
     /// How long and how often.
     pub(super) fn rounds(&self) -> Rounds {
         let (count, millis) = match (self.smoke, self.quick) {

@@ -121,7 +121,7 @@ impl Told {
         // A measured port is a ClusterIP and a NodePort.
         let frontends = 2 * ports + self.0;
         let root = arena.node(corner).bpffs_root();
-        wait_programmed(root, frontends, Duration::from_secs(60)).await.map(drop)
+        wait_programmed(root, frontends, Duration::from_secs(60)).await
     }
 }
 
@@ -130,18 +130,13 @@ fn measured(arena: &Arena) -> usize {
     2 * arena.corners.iter().filter(|corner| corner.contender.watches()).count()
 }
 
-/// Waits until the maps below `root` hold that many frontends, and each has backends. Gives how
-/// long that took.
-pub(super) async fn wait_programmed(
-    root: &Path,
-    frontends: usize,
-    limit: Duration,
-) -> Result<Duration> {
+/// Waits until the maps below `root` hold that many frontends, and each has backends.
+pub(super) async fn wait_programmed(root: &Path, frontends: usize, limit: Duration) -> Result<()> {
     let started = Instant::now();
     loop {
         let found = programmed(root);
         if found.as_ref().is_ok_and(|found| *found == frontends) {
-            return Ok(started.elapsed());
+            return Ok(());
         }
         ensure!(
             started.elapsed() < limit,

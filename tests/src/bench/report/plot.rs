@@ -91,7 +91,7 @@ where
             .label(who.name())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
         let dots = line.iter().map(|point| Circle::new(*point, 3, colour.filled()));
-        let _drawn = chart.draw_series(dots)?;
+        let _ = chart.draw_series(dots)?;
     }
     chart
         .configure_series_labels()

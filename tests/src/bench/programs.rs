@@ -1,0 +1,200 @@
+//! The kernel programs alone: nanoseconds of a run, by the kernel's own statistics while traffic
+//! goes through them, and how many instructions the verifier walked.
+//!
+//! The statistics include part of the cost of reading the clock; a program that does nothing is
+//! measured in the same way, and its time is taken off.
+
+mod sys;
+
+use super::arena::{Arena, Corner};
+use super::contender::Contender;
+use super::measure::Way;
+use super::options::Options;
+use super::report::Row;
+use crate::sprint::{Deed, Sprint};
+use anyhow::{Context, Result, ensure};
+use aya::maps::MapData;
+use aya::programs::{ProgramInfo, loaded_programs};
+use aya::sys::{Stats, enable_stats};
+use indicatif::ProgressBar;
+use proxy_user::loader::pin_directory;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::time::Duration;
+
+/// A program by its name, what it meets, the traffic for that, and the most that it may take.
+struct Case {
+    program: &'static str,
+    meets: &'static str,
+    way: Way,
+    deed: Deed,
+    most: Option<f64>,
+}
+
+const fn case(
+    program: &'static str,
+    meets: &'static str,
+    way: Way,
+    deed: Deed,
+    most: Option<f64>,
+) -> Case {
+    Case { program, meets, way, deed, most }
+}
+
+const CASES: [Case; 7] = {
+    use Deed::{Connect, Request};
+    use Way::{ClusterIp, Neighbour, NodePortHere};
+    [
+        case("connect4", "a service", ClusterIp, Connect, Some(150.0)),
+        case("connect4", "no service", Neighbour, Connect, Some(25.0)),
+        case("ingress", "new flows of a NodePort", NodePortHere, Connect, None),
+        case("ingress", "packets of a known flow", NodePortHere, Request, None),
+        case("egress", "packets of a known flow", NodePortHere, Request, None),
+        case("ingress", "packets of no flow", Neighbour, Request, None),
+        case("egress", "packets of no flow", Neighbour, Request, None),
+    ]
+};
+
+/// Measures the programs of the agent in the arena, with the Services that it has now.
+pub(super) async fn run(
+    options: &Options,
+    arena: &Arena,
+    size: usize,
+    bar: &ProgressBar,
+) -> Result<Vec<Row>> {
+    let Some(corner) = arena.corner(Contender::Shunt) else { return Ok(Vec::new()) };
+    bar.set_message("the programs alone");
+    let programs = programs(arena.node(corner).bpffs_root())?;
+    let find = |name: &str| {
+        let found = programs.iter().find(|program| program.name_as_str() == Some(name));
+        found.with_context(|| format!("the kernel has no program {name}"))
+    };
+    // Counted only while this is open, for all programs of the machine.
+    let _stats = enable_stats(Stats::RunTime).context("count the run time of programs")?;
+    let (turn, count) = options.pick((50, 1), (300, 3), (1000, 5));
+    let turn = Duration::from_millis(turn);
+
+    let mut rows = Vec::new();
+    let empty = empty(arena, turn, count).await?;
+    let row = |what: &str| Row::new("programs-run", what, Some(size), "ns a run");
+    rows.push(row("An empty program").cell(Contender::Direct, empty.iter().copied()));
+    let clock = super::stats::Figure::of(empty).map_or(0.0, |figure| figure.median);
+    for case in &CASES {
+        let program = find(case.program)?.fd()?;
+        let mut nanos = Vec::new();
+        for _ in 0..count {
+            let took = while_asked(arena, corner, case, turn, program.as_fd()).await?;
+            nanos.push((took - clock).max(0.0));
+        }
+        let what = format!("{}, {}, net of an empty program", case.program, case.meets);
+        let row = row(&what).cell(Contender::Shunt, nanos);
+        rows.push(case.most.into_iter().fold(row, Row::at_most));
+    }
+    rows.extend(test_runs(arena.node(corner).netns(), &find, size, options)?);
+    for program in &programs {
+        let walked = program.verified_instruction_count();
+        let Some((name, walked)) = program.name_as_str().zip(walked) else { continue };
+        let what = format!("{name}, walked by the verifier");
+        let row = Row::new("programs-verified", &what, None, "instructions");
+        rows.push(row.cell(Contender::Shunt, [f64::from(walked)]));
+    }
+    Ok(rows)
+}
+
+/// A packet of no service's, again and again through a program of the packet path.
+fn test_runs<'a>(
+    netns: &crate::netns::Netns,
+    find: &impl Fn(&str) -> Result<&'a ProgramInfo>,
+    size: usize,
+    options: &Options,
+) -> Result<Vec<Row>> {
+    let packet = packet();
+    let repeat = options.pick(1_000, 1_000_000, 1_000_000);
+    ["ingress", "egress"]
+        .into_iter()
+        .map(|name| {
+            let program = find(name)?.fd()?;
+            let ran = netns.run(|| {
+                (0..3)
+                    .map(|_| sys::test_run(&program, &packet, repeat))
+                    .collect::<Result<Vec<_>, _>>()
+            })?;
+            let ran = ran.with_context(|| format!("run {name} on a packet"))?;
+            let what = format!("{name}, a packet of no flow, BPF_PROG_TEST_RUN");
+            let row = Row::new("programs-test-run", &what, Some(size), "ns a run");
+            Ok(row.cell(Contender::Shunt, ran.iter().map(|took| took.as_nanos() as f64)))
+        })
+        .collect()
+}
+
+/// A TCP segment from a pod to a pod, with an Ethernet header.
+fn packet() -> Vec<u8> {
+    let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    packet.extend([0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0]);
+    packet.extend([10, 244, 2, 2, 10, 244, 3, 3]);
+    packet
+        .extend([0x9c, 0x40, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0x20, 0, 0, 0, 0, 0]);
+    packet
+}
+
+/// The programs that use the maps pinned below `root`: those of one agent, of all that the
+/// machine may have.
+fn programs(root: &Path) -> Result<Vec<ProgramInfo>> {
+    let pin = pin_directory(root).join("outcomes");
+    let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+    let id = map.info()?.id();
+    let mut programs = Vec::new();
+    for program in loaded_programs() {
+        // One that has gone since it was listed is none of ours.
+        let Ok(program) = program else { continue };
+        if matches!(program.map_ids(), Ok(Some(ids)) if ids.contains(&id)) {
+            programs.push(program);
+        }
+    }
+    ensure!(!programs.is_empty(), "no program uses the map {}", pin.display());
+    Ok(programs)
+}
+
+/// The time of a run of a program that does nothing, at connect(2) of the direct path's client.
+async fn empty(arena: &Arena, turn: Duration, count: usize) -> Result<Vec<f64>> {
+    let corner = arena.corner(Contender::Direct).context("the direct path takes part")?;
+    let cgroup = arena.client(corner, Way::ClusterIp).cgroup();
+    let cgroup = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+    let (program, _link) = sys::attach_empty(&cgroup).context("attach an empty program")?;
+    let case = case("empty", "anything", Way::ClusterIp, Deed::Connect, None);
+    let mut nanos = Vec::new();
+    for _ in 0..count {
+        nanos.push(while_asked(arena, corner, &case, turn, program.as_fd()).await?);
+    }
+    Ok(nanos)
+}
+
+/// Nanoseconds of a run of `program` while the traffic of `case` goes through it.
+async fn while_asked(
+    arena: &Arena,
+    corner: &Corner,
+    case: &Case,
+    turn: Duration,
+    program: BorrowedFd<'_>,
+) -> Result<f64> {
+    let targets = arena.targets(corner, case.way, case.deed.service());
+    let sprint = Sprint { deed: case.deed, targets, concurrency: 1, duration: turn };
+    let (runs, nanos) = statistics(program)?;
+    let report = arena.client(corner, case.way).sprint(sprint).await?;
+    ensure!(report.failed == 0, "{}: {:?}", case.meets, report.failure);
+    let (runs, nanos) = (statistics(program)?.0 - runs, statistics(program)?.1 - nanos);
+    ensure!(runs > 0, "{} did not run where it meets {}", case.program, case.meets);
+    Ok(nanos as f64 / runs as f64)
+}
+
+/// How often a program has run, and for how many nanoseconds.
+fn statistics(program: BorrowedFd<'_>) -> Result<(u64, u64)> {
+    let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let value = |key| {
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        value.with_context(|| format!("{path} has no {key}"))
+    };
+    Ok((value("run_cnt:")?, value("run_time_ns:")?))
+}
