@@ -48,6 +48,7 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         measure::MEASURES
             .iter()
             .for_each(|measure| println!("{:<28}{}", measure.key, measure.what));
+        options::PARTS.iter().for_each(|part| println!("{part}"));
         return Ok(ExitCode::SUCCESS);
     }
     let started = Instant::now();

@@ -49,11 +49,11 @@ impl Measure {
     }
 
     const fn at_least(self, of_direct: f64) -> Self {
-        Self { target: Some(Target { at_least: of_direct, beat_proxies: false }), ..self }
+        Self { target: Some(Target::OfDirect { at_least: of_direct, beat_proxies: false }), ..self }
     }
 
     const fn at_least_and_best(self, of_direct: f64) -> Self {
-        Self { target: Some(Target { at_least: of_direct, beat_proxies: true }), ..self }
+        Self { target: Some(Target::OfDirect { at_least: of_direct, beat_proxies: true }), ..self }
     }
 
     /// What the count of a second is called.

@@ -17,7 +17,7 @@ pub struct Options {
     /// Next to nothing of everything: shows that it runs and that the answers are right
     #[arg(long, conflicts_with = "quick")]
     pub(super) smoke: bool,
-    /// Only what has this in its name, such as nodeport or udp; may be given several times
+    /// Only what has this in its name, such as nodeport or control; may be given several times
     #[arg(long, value_name = "NAME")]
     pub(super) only: Vec<String>,
     /// How many Services there are, several with commas
@@ -37,8 +37,11 @@ pub struct Options {
     pub(super) list: bool,
 }
 
+/// The parts of a run that are not traffic, by their names for `--only`.
+pub(super) const PARTS: [&str; 3] = ["programs", "control", "scale"];
+
 impl Options {
-    /// Whether the measurement `name` was asked for.
+    /// Whether the part or measurement `name` was asked for.
     pub(super) fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
     }

@@ -69,6 +69,13 @@ pub(super) struct Micros {
     pub(super) p999: f64,
 }
 
+impl Cell {
+    /// A figure by itself.
+    pub(super) fn of(figure: Figure) -> Self {
+        Self { figure, of_direct: None, latency: None, wrong: None }
+    }
+}
+
 impl Row {
     /// A row without cells.
     pub(super) fn new(key: &str, what: &str, services: Option<usize>, unit: &str) -> Self {
@@ -81,5 +88,29 @@ impl Row {
             target: None,
             verdict: Verdict::None,
         }
+    }
+
+    /// With a cell, if there are values for it.
+    #[must_use]
+    pub(super) fn cell(
+        mut self,
+        contender: Contender,
+        values: impl IntoIterator<Item = f64>,
+    ) -> Self {
+        if let Some(figure) = Figure::of(values) {
+            drop(self.cells.insert(contender, Cell::of(figure)));
+        }
+        self
+    }
+
+    /// With a value not to exceed, and the verdict on it.
+    #[must_use]
+    pub(super) fn at_most(mut self, most: f64) -> Self {
+        let target = Target::AtMost(most);
+        self.target = Some(target);
+        if let Some(cell) = self.cells.get(&Contender::Shunt) {
+            self.verdict = target.judge(cell.figure);
+        }
+        self
     }
 }

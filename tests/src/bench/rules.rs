@@ -34,13 +34,29 @@ pub(super) async fn load(
         Contender::Nftables => nftables::whole(entries, node.ipv4()),
         _ => iptables::whole(entries),
     };
-    restore(contender, node, &rules, limit).await
+    restore(contender, node, &rules, &[], limit).await
+}
+
+/// Replaces the rules of `entry` alone, as kube-proxy does after a change.
+pub(super) async fn change(
+    contender: Contender,
+    node: &Node,
+    before: &Entry,
+    entry: &Entry,
+    limit: Duration,
+) -> Result<Duration> {
+    let (rules, flags) = match contender {
+        Contender::Nftables => (nftables::changed(before, entry), &[][..]),
+        _ => (iptables::changed(before, entry), &["--noflush"][..]),
+    };
+    restore(contender, node, &rules, flags, limit).await
 }
 
 async fn restore(
     contender: Contender,
     node: &Node,
     rules: &str,
+    flags: &[&str],
     limit: Duration,
 ) -> Result<Duration> {
     let file = node.scratch.join("rules");
@@ -49,7 +65,7 @@ async fn restore(
     let program = tool(contender);
     let args = match contender {
         Contender::Nftables => vec!["-f", file.as_str()],
-        _ => vec![file.as_str()],
+        _ => [flags, &[file.as_str()]].concat(),
     };
     let started = Instant::now();
     // A tool that takes too long is killed by `timeout`, not left to itself.

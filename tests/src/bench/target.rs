@@ -8,13 +8,19 @@ use std::fmt;
 /// for anything.
 const NOISE: f64 = 0.25;
 
-/// What is to be reached: a share of what the direct path gives.
+/// What is to be reached.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub(super) struct Target {
-    /// The share.
-    pub(super) at_least: f64,
-    /// Whether no proxy may be better either.
-    pub(super) beat_proxies: bool,
+#[serde(rename_all = "snake_case")]
+pub(super) enum Target {
+    /// A share of what the direct path gives; and more than every proxy, if it says so.
+    OfDirect {
+        /// The share.
+        at_least: f64,
+        /// Whether no proxy may be better.
+        beat_proxies: bool,
+    },
+    /// A value not to exceed.
+    AtMost(f64),
 }
 
 /// Whether it is reached.
@@ -38,13 +44,21 @@ pub(super) enum Verdict {
 impl Target {
     /// Judges a ratio to the direct path, given those of the proxies.
     pub(super) fn judge_ratio(self, ratio: Figure, direct: Figure, proxies: &[Figure]) -> Verdict {
-        let Self { at_least, beat_proxies } = self;
+        let Self::OfDirect { at_least, beat_proxies } = self else { return Verdict::None };
         if is_noisy(&direct) {
             return Verdict::TooNoisy;
         }
         let best = proxies.iter().map(|proxy| proxy.median).fold(0.0, f64::max);
         let bar = if beat_proxies { best.max(at_least) } else { at_least };
         reached(ratio.median >= bar, ratio.high >= bar)
+    }
+
+    /// Judges a value by itself.
+    pub(super) fn judge(self, value: Figure) -> Verdict {
+        match self {
+            Self::AtMost(most) => reached(value.median <= most, value.low <= most),
+            Self::OfDirect { .. } => Verdict::None,
+        }
     }
 }
 
@@ -63,8 +77,13 @@ const fn reached(median: bool, quartile: bool) -> Verdict {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "≥ {:.2} × direct", self.at_least)?;
-        if self.beat_proxies { f.write_str(", best proxy") } else { Ok(()) }
+        match self {
+            Self::OfDirect { at_least, beat_proxies } => {
+                write!(f, "≥ {at_least:.2} × direct")?;
+                if *beat_proxies { f.write_str(", best proxy") } else { Ok(()) }
+            }
+            Self::AtMost(most) => write!(f, "≤ {most}"),
+        }
     }
 }
 
@@ -91,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_ratio_is_judged_by_its_median_and_its_spread() {
-        let target = Target { at_least: 0.97, beat_proxies: false };
+        let target = Target::OfDirect { at_least: 0.97, beat_proxies: false };
         let direct = figure(99.0, 100.0, 101.0);
         let judge = |low, median, high| target.judge_ratio(figure(low, median, high), direct, &[]);
         assert_eq!(judge(0.96, 0.98, 0.99), Verdict::Met);
@@ -101,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_noisy_direct_path_judges_nobody() {
-        let target = Target { at_least: 0.97, beat_proxies: false };
+        let target = Target::OfDirect { at_least: 0.97, beat_proxies: false };
         let ratio = figure(1.0, 1.0, 1.0);
         assert_eq!(target.judge_ratio(ratio, figure(80.0, 100.0, 120.0), &[]), Verdict::TooNoisy);
     }
@@ -111,7 +130,7 @@ mod tests {
         let (direct, shunt) = (figure(1.0, 1.0, 1.0), figure(0.9, 0.91, 0.92));
         let faster = [figure(0.9, 0.95, 1.0)];
         let judge = |beat_proxies| {
-            Target { at_least: 0.9, beat_proxies }.judge_ratio(shunt, direct, &faster)
+            Target::OfDirect { at_least: 0.9, beat_proxies }.judge_ratio(shunt, direct, &faster)
         };
         assert_eq!((judge(false), judge(true)), (Verdict::Met, Verdict::Missed));
     }

@@ -48,6 +48,21 @@ pub(super) fn whole(entries: &[Entry]) -> String {
     )
 }
 
+/// What is written with `--noflush` when the endpoints of a Service have changed: its chains
+/// anew, and those of endpoints that are gone deleted.
+pub(super) fn changed(before: &Entry, entry: &Entry) -> String {
+    let (mut chains, mut rules, mut gone) = (String::new(), String::new(), String::new());
+    for port in &entry.ports {
+        service(entry, port, &mut chains, &mut rules);
+        let now = endpoint_chains(entry, port);
+        for chain in endpoint_chains(before, port).iter().filter(|chain| !now.contains(chain)) {
+            writeln!(chains, ":{chain} - [0:0]").expect(FITS);
+            writeln!(gone, "-X {chain}").expect(FITS);
+        }
+    }
+    format!("*nat\n{chains}{rules}{gone}COMMIT\n")
+}
+
 fn ports(entries: &[Entry]) -> impl Iterator<Item = (&Entry, &Port)> {
     entries.iter().flat_map(|entry| entry.ports.iter().map(move |port| (entry, port)))
 }

@@ -62,6 +62,34 @@ pub(super) fn whole(entries: &[Entry], node: Ipv4Addr) -> String {
     )
 }
 
+/// The transaction after a change of the endpoints of a Service.
+pub(super) fn changed(before: &Entry, entry: &Entry) -> String {
+    let mut text = String::new();
+    for port in &entry.ports {
+        let new = |endpoint: &Ipv4Addr| !before.endpoints.iter().any(|e| e.addr == *endpoint);
+        let added = entry.endpoints.iter().map(|e| e.addr).filter(new);
+        for addr in added {
+            let (chain, rules) = endpoint(entry, port, addr);
+            writeln!(text, "add chain ip kube-proxy {chain}").expect(FITS);
+            for rule in rules {
+                writeln!(text, "add rule ip kube-proxy {chain} {rule}").expect(FITS);
+            }
+        }
+        let chain = service_chain(entry, port);
+        writeln!(text, "flush chain ip kube-proxy {chain}").expect(FITS);
+        for rule in service_rules(entry, port) {
+            writeln!(text, "add rule ip kube-proxy {chain} {rule}").expect(FITS);
+        }
+        let gone = |addr: &Ipv4Addr| !entry.endpoints.iter().any(|e| e.addr == *addr);
+        for addr in before.endpoints.iter().map(|e| e.addr).filter(gone) {
+            let (chain, _) = endpoint(entry, port, addr);
+            writeln!(text, "flush chain ip kube-proxy {chain}\ndelete chain ip kube-proxy {chain}")
+                .expect(FITS);
+        }
+    }
+    text
+}
+
 /// The chains of a service port and of its endpoints.
 fn service(entry: &Entry, port: &Port, chains: &mut String) {
     for addr in entry.endpoints.iter().map(|endpoint| endpoint.addr) {
