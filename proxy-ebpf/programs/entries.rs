@@ -2,6 +2,7 @@
 //!
 //! See [`proxy_ebpf::flow`] for what they are.
 
+use crate::filter;
 use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
@@ -23,6 +24,14 @@ pub(crate) fn flow<'a>(key: &FlowKey) -> Option<&'a mut FlowValue> {
     FLOWS.get_ptr_mut(key).map(|value| unsafe { &mut *value })
 }
 
+/// Makes or replaces an entry, as `flags` say.
+#[inline(always)]
+fn insert(key: &FlowKey, value: &FlowValue, flags: u32) -> Result<(), i32> {
+    FLOWS.insert(key, value, flags.into())?;
+    filter::admit(key);
+    Ok(())
+}
+
 /// Touches the entry of the other direction, or makes it again if it was evicted.
 #[inline(never)]
 pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
@@ -32,7 +41,7 @@ pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
             FlowFlags((value.flags.0 & FlowFlags::SNAT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
         let value = FlowValue::new(end, flags, value.service, value.backend, value.seen);
         // Full or just made by another CPU: the next packet tries again.
-        let _full = FLOWS.insert(&key, &value, BPF_NOEXIST.into());
+        let _full = insert(&key, &value, BPF_NOEXIST);
     }
 }
 
@@ -57,7 +66,7 @@ pub(crate) fn remember(
 #[inline(never)]
 fn insert_forward(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
-    FLOWS.insert(&key, forward, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
+    insert(&key, forward, BPF_ANY).map_err(|_| Outcome::TableFull)
 }
 
 /// Makes the entry that waits for the packet at egress. If there is one from an earlier flow of
@@ -77,14 +86,14 @@ fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     }
     let pending =
         forward.with_end(End { addr: headers.src.addr.unspecified(), port: Port::default() });
-    FLOWS.insert(&key, &pending, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
+    insert(&key, &pending, BPF_ANY).map_err(|_| Outcome::TableFull)
 }
 
 #[inline(never)]
 fn insert_reply(headers: &Headers, forward: &mut FlowValue, share: bool) -> Result<(), Outcome> {
     let key = FlowKey::new(Hook::Egress, forward.end(), headers.src, headers.proto);
     let reply = forward.with_end(headers.dst).with_flags(FlowFlags::REPLY);
-    if FLOWS.insert(&key, &reply, BPF_NOEXIST.into()).is_ok() {
+    if insert(&key, &reply, BPF_NOEXIST).is_ok() {
         return Ok(());
     }
     if let Some(existing) = flow(&key)
@@ -102,7 +111,7 @@ fn insert_reply(headers: &Headers, forward: &mut FlowValue, share: bool) -> Resu
             forward.flags = forward.flags.with(FlowFlags::SHARED);
         }
     }
-    FLOWS.insert(&key, &reply, BPF_ANY.into()).map_err(|_| Outcome::TableFull)
+    insert(&key, &reply, BPF_ANY).map_err(|_| Outcome::TableFull)
 }
 
 /// Lets the replies come from the frontend of the flow `value` under `key`, which shares them
@@ -154,8 +163,8 @@ pub(crate) fn give_snat(
         };
         let end = End { addr, port: Port::new((first + offset) as u16) };
         let reply_key = FlowKey::new(Hook::Ingress, backend, end, key.proto);
-        if FLOWS.insert(&reply_key, &reply, BPF_NOEXIST.into()).is_ok()
-            || take_over(&reply_key) && FLOWS.insert(&reply_key, &reply, BPF_ANY.into()).is_ok()
+        if insert(&reply_key, &reply, BPF_NOEXIST).is_ok()
+            || take_over(&reply_key) && insert(&reply_key, &reply, BPF_ANY).is_ok()
         {
             *value = value.with_end(end);
             return Ok(());

@@ -10,7 +10,7 @@ use crate::maps::{
     CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, node_ports, now,
     random, scratch,
 };
-use crate::{fragment, packet, reject};
+use crate::{filter, fragment, packet, reject};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -56,6 +56,10 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
         Hook::Ingress => Program::Ingress,
         Hook::Egress => Program::Egress,
     };
+    if passes_by(ctx, hook, network) {
+        count(program, Outcome::NotOurs as u32);
+        return TCX_NEXT;
+    }
     let Some(headers) = scratch(hook) else {
         count(program, Outcome::Inconsistent as u32);
         return TCX_NEXT;
@@ -70,6 +74,15 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
         return send_back(ctx);
     }
     if verdict & (DROP | REFUSE) == 0 { TCX_NEXT } else { TC_ACT_SHOT }
+}
+
+/// Whether a first look tells that the packet is of no service.
+///
+/// Not inlined: what it has on the stack is gone before the work begins that needs nearly all of
+/// it.
+#[inline(never)]
+fn passes_by(ctx: &TcContext, hook: Hook, network: usize) -> bool {
+    packet::peek(ctx, network).is_some_and(|packet| !filter::may_match(&packet, hook))
 }
 
 /// Sends the packet out by the device that it came in by.

@@ -1,7 +1,7 @@
 //! Shunt's kernel programs: the entry points.
 //!
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
-//! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
+//! `filter` leaves early, `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
 //! `reject` answers what is refused.
 
 #![no_std]
@@ -12,6 +12,7 @@
 )]
 
 mod entries;
+mod filter;
 mod flow;
 mod fragment;
 mod icmp;

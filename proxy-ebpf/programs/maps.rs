@@ -17,8 +17,8 @@ use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
-use proxy_ebpf::socket::{Translation, UdpPeers};
-use proxy_ebpf::{Addr, maps};
+use proxy_ebpf::socket::{self, TcpPeer, UdpPeers};
+use proxy_ebpf::{Addr, filter, maps};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 
@@ -50,6 +50,12 @@ pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = Ha
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue, { maps::FLOWS as usize }> =
     LruHashMap::new();
 
+#[btf_map(name = "addr_filter")]
+pub(crate) static ADDR_FILTER: Array<u64, { filter::ADDR_WORDS as usize }, MMAP> = Array::new();
+
+#[btf_map(name = "flow_filter")]
+pub(crate) static FLOW_FILTER: Array<u64, { filter::FLOW_ELEMENTS as usize }, MMAP> = Array::new();
+
 #[btf_map(name = "snat_cursors")]
 pub(crate) static SNAT_CURSORS: Array<u32, { maps::SNAT_CURSORS as usize }> = Array::new();
 
@@ -61,7 +67,7 @@ static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { maps::SERVICES as usize 
 static OUTCOMES: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "tcp_peers")]
-pub(crate) static TCP_PEERS: SkStorage<Translation> = SkStorage::new();
+pub(crate) static TCP_PEERS: Array<TcpPeer, { socket::TCP_PEERS as usize }> = Array::new();
 
 #[btf_map(name = "udp_peers")]
 pub(crate) static UDP_PEERS: SkStorage<UdpPeers> = SkStorage::new();

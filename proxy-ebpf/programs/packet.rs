@@ -25,6 +25,14 @@ impl Packet for Skb<'_> {
     }
 }
 
+/// A first look at the packet, whose network header begins at `network`; see [`packet::peek`].
+#[inline(always)]
+pub(crate) fn peek(ctx: &TcContext, network: usize) -> Option<packet::Peek> {
+    // SAFETY: the context is valid for the whole program; the verifier checks the access.
+    let protocol = unsafe { (*ctx.skb.skb).protocol };
+    packet::peek(&Skb(ctx), u16::from_be(protocol as u16), network)
+}
+
 /// Reads the headers of the packet, whose network header begins at `network`, into `headers`.
 #[inline(never)]
 pub(crate) fn read(ctx: &TcContext, network: usize, headers: &mut Headers) -> Result<(), Unread> {

@@ -4,12 +4,13 @@
 //!
 //! All hooks fail open: what they cannot decide they leave alone, and the packet path sees it.
 
+use crate::filter;
 use crate::maps::{
     HOST_NETNS_COOKIE, KernelTables, TCP_PEERS, UDP_PEERS, backend_state, count, count_service,
     node_ports, random,
 };
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use core::ptr;
@@ -19,7 +20,7 @@ use proxy_ebpf::frontend::FrontendValue;
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::service::ServiceId;
 use proxy_ebpf::slot::Slot;
-use proxy_ebpf::socket::{Translation, UdpPeers};
+use proxy_ebpf::socket::{TcpPeer, Translation, UdpPeers};
 use proxy_ebpf::{Addr, Port, Proto};
 
 const ALLOW: i32 = 1;
@@ -114,6 +115,9 @@ fn is_in_host_namespace(ctx: &SockAddrContext) -> bool {
 /// The frontend that the caller asks for.
 #[inline(always)]
 fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValue> {
+    if !filter::may_be_served(End { addr: to.addr, port: to.port }) {
+        return None;
+    }
     let loopback = to.addr.is_loopback() && is_in_host_namespace(ctx);
     find_frontend(&KernelTables, to, node_ports(), loopback).map(|(_, value)| value)
 }
@@ -147,7 +151,9 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let frontend = end::<F>(ctx);
     let to = Destination { addr: frontend.addr, port: frontend.port, proto };
     let Some(value) = asked_frontend(ctx, to) else {
-        forget_peer(ctx, proto);
+        if proto == Proto::UDP {
+            forget_peers(ctx);
+        }
         count(Program::Connect, Outcome::NotOurs as u32);
         return ALLOW;
     };
@@ -155,7 +161,7 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         Some(Choice::Backend(service, slot)) => {
             let translation = translate::<F>(ctx, frontend, service, slot);
             let kept = if proto == Proto::TCP {
-                keep_tcp_peer(ctx, translation)
+                keep_tcp_peer(ctx, &translation)
             } else {
                 keep_udp_peer(ctx, translation)
             };
@@ -234,15 +240,14 @@ pub(crate) fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
 pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
     let peer = end::<F>(ctx);
     let known = if proto(ctx) == Proto::TCP {
-        // SAFETY: the context's socket is valid in this hook.
-        let translation = unsafe { TCP_PEERS.get_ptr_mut(ctx).as_ref() };
-        translation.copied().filter(|translation| translation.backend() == peer)
+        let cookie = cookie(ctx);
+        TCP_PEERS.get(TcpPeer::place(cookie)).and_then(|known| known.frontend(cookie, peer))
     } else {
-        udp_peers(ctx).and_then(|peers| peers.receive_from(peer))
+        udp_peers(ctx).and_then(|peers| peers.receive_from(peer)).map(|known| known.frontend())
     };
     let outcome = match known {
-        Some(translation) => {
-            set_end::<F>(ctx, translation.frontend());
+        Some(frontend) => {
+            set_end::<F>(ctx, frontend);
             Outcome::Matched
         }
         None => Outcome::NotOurs,
@@ -277,15 +282,24 @@ fn serves(translation: &Translation) -> bool {
     backend_state(translation.backend_id).serves(translation.service, addr, port)
 }
 
-/// Remembers the peer of a TCP socket; `false` if the kernel has no memory for it.
+/// Remembers what a TCP socket asked for; `false` if there is no place for it.
 #[inline(always)]
-fn keep_tcp_peer(ctx: &SockAddrContext, translation: Translation) -> bool {
-    // SAFETY: the context's socket is valid in this hook.
-    let Some(peer) = (unsafe { TCP_PEERS.get_or_insert_ptr_mut(ctx, None).as_mut() }) else {
+fn keep_tcp_peer(ctx: &SockAddrContext, translation: &Translation) -> bool {
+    let cookie = cookie(ctx);
+    let Some(peer) = TCP_PEERS.get_ptr_mut(TcpPeer::place(cookie)) else {
         return false;
     };
-    *peer = translation;
+    // SAFETY: array elements stay where they are. The place is this socket's own until it has come
+    // round the ring.
+    unsafe { *peer = TcpPeer::new(cookie, translation.frontend(), translation.backend()) };
     true
+}
+
+/// The socket's cookie, which no other socket has while the machine runs.
+#[inline(always)]
+fn cookie(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the context of this program type; since Linux 4.20.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 /// Remembers a destination of a UDP socket; `false` if the kernel has no memory for it.
@@ -308,16 +322,11 @@ fn udp_peers<'a>(ctx: &SockAddrContext) -> Option<&'a mut UdpPeers> {
     unsafe { UDP_PEERS.get_ptr_mut(ctx).as_mut() }
 }
 
-/// Forgets what a socket connected to before, now that it connects to something that is no
-/// service: the old translation must not answer for the new peer.
+/// Forgets what a UDP socket connected to before, now that it connects to something that is no
+/// service: the old translation must not answer for the new peer. Resolvers reuse sockets so.
 #[inline(always)]
-fn forget_peer(ctx: &SockAddrContext, proto: Proto) {
-    if proto == Proto::TCP {
-        // SAFETY: the context's socket is valid in this hook.
-        if let Some(peer) = unsafe { TCP_PEERS.get_ptr_mut(ctx).as_mut() } {
-            *peer = Translation::default();
-        }
-    } else if let Some(peers) = udp_peers(ctx) {
+fn forget_peers(ctx: &SockAddrContext) {
+    if let Some(peers) = udp_peers(ctx) {
         *peers = UdpPeers::default();
     }
 }

@@ -81,20 +81,29 @@ impl Addr {
     /// A 32-bit digest: equal addresses have equal digests, others rarely do.
     #[inline(always)]
     pub const fn digest(self) -> u32 {
-        let mut digest = self.0[0];
-        digest = mix(digest, self.0[1]);
-        digest = mix(digest, self.0[2]);
-        mix(digest, self.0[3])
+        finish(self.spread())
+    }
+
+    /// The address multiplied out to 64 bits, to be combined with others and [`finish`]ed.
+    #[inline(always)]
+    pub(crate) const fn spread(self) -> u64 {
+        // The last words, which differ the most, are the low halves: a product spreads upwards.
+        let low = (self.0[2] as u64) << 32 | self.0[3] as u64;
+        let high = (self.0[0] as u64) << 32 | self.0[1] as u64;
+        low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high.wrapping_mul(0xbf58_476d_1ce4_e5b9)
     }
 }
 
-/// Folds `word` into `digest`, with the finalizer of MurmurHash3.
+/// The digest of 64 bits. Few instructions, since some programs do this for each packet.
+#[inline(always)]
+pub(crate) const fn finish(bits: u64) -> u32 {
+    ((bits ^ (bits >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 32) as u32
+}
+
+/// Folds `word` into `digest`.
 #[inline(always)]
 pub(crate) const fn mix(digest: u32, word: u32) -> u32 {
-    let mut h = digest.rotate_left(13).wrapping_add(word).wrapping_mul(0x85eb_ca6b);
-    h ^= h >> 13;
-    h = h.wrapping_mul(0xc2b2_ae35);
-    h ^ (h >> 16)
+    finish(((digest as u64) << 32 | word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 impl From<Ipv4Addr> for Addr {

@@ -15,7 +15,7 @@
 //!
 //! Between the hooks the stack sees one consistent flow C ↔ B.
 
-use crate::addr::{Addr, Port, Proto};
+use crate::addr::{Addr, Port, Proto, mix};
 use crate::service::ServiceId;
 use crate::slot::BackendId;
 
@@ -36,6 +36,14 @@ pub struct End {
     pub addr: Addr,
     /// The transport port.
     pub port: Port,
+}
+
+impl End {
+    /// A 32-bit digest: equal ends have equal digests, others rarely do.
+    #[inline(always)]
+    pub const fn digest(&self) -> u32 {
+        mix(self.addr.digest(), self.port.network() as u32)
+    }
 }
 
 /// The key of a flow entry: a packet's addresses and ports, and the hook it meets.

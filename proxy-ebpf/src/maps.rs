@@ -10,10 +10,12 @@
 //! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
+//! | `addr_filter` | array, mmap | index | [`AddrBit`]s | agent |
+//! | `flow_filter` | array, mmap | index | bytes of [`flow_byte`] | programs, agent |
 //! | `snat_cursors` | array | digest of the backend | `u32` | programs |
 //! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
 //! | `outcomes` | per-CPU array | [`counter_index`] | `u64` | programs |
-//! | `tcp_peers` | socket storage | socket | [`Translation`] | programs |
+//! | `tcp_peers` | array | [`TcpPeer::place`] | [`TcpPeer`] | programs |
 //! | `udp_peers` | socket storage | socket | [`UdpPeers`] | programs |
 //!
 //! All are pinned in [`LAYOUT`] below the agent's directory of the BPF file system, so that they
@@ -31,10 +33,13 @@
 //! [`ServiceCounters`]: crate::service::ServiceCounters
 //! [`NodeAddr`]: crate::node::NodeAddr
 //! [`Device`]: crate::node::Device
+//! [`AddrBit`]: crate::filter::AddrBit
+//! [`flow_byte`]: crate::filter::flow_byte
 //! [`FlowKey`]: crate::flow::FlowKey
 //! [`FlowValue`]: crate::flow::FlowValue
 //! [`counter_index`]: crate::outcome::counter_index
-//! [`Translation`]: crate::socket::Translation
+//! [`TcpPeer`]: crate::socket::TcpPeer
+//! [`TcpPeer::place`]: crate::socket::TcpPeer::place
 //! [`UdpPeers`]: crate::socket::UdpPeers
 
 /// The version of every key and value in this crate, and the name of the directory in which the
@@ -61,7 +66,7 @@ pub const FLOWS: u32 = 524_288;
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 15] = [
     "frontends",
     "slots",
     "backends",
@@ -70,6 +75,8 @@ pub const NAMES: [&str; 13] = [
     "cluster_cidrs",
     "devices",
     "flows",
+    "addr_filter",
+    "flow_filter",
     "snat_cursors",
     "service_counters",
     "outcomes",

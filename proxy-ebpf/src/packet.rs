@@ -6,7 +6,7 @@
 pub mod answer;
 pub mod ip;
 
-use crate::addr::{Port, Proto};
+use crate::addr::{Addr, Port, Proto};
 use crate::flow::End;
 use answer::ICMP_LEN;
 use ip::{Fragment, FragmentId, Network};
@@ -36,6 +36,15 @@ pub struct Headers {
     pub tcp_flags: TcpFlags,
     /// What kind of packet it is.
     pub form: Form,
+}
+
+/// What a first look at a packet tells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peek {
+    /// The sender.
+    pub src: End,
+    /// The receiver.
+    pub dst: End,
 }
 
 /// How a packet belongs to its flow.
@@ -116,6 +125,49 @@ pub enum Unread {
 pub const ETH_P_IP: u16 = 0x0800;
 /// The Ethernet type of IPv6.
 pub const ETH_P_IPV6: u16 = 0x86dd;
+
+/// A first look at a packet of TCP or UDP that is whole and has nothing between its network header
+/// and its ports, as nearly all are; `None` for any other, which [`read`] has to read.
+#[inline(always)]
+pub fn peek<P: Packet>(packet: &P, ethertype: u16, network: usize) -> Option<Peek> {
+    let (proto, src, dst, ports);
+    if ethertype == ETH_P_IP {
+        let header: [u32; 6] = packet.load(network)?;
+        // Version 4, five words of header, and neither an offset nor more fragments.
+        if header[0].to_ne_bytes()[0] != 0x45 || header[1] & FRAGMENT_BITS != 0 {
+            return None;
+        }
+        proto = header[2].to_ne_bytes()[1];
+        (src, dst) = (Addr::from_v4_word(header[3]), Addr::from_v4_word(header[4]));
+        ports = header[5];
+    } else if ethertype == ETH_P_IPV6 {
+        let header: [u32; 11] = packet.load(network)?;
+        let [_, next, s0, s1, s2, s3, d0, d1, d2, d3, both] = header;
+        proto = next.to_ne_bytes()[2];
+        (src, dst) = (Addr::from_words([s0, s1, s2, s3]), Addr::from_words([d0, d1, d2, d3]));
+        ports = both;
+    } else {
+        return None;
+    }
+    if proto != Proto::TCP.0 && proto != Proto::UDP.0 {
+        return None;
+    }
+    let (src_port, dst_port) = split(ports);
+    Some(Peek { src: End { addr: src, port: src_port }, dst: End { addr: dst, port: dst_port } })
+}
+
+/// The bits of the second word of an IPv4 header that only a fragment has set.
+const FRAGMENT_BITS: u32 = u32::from_ne_bytes([0, 0, 0x3f, 0xff]);
+
+/// The source and the destination port of the first word of a transport header.
+#[inline(always)]
+const fn split(ports: u32) -> (Port, Port) {
+    let [s0, s1, d0, d1] = ports.to_ne_bytes();
+    (
+        Port::from_network(u16::from_ne_bytes([s0, s1])),
+        Port::from_network(u16::from_ne_bytes([d0, d1])),
+    )
+}
 
 /// Reads the headers of `packet`, whose network header of type `ethertype` begins at `network`.
 #[inline(always)]
@@ -199,16 +251,14 @@ fn read_transport<P: Packet>(
     // Of a header only what is whole is taken: 8 bytes are all of UDP's, and 20 all of TCP's but
     // its options. An error may quote no more than 8.
     let [ports, _]: [u32; 2] = packet.load(transport).ok_or(Unread::Malformed)?;
-    let [s0, s1, d0, d1] = ports.to_ne_bytes();
+    let (src_port, dst_port) = split(ports);
     let tcp_flags = if proto == Proto::TCP && !matches!(form, Form::Error { .. }) {
         let [word, _]: [u32; 2] = packet.load(transport + 12).ok_or(Unread::Malformed)?;
         TcpFlags(word.to_ne_bytes()[1])
     } else {
         TcpFlags::default()
     };
-    let port = |bytes| Port::from_network(u16::from_ne_bytes(bytes));
-    let (src, dst) =
-        (End { addr: src, port: port([s0, s1]) }, End { addr: dst, port: port([d0, d1]) });
+    let (src, dst) = (End { addr: src, port: src_port }, End { addr: dst, port: dst_port });
     Ok(Headers { src, dst, proto, network, transport, tcp_flags, form })
 }
 

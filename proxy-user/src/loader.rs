@@ -6,9 +6,12 @@
 //! or link that is not in its own directory.
 
 pub mod devices;
+mod flows;
 pub mod links;
 pub mod store;
 pub mod sys;
+
+pub use flows::FlowTable;
 
 use crate::tables::NodeRows;
 use aya::maps::lpm_trie::Key;
@@ -18,6 +21,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::NodePortRange;
+use proxy_ebpf::filter;
 use proxy_ebpf::flow::{FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::{self, globals};
@@ -25,12 +29,12 @@ use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::COUNTERS;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
-use proxy_ebpf::socket::{Translation, UdpPeers};
+use proxy_ebpf::socket::{TCP_PEERS, TcpPeer, UdpPeers};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 /// The programs of the socket path, all attached to the cgroup root.
@@ -236,28 +240,10 @@ impl Dataplane {
         let Some(Map::LruHashMap(map)) = self.ebpf.map("flows") else {
             return Err(LoadError::Missing("flows".to_owned()));
         };
-        let fd = map.fd().as_fd().try_clone_to_owned();
-        fd.map(FlowTable).map_err(|e| LoadError::Kernel("open the flows once more", e))
-    }
-}
-
-/// The flows of the packet path.
-#[derive(Debug)]
-pub struct FlowTable(OwnedFd);
-
-impl FlowTable {
-    /// All entries of all flows. Takes about 0.1 ms for 1,000 entries.
-    pub fn entries(&self) -> Result<Vec<(FlowKey, FlowValue)>, LoadError> {
-        sys::entries(self.0.as_fd()).map_err(|e| LoadError::Kernel("read the flows", e))
-    }
-
-    /// Removes entries. One that is gone already is no error.
-    pub fn remove(&self, keys: &[FlowKey]) -> Result<(), LoadError> {
-        let failed = store::each_batch(self.0.as_fd(), keys, sys::delete_batch);
-        match failed.into_iter().find(|(_, e)| e.kind() != io::ErrorKind::NotFound) {
-            Some((_, error)) => Err(LoadError::Kernel("remove flows that have ended", error)),
-            None => Ok(()),
-        }
+        let Some(Map::Array(filter)) = self.ebpf.map("flow_filter") else {
+            return Err(LoadError::Missing("flow_filter".to_owned()));
+        };
+        FlowTable::open(map.fd().as_fd(), filter.fd().as_fd())
     }
 }
 
@@ -301,10 +287,12 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
         "devices" => of::<u32, Device>(maps::DEVICES),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
+        "addr_filter" => of::<u32, u64>(filter::ADDR_WORDS),
+        "flow_filter" => of::<u32, u64>(filter::FLOW_ELEMENTS),
         "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
         "service_counters" => of::<u32, ServiceCounters>(maps::SERVICES),
         "outcomes" => of::<u32, u64>(COUNTERS),
-        "tcp_peers" => of::<u32, Translation>(0),
+        "tcp_peers" => of::<u32, TcpPeer>(TCP_PEERS),
         "udp_peers" => of::<u32, UdpPeers>(0),
         _ => None,
     }

@@ -23,7 +23,7 @@ pub trait Store {
     /// Removes a service's names.
     fn remove_service(&mut self, id: ServiceId) -> Result<(), StoreError>;
     /// All frontends that the map holds.
-    fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
+    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
     /// Writes frontends; returns those that could not be written, and why.
     fn put_frontends(
         &mut self,

@@ -53,7 +53,7 @@ impl Store for Fake {
         self.services.remove(&id);
         Ok(())
     }
-    fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
+    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
         Ok(self.frontends.iter().map(|(key, value)| (*key, *value)).collect())
     }
     fn put_frontends(

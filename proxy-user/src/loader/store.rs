@@ -7,6 +7,7 @@ use crate::apply::{Store, StoreError};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
+use proxy_ebpf::filter::{self, AddrBit};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
@@ -21,6 +22,7 @@ pub struct MapStore {
     counters: PerCpuArray<MapData, ServiceCounters>,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
+    addr_filter: MappedArray<u64>,
     cpus: usize,
 }
 
@@ -31,7 +33,7 @@ impl MapStore {
             Some(Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map)) => Ok(map),
             _ => Err(LoadError::Missing(name.to_owned())),
         };
-        let mapped = |e| LoadError::Kernel("map the slot and backend arrays into memory", e);
+        let mapped = |e| LoadError::Kernel("map the arrays of services into memory", e);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
         Ok(Self {
@@ -40,6 +42,8 @@ impl MapStore {
             counters: counters.try_into().map_err(|e| LoadError::Map("service_counters", e))?,
             slots: MappedArray::new(take("slots")?.fd().as_fd(), maps::SLOTS).map_err(mapped)?,
             backends: MappedArray::new(take("backends")?.fd().as_fd(), maps::BACKENDS)
+                .map_err(mapped)?,
+            addr_filter: MappedArray::new(take("addr_filter")?.fd().as_fd(), filter::ADDR_WORDS)
                 .map_err(mapped)?,
             cpus,
         })
@@ -93,14 +97,29 @@ impl Store for MapStore {
         }
     }
 
-    fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
-        sys::entries(self.frontends.fd().as_fd()).map_err(|e| error("frontends", "read", &e))
+    /// Whoever reads the frontends repairs the filter of their addresses: it loses the bits of
+    /// those that are gone.
+    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
+        let frontends: Vec<(FrontendKey, FrontendValue)> =
+            sys::entries(self.frontends.fd().as_fd())
+                .map_err(|e| error("frontends", "read", &e))?;
+        let mut words = vec![0; filter::ADDR_WORDS as usize];
+        for AddrBit { word, mask } in frontends.iter().map(|(key, _)| AddrBit::of(key.addr)) {
+            words[word as usize] |= mask;
+        }
+        for (word, bits) in (0..).zip(words) {
+            self.addr_filter.set(word, bits);
+        }
+        Ok(frontends)
     }
 
     fn put_frontends(
         &mut self,
         rows: &[(FrontendKey, FrontendValue)],
     ) -> Vec<(FrontendKey, StoreError)> {
+        for AddrBit { word, mask } in rows.iter().map(|(key, _)| AddrBit::of(key.addr)) {
+            self.addr_filter.set(word, self.addr_filter.get(word) | mask);
+        }
         each_batch(self.frontends.fd().as_fd(), rows, sys::update_batch)
             .into_iter()
             .map(|((key, _), e)| (key, error("frontends", "write", &e)))

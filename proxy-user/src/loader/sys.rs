@@ -181,6 +181,17 @@ impl<T: Pod> MappedArray<T> {
     }
 }
 
+impl MappedArray<u64> {
+    /// Writes the byte at `index`, counted over all elements, if there is one; programs may write
+    /// it and its neighbours meanwhile.
+    pub fn set_byte(&mut self, index: u32, value: u8) {
+        if index / 8 < self.len {
+            // SAFETY: within the mapping, which lives as long as `self`.
+            unsafe { self.elements.cast::<u8>().add(index as usize).write_volatile(value) }
+        }
+    }
+}
+
 impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
         let len = self.len as usize * size_of::<T>();

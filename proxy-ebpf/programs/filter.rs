@@ -1,0 +1,72 @@
+//! The early exit: what can be of no service is left alone, before anything is looked up.
+//!
+//! See [`proxy_ebpf::filter`] for the bitmaps.
+
+use crate::maps::{ADDR_FILTER, FLOW_FILTER, SNAT_PORT_FIRST, SNAT_PORT_LAST, node_ports};
+use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte};
+use proxy_ebpf::flow::{End, FlowKey, Hook};
+use proxy_ebpf::packet::Peek;
+
+/// Whether something may be served at `end`, or SNAT may have led an answer there.
+///
+/// NodePorts, and ports given by SNAT, are told by the port alone: both are few.
+#[inline(always)]
+pub(crate) fn may_be_served(end: End) -> bool {
+    let AddrBit { word, mask } = AddrBit::of(end.addr);
+    let port = end.port.number();
+    let node_ports = node_ports();
+    if port >= node_ports.first && port <= node_ports.last
+        || port >= SNAT_PORT_FIRST.load() && port <= SNAT_PORT_LAST.load()
+    {
+        return true;
+    }
+    match ADDR_FILTER.get(word) {
+        Some(bits) => bits & mask != 0,
+        None => true,
+    }
+}
+
+/// Whether a packet at `hook` may be of a flow, or begin one.
+#[inline(always)]
+pub(crate) fn may_match(packet: &Peek, hook: Hook) -> bool {
+    match hook {
+        Hook::Ingress => may_be_served(packet.dst),
+        Hook::Egress => may_be_flow(packet.src, packet.dst),
+    }
+}
+
+/// Whether there may be an entry for packets from `src` to `dst` at egress.
+#[inline(always)]
+fn may_be_flow(src: End, dst: End) -> bool {
+    match byte(flow_byte(src, dst)) {
+        // SAFETY: a byte of an array element, as `byte` says.
+        Some(known) => generation().counts(unsafe { known.read_volatile() }),
+        None => true,
+    }
+}
+
+/// Lets packets of the entry under `key` pass the filter from now on.
+///
+/// Invariant: called after the entry was made, so that the agent either finds the entry or comes
+/// before this.
+#[inline(always)]
+pub(crate) fn admit(key: &FlowKey) {
+    if key.hook() == Hook::Egress
+        && let Some(known) = byte(flow_byte(key.src(), key.dst()))
+    {
+        // SAFETY: as above; whoever writes it meanwhile writes as new a generation.
+        unsafe { known.write_volatile(generation().0) }
+    }
+}
+
+#[inline(always)]
+fn generation() -> Generation {
+    Generation(FLOW_FILTER.get(GENERATION).copied().unwrap_or(0) as u8)
+}
+
+/// A byte of the filter of flows. Array elements stay where they are, and have eight bytes each.
+#[inline(always)]
+fn byte(index: u32) -> Option<*mut u8> {
+    let element = FLOW_FILTER.get_ptr_mut(index / 8)?;
+    Some(element.cast::<u8>().wrapping_add(index as usize % 8))
+}

@@ -1,0 +1,124 @@
+//! Filters: small arrays by which a program leaves alone, at once, what can be of no service.
+//!
+//! Most connections and packets of a node are of no service, and each lookup in a large hash map
+//! costs a cache miss or two. What a filter does not know is certain to be none of ours; what it
+//! knows may still be another's, and then the tables decide as ever.
+//!
+//! The filter of addresses has a bit for each address of a frontend; the agent writes it. The
+//! filter of flows has a byte for each entry at egress: the generation in which it was last known.
+//! Programs write it when they make an entry, and the agent for all entries that it finds in each
+//! new generation. Nothing is ever taken back that a program may be about to share: bytes of the
+//! last three generations count, the third for a program that was slow to write.
+
+use crate::addr::{Addr, finish};
+use crate::flow::End;
+
+/// Words of the filter of addresses: 2¹⁸ bits, four for each frontend of a full table.
+pub const ADDR_WORDS: u32 = 4_096;
+/// Bytes of the filter of flows, two for each entry of a full table.
+pub const FLOW_BYTES: u32 = 1 << 20;
+/// Elements of eight bytes in the filter of flows: its bytes, and one that is the generation.
+pub const FLOW_ELEMENTS: u32 = GENERATION + 1;
+/// The element of the filter of flows that holds the generation.
+pub const GENERATION: u32 = FLOW_BYTES / 8;
+
+/// A bit of the filter of addresses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct AddrBit {
+    /// The index of its word.
+    pub word: u32,
+    /// The word with only this bit set.
+    pub mask: u64,
+}
+
+impl AddrBit {
+    /// The bit of `addr`.
+    #[inline(always)]
+    pub const fn of(addr: Addr) -> Self {
+        let digest = addr.digest();
+        Self { word: (digest >> 6) & (ADDR_WORDS - 1), mask: 1 << (digest & 63) }
+    }
+}
+
+/// The byte of the filter of flows for the packets from `src` to `dst` at egress.
+#[inline(always)]
+pub const fn flow_byte(src: End, dst: End) -> u32 {
+    let ports = (src.port.network() as u64) << 16 | dst.port.network() as u64;
+    let addrs = src.addr.spread().rotate_left(24).wrapping_add(dst.addr.spread());
+    finish(addrs ^ ports) & (FLOW_BYTES - 1)
+}
+
+/// A state of the filter of flows.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Generation(pub u8);
+
+impl Generation {
+    /// The one after this; never 0, which an empty filter holds.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(if self.0 == u8::MAX { 1 } else { self.0 + 1 })
+    }
+
+    /// Whether what was last known in the generation `known` counts in this one. In the first one
+    /// everything does.
+    #[inline(always)]
+    pub const fn counts(self, known: u8) -> bool {
+        let known = Self(known);
+        let second = known.next();
+        self.0 == 0
+            || known.0 != 0
+                && (known.0 == self.0 || second.0 == self.0 || second.next().0 == self.0)
+    }
+}
+
+const _: () = assert!(ADDR_WORDS.is_power_of_two() && FLOW_BYTES.is_power_of_two());
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use crate::Port;
+    use std::vec::Vec;
+
+    fn end(last: u32, port: u16) -> End {
+        End { addr: Addr::from_v4_word(last.to_be()), port: Port::new(port) }
+    }
+
+    #[test]
+    fn neighbouring_addresses_spread_over_the_bitmap() {
+        let mut seen = [0_u64; ADDR_WORDS as usize];
+        let mut shared = 0;
+        for host in 0..20_000 {
+            let AddrBit { word, mask } = AddrBit::of(end(0x0a60_0000 + host, 0).addr);
+            shared += u32::from(seen[word as usize] & mask != 0);
+            seen[word as usize] |= mask;
+        }
+        // At random, 20,000 addresses in 2¹⁸ bits meet about 740 times.
+        assert!(shared < 1_000, "{shared} addresses share a bit with another");
+    }
+
+    #[test]
+    fn directions_and_ports_of_one_pair_differ() {
+        let (a, b) = (end(0x0a01_0001, 40_000), end(0x0a01_0002, 80));
+        assert_ne!(flow_byte(a, b), flow_byte(b, a));
+        let mut bytes: Vec<_> =
+            (0..1_000).map(|port| flow_byte(b, end(0x0a01_0001, 40_000 + port))).collect();
+        bytes.sort_unstable();
+        bytes.dedup();
+        assert!(bytes.len() > 990, "only {} bytes for 1,000 ports", bytes.len());
+    }
+
+    #[test]
+    fn what_was_known_counts_for_two_more_generations() {
+        let counts = |now: Generation, known: Generation| now.counts(known.0);
+        let mut generation = Generation(1);
+        for _ in 0..1_000 {
+            let [second, third] = [generation.next(), generation.next().next()];
+            assert!([generation, second, third].iter().all(|now| counts(*now, generation)));
+            assert!(!counts(third.next(), generation) && !generation.counts(0));
+            generation = second;
+        }
+    }
+}
