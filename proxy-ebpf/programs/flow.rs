@@ -17,7 +17,7 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_ebpf::Proto;
-use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
+use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend, refusal};
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program};
@@ -231,10 +231,13 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
             CHOSEN => {}
             NO_ENDPOINT if known && headers.proto == Proto::UDP => return stay(ctx, headers),
             NO_ENDPOINT => {
-                debug!(ctx, "refused: service {} has no usable endpoint", forward.service.0);
+                debug!(
+                    ctx,
+                    "refused: service {} has no such port or no endpoint", forward.service.0
+                );
                 count_service(forward.service, |counters| counters.refused += 1);
                 // Also at a NodePort: what listens there on the node is not the service.
-                return refuse(Outcome::NoEndpoint);
+                return refuse(refusal(value.flags()));
             }
             NO_LOCAL_ENDPOINT => {
                 debug!(ctx, "dropped: service {} has no endpoint here", forward.service.0);

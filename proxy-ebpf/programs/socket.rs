@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use core::ptr;
-use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
+use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend, refusal};
 use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::FrontendValue;
 use proxy_ebpf::outcome::{Outcome, Program};
@@ -120,9 +120,14 @@ fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValu
 
 /// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.
 #[inline(always)]
-fn refuse(ctx: &SockAddrContext, program: Program, service: ServiceId) -> i32 {
-    debug!(ctx, "refused: service {} has no usable endpoint", service.0);
-    count(program, Outcome::NoEndpoint as u32);
+fn refuse(
+    ctx: &SockAddrContext,
+    program: Program,
+    frontend: FrontendValue,
+    service: ServiceId,
+) -> i32 {
+    debug!(ctx, "refused: service {} has no such port or no endpoint", service.0);
+    count(program, refusal(frontend.flags()) as u32);
     count_service(service, |counters| counters.refused += 1);
     // SAFETY: allowed in these hooks; since Linux 5.18.
     let _previous = unsafe { bpf_set_retval(-ECONNREFUSED) };
@@ -162,7 +167,7 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
             count(Program::Connect, kept_or_full(kept) as u32);
             ALLOW
         }
-        Some(Choice::Refuse(service)) => refuse(ctx, Program::Connect, service),
+        Some(Choice::Refuse(service)) => refuse(ctx, Program::Connect, value, service),
         Some(Choice::Drop(service)) => leave_to_packet_path(Program::Connect, service),
         None => {
             count(Program::Connect, Outcome::Inconsistent as u32);
@@ -204,7 +209,7 @@ pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
                 count(Program::Sendmsg, Outcome::Matched as u32);
                 ALLOW
             }
-            None => refuse(ctx, Program::Sendmsg, service),
+            None => refuse(ctx, Program::Sendmsg, value, service),
         },
         Some(Choice::Drop(service)) => leave_to_packet_path(Program::Sendmsg, service),
         None => {

@@ -6,6 +6,7 @@
 use crate::addr::{Addr, Port, Proto};
 use crate::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use crate::node::NodeAddr;
+use crate::outcome::Outcome;
 use crate::service::ServiceId;
 use crate::slot::{RangeHeader, Slot};
 
@@ -53,7 +54,7 @@ pub struct Destination {
 pub enum Choice {
     /// It goes to the backend in the slot.
     Backend(ServiceId, Slot),
-    /// No endpoint is usable anywhere: it is refused at once.
+    /// No endpoint is usable anywhere, or the service has no such port: it is refused at once.
     Refuse(ServiceId),
     /// The policy wants a local endpoint and there are only others: it is dropped silently, so
     /// that a load balancer's health check, not the client's error, moves the traffic.
@@ -62,8 +63,9 @@ pub enum Choice {
 
 /// The frontend at `to`, if there is one.
 ///
-/// A service's own address comes before a NodePort. `loopback` says whether NodePorts are also
-/// served at loopback addresses: only to the sockets of the node's own network namespace.
+/// A service's own address comes before a NodePort; last comes what a ClusterIP has beside its
+/// frontends. `loopback` says whether NodePorts are also served at loopback addresses: only to
+/// the sockets of the node's own network namespace.
 #[inline(always)]
 pub fn find_frontend<T: Tables>(
     tables: &T,
@@ -76,18 +78,23 @@ pub fn find_frontend<T: Tables>(
         return Some((key, value));
     }
     let port = to.port.number();
-    if port < node_ports.first || port > node_ports.last {
-        return None;
-    }
-    let accepted = match tables.node_addr(&to.addr) {
-        Some(addr) => addr.accepts_node_ports(),
-        None => loopback && to.addr.is_loopback(),
+    let key = if port >= node_ports.first
+        && port <= node_ports.last
+        && accepts_node_ports(tables, &to.addr, loopback)
+    {
+        FrontendKey::node_port(to.addr, to.port, to.proto)
+    } else {
+        FrontendKey::address(to.addr)
     };
-    if !accepted {
-        return None;
-    }
-    let key = FrontendKey::node_port(to.addr, to.port, to.proto);
     read_frontend(tables, &key).map(|value| (key, value))
+}
+
+#[inline(always)]
+fn accepts_node_ports<T: Tables>(tables: &T, addr: &Addr, loopback: bool) -> bool {
+    match tables.node_addr(addr) {
+        Some(addr) => addr.accepts_node_ports(),
+        None => loopback && addr.is_loopback(),
+    }
 }
 
 /// The value under `key`, looked up once more if the first one belonged to another key.
@@ -113,7 +120,7 @@ pub fn choose<T: Tables>(
     random: u32,
 ) -> Option<Choice> {
     let header = RangeHeader::from_slot(&tables.slot(value.range())?);
-    if header.cluster == 0 {
+    if header.cluster == 0 || value.flags().has(FrontendFlags::REFUSED) {
         return Some(Choice::Refuse(header.service));
     }
     let (first, count) = if uses_local_set(value.flags(), caller) {
@@ -127,6 +134,12 @@ pub fn choose<T: Tables>(
     let index = ((random as u64 * count as u64) >> 32) as u32;
     let slot = tables.slot(value.range().wrapping_add(first + index))?;
     Some(Choice::Backend(header.service, slot))
+}
+
+/// Why a frontend with `flags` refuses.
+#[inline(always)]
+pub const fn refusal(flags: FrontendFlags) -> Outcome {
+    if flags.has(FrontendFlags::REFUSED) { Outcome::NoPort } else { Outcome::NoEndpoint }
 }
 
 /// Whether `caller` gets the local set of a frontend with `flags`.

@@ -54,6 +54,8 @@ pub enum Outcome {
     Matched,
     /// Refused: no endpoint of the service is usable.
     NoEndpoint,
+    /// Refused: the address is a ClusterIP, but no Service has this port of it.
+    NoPort,
     /// Dropped: the traffic policy wants a local endpoint and there is none.
     NoLocalEndpoint,
     /// A fragment or a header that the packet path does not read: left alone.
@@ -77,11 +79,12 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NotOurs,
         Self::Chosen,
         Self::Matched,
         Self::NoEndpoint,
+        Self::NoPort,
         Self::NoLocalEndpoint,
         Self::Unsupported,
         Self::Malformed,
@@ -100,6 +103,7 @@ impl Outcome {
             Self::Chosen => "chosen",
             Self::Matched => "matched",
             Self::NoEndpoint => "no_endpoint",
+            Self::NoPort => "no_port",
             Self::NoLocalEndpoint => "no_local_endpoint",
             Self::Unsupported => "unsupported",
             Self::Malformed => "malformed",

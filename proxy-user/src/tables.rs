@@ -80,6 +80,7 @@ pub fn describe(key: &FrontendKey) -> String {
         Scope::Service => {
             format!("{}/{}", SocketAddr::new(key.addr.into(), key.port.number()), key.proto)
         }
+        Scope::Address => format!("the address {}", key.addr),
         Scope::Node => format!("NodePort {}/{} ({})", key.port, key.proto, Family::of(key.addr)),
     }
 }

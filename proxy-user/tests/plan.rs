@@ -228,6 +228,7 @@ fn sign(was: bool, is: bool) -> char {
 fn frontend(key: &FrontendKey) -> String {
     match key.scope() {
         Scope::Service => format!("{}/{}", socket_addr(key), key.proto),
+        Scope::Address => format!("{}/*", key.addr),
         Scope::Node => format!("node:{}/{} {}", key.port, key.proto, Family::of(key.addr)),
     }
 }

@@ -127,6 +127,29 @@ fn node_port_is_found_at_accepted_addresses_only() {
 }
 
 #[test]
+fn what_a_cluster_ip_has_beside_its_frontends_is_refused_whatever_endpoints_there_are() {
+    let mut tables = Fake::default();
+    let (web, node) = (addr("10.96.0.1"), addr("192.168.0.1"));
+    let frontend = FrontendKey::service(web, Port::new(80), Proto::TCP);
+    tables.publish(frontend, FrontendFlags::NONE, 2, 0);
+    tables.publish(FrontendKey::address(web), FrontendFlags::REFUSED, 2, 0);
+    tables.node_addrs.insert(node, NodeAddr::NODE_PORT);
+    let verdict = |to: Destination| {
+        let (_, value) = find_frontend(&tables, to, NODE_PORTS, false)?;
+        let refused =
+            matches!(choose(&tables, value, Caller::Internal, 0), Some(Choice::Refuse(_)));
+        Some(refused.then(|| refusal(value.flags())))
+    };
+    assert_eq!(verdict(to("10.96.0.1", 80)), Some(None));
+    assert_eq!(verdict(to("10.96.0.1", 81)), Some(Some(Outcome::NoPort)));
+    assert_eq!(verdict(to("10.96.0.1", 31000)), Some(Some(Outcome::NoPort)));
+    let udp = Destination { proto: Proto::UDP, ..to("10.96.0.1", 80) };
+    assert_eq!(verdict(udp), Some(Some(Outcome::NoPort)));
+    assert_eq!(verdict(to("10.96.0.2", 80)), None);
+    assert_eq!(verdict(to("192.168.0.1", 31000)), None);
+}
+
+#[test]
 fn value_of_another_key_is_never_used() {
     let mut tables = Fake::default();
     tables.publish(cluster_ip("10.96.0.1"), FrontendFlags::NONE, 1, 0);

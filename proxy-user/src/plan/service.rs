@@ -99,6 +99,11 @@ fn plan_port(
         }
     }
 
+    // One of its ports answers for all that the Service does not have.
+    plan.frontends
+        .entry(FrontendKey::address(cluster_ip))
+        .or_insert(FrontendRow { service: key.clone(), flags: FrontendFlags::REFUSED });
+
     let endpoints = backends::endpoints(slices, port, family, place.node);
     let (mut row, left_out) = backends::choose(&endpoints, place);
     if ![service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local) {

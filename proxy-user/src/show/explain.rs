@@ -40,14 +40,14 @@ pub struct Explanation {
     pub protocol: String,
     /// The caller, in words.
     pub from: String,
-    /// The frontend at the destination; absent if Shunt leaves such a connection alone.
+    /// The frontend at the destination; absent if there is none at this port.
     pub frontend: Option<FrontendRef>,
     /// The service, `namespace/name` or `namespace/name:port`.
     pub service: Option<String>,
     /// Seconds for which a client stays with its backend, 0 for a new choice each time.
     pub affinity_seconds: u32,
     /// What happens: one answer, or two where it depends on whether the caller is inside the
-    /// cluster and that is not known. Empty without a frontend.
+    /// cluster and that is not known. Empty if Shunt leaves such a connection alone.
     pub answers: Vec<Answer>,
     /// The steps of the decision, in sentences.
     pub steps: Vec<Step>,
@@ -71,7 +71,7 @@ pub struct Answer {
     pub caller: &'static str,
     /// `forwarded`, `refused`, `dropped`; `inconsistent` if the maps contradict themselves.
     pub verdict: &'static str,
-    /// The set that is chosen from: `cluster` or `local`.
+    /// The set that is chosen from: `cluster`, `local` or, without a frontend, `none`.
     pub set: &'static str,
     /// Why, in a sentence.
     pub reason: String,
@@ -101,20 +101,31 @@ pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
         destination: SocketAddr::new(to.addr.into(), to.port.number()),
         protocol: to.proto.to_string(),
         from: from_words,
-        frontend: found.map(|(key, value)| FrontendRef::new(&key, value)),
+        frontend: None,
         service: None,
         affinity_seconds: 0,
         answers: Vec::new(),
         steps: Vec::new(),
         nearest: Vec::new(),
     };
+    let mut step = |finding: &str| {
+        explanation.steps.push(Step { step: "frontend", finding: finding.to_owned() });
+        explanation.nearest = reasons::nearest(snapshot, to);
+    };
     match found {
+        Some((key, _)) if key.scope() == Scope::Address => {
+            step("none at this port and protocol of a ClusterIP");
+            explanation.answers = vec![Answer {
+                caller: "anyone",
+                verdict: "refused",
+                set: "none",
+                reason: "the Service has no such port".to_owned(),
+                backends: Vec::new(),
+            }];
+        }
         Some((key, value)) => follow(snapshot, to, caller, (key, value), &mut explanation),
         None => {
-            let finding = "none at this address, port and protocol: Shunt leaves the connection \
-                           alone";
-            explanation.steps.push(Step { step: "frontend", finding: finding.to_owned() });
-            explanation.nearest = reasons::nearest(snapshot, to);
+            step("none at this address, port and protocol: Shunt leaves the connection alone");
         }
     }
     explanation
@@ -128,12 +139,13 @@ fn follow(
     (key, value): (FrontendKey, FrontendValue),
     explanation: &mut Explanation,
 ) {
+    explanation.frontend = Some(FrontendRef::new(&key, value));
     let mut step = |step, finding| explanation.steps.push(Step { step, finding });
     let kind = value.flags().kind();
     step(
         "frontend",
         match key.scope() {
-            Scope::Service => format!("{kind} {}", socket(to.addr, to.port)),
+            Scope::Service | Scope::Address => format!("{kind} {}", socket(to.addr, to.port)),
             Scope::Node if to.addr.is_loopback() => {
                 format!("NodePort {}, on loopback for processes of this node", to.port)
             }

@@ -4,7 +4,7 @@ use crate::pinned::{PinnedError, PinnedMaps, Range};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::Tables;
-use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::node::NodeAddr;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo, unpadded};
 use proxy_ebpf::slot::Slot;
@@ -34,7 +34,7 @@ pub struct Selected<'a> {
     pub id: ServiceId,
     /// Its names.
     pub info: &'a ServiceInfo,
-    /// Its frontends.
+    /// Its frontends, without what its address has beside them.
     pub frontends: Vec<(&'a FrontendKey, FrontendValue)>,
     /// Its backends; `None` if no frontend leads to them.
     pub range: Option<&'a Range>,
@@ -89,7 +89,8 @@ impl Snapshot {
     /// The service ports that `filter` admits, in the order of their names.
     pub fn select(&self, filter: &Filter) -> Vec<Selected<'_>> {
         let mut frontends: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (key, value) in &self.frontends {
+        let frontend = |(key, _): &(&FrontendKey, _)| key.scope() != Scope::Address;
+        for (key, value) in self.frontends.iter().filter(frontend) {
             frontends.entry(self.service_of(*value)).or_default().push((key, *value));
         }
         let admitted = self.services.iter().filter(|(_, info)| filter.admits(info));

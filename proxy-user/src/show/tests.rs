@@ -99,6 +99,7 @@ fn cluster() -> Snapshot {
     for (port, proto) in [("dns", Proto::UDP), ("dns-tcp", Proto::TCP)] {
         let range = s.service(("kube-system", "kube-dns", port), proto, [&dns, &[], &[]], 0);
         s.at("10.96.0.10:53", proto, range, F::NONE);
+        s.publish(FrontendKey::address(addr("10.96.0.10")), range, F::REFUSED);
     }
     let all = [("10.244.0.9:8080", READY), ("10.244.1.9:8080", HERE), ("10.244.2.9:8080", READY)];
     let range = s.service(

@@ -27,6 +27,8 @@ pub(crate) struct Served<'a> {
 
 pub(crate) const CLUSTER_IP: FrontendFlags = FrontendFlags::NONE;
 pub(crate) const NODE_PORT: FrontendFlags = FrontendFlags::NODE_PORT;
+/// All of an address that is no other frontend.
+pub(crate) const REFUSED: FrontendFlags = FrontendFlags::REFUSED;
 
 /// Keeps the maps of services.
 pub(crate) struct Writer(Applier<MapStore>);
@@ -87,7 +89,9 @@ pub(crate) fn end(end: SocketAddr) -> End {
 }
 
 pub(crate) fn frontend_key(net: Net, end: SocketAddr, flags: FrontendFlags) -> FrontendKey {
-    if flags.has(NODE_PORT) {
+    if flags.has(REFUSED) {
+        FrontendKey::address(end.ip().into())
+    } else if flags.has(NODE_PORT) {
         FrontendKey::node_port(end.ip().into(), port(end), net.proto)
     } else {
         FrontendKey::service(end.ip().into(), port(end), net.proto)

@@ -1,7 +1,7 @@
 //! Endpoints: which of them are used, by their conditions, and what happens without any.
 
 use crate::scene::{
-    Path, Scene, mapped_sockets, node_port, reaches, ready, refused, sockets, unready, vip,
+    Path, Scene, answer, mapped_sockets, node_port, reaches, ready, refused, sockets, unready, vip,
 };
 use anyhow::Result;
 use futures::future::try_join_all;
@@ -9,7 +9,7 @@ use lab::cluster::eventually;
 use lab::objects::terminating;
 use lab::{Ask, Cni, Serve};
 use serde_json::json;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 #[tokio::test]
@@ -32,6 +32,37 @@ async fn a_service_without_a_usable_endpoint_is_refused_at_once() -> Result<()> 
         refused(fact, &scene.client, mapped_sockets(vip(number))).await;
         refused(fact, &scene.client, sockets(node.addrs().at(node_port(number)))).await;
         refused(fact, node, sockets(vip(number))).await;
+    }
+    Ok(())
+}
+
+/// Scenario 24.
+#[tokio::test]
+async fn a_port_that_a_cluster_ip_does_not_have_is_refused_at_once() -> Result<()> {
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::strict(Cni::Routed).await?;
+        scene.publish(1, &[&scene.web[0]])?;
+        scene.start(path).await?;
+        let outsider = scene.routed_outsider().await?;
+        let node = scene.cluster.lab.node(0);
+        // A port like any other, and one that could be a NodePort's.
+        for port in [81, node_port(1)] {
+            let to = vip(1).map(|vip| SocketAddr::new(vip.ip(), port));
+            if path == Path::Socket {
+                refused("a socket", &scene.client, sockets(to)).await;
+                refused("a socket", &scene.client, mapped_sockets(to)).await;
+                refused("a process of the node", node, sockets(to)).await;
+            }
+            for ask in to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]) {
+                for from in [&*scene.client, &outsider] {
+                    let failure = from.ask(ask.clone()).await.expect_err("no such port");
+                    assert!(failure.refused_at_once(), "{path:?} {}: {failure}", from.name());
+                }
+            }
+        }
+        let program = if path == Path::Socket { "connect" } else { "ingress" };
+        assert!(scene.outcome(program, "no_port").await? >= 8, "{path:?}");
+        answer("the port that it has", &scene.client, &Ask::tcp(vip(1)[0])).await?;
     }
     Ok(())
 }
