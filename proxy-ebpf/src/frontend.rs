@@ -108,6 +108,12 @@ impl FrontendFlags {
         self.0 & other.0 == other.0
     }
 
+    /// Whether the address is a ClusterIP: given to one Service by the cluster itself.
+    #[inline(always)]
+    pub const fn is_cluster_ip(self) -> bool {
+        self.0 & (Self::NODE_PORT.0 | Self::EXTERNAL_IP.0 | Self::LOAD_BALANCER.0) == 0
+    }
+
     /// The kind of frontend, in Kubernetes' own words.
     pub const fn kind(self) -> &'static str {
         if self.has(Self::NODE_PORT) {
