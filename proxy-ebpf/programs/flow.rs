@@ -5,6 +5,7 @@
 //! The hooks fail open for what is not theirs, and closed (the packet is dropped and counted)
 //! where a service's packet cannot be translated: sent on as it is, it would reach a stranger.
 
+use crate::affinity::choose;
 use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
 use crate::maps::{
     CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, node_ports, now,
@@ -17,7 +18,8 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_ebpf::Proto;
-use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend, refusal};
+use proxy_ebpf::affinity::AffinityKey;
+use proxy_ebpf::choose::{Caller, Choice, Destination, find_frontend, refusal, shut_out};
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program};
@@ -244,6 +246,11 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
                 count_service(forward.service, |counters| counters.refused += 1);
                 return drop(Outcome::NoLocalEndpoint);
             }
+            SOURCE_NOT_ALLOWED => {
+                debug!(ctx, "dropped: service {} is not open to this source", forward.service.0);
+                count_service(forward.service, |counters| counters.refused += 1);
+                return drop(Outcome::SourceNotAllowed);
+            }
             _ => return pass(Outcome::Inconsistent),
         }
         // Datagrams may share their replies where connections may not.
@@ -285,6 +292,7 @@ fn frontend(headers: &Headers) -> FrontendValue {
 const CHOSEN: u32 = Outcome::Chosen as u32;
 const NO_ENDPOINT: u32 = Outcome::NoEndpoint as u32;
 const NO_LOCAL_ENDPOINT: u32 = Outcome::NoLocalEndpoint as u32;
+const SOURCE_NOT_ALLOWED: u32 = Outcome::SourceNotAllowed as u32;
 
 /// Writes the choice for a new flow into `forward`, and returns the number of its outcome.
 /// Without a choice only the service in `forward` means something.
@@ -296,8 +304,13 @@ fn choose_backend(
     random: u32,
     forward: &mut FlowValue,
 ) -> u32 {
+    if let Some(service) = shut_out(&KernelTables, value, headers.src.addr) {
+        forward.service = service;
+        return SOURCE_NOT_ALLOWED;
+    }
     let caller = caller(headers, value, from_pod);
-    match choose(&KernelTables, value, caller, random) {
+    let client = |service| AffinityKey::address(service, headers.src.addr);
+    match choose(value, caller, random, client) {
         Some(Choice::Backend(service, slot)) => {
             let backend = End { addr: slot.addr, port: slot.port };
             // The reply passes this node by itself if the backend is here or the client is. A

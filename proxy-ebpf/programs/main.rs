@@ -2,7 +2,7 @@
 //!
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
 //! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
-//! `reject` answers what is refused.
+//! `reject` answers what is refused. `affinity` chooses backends for both.
 
 #![no_std]
 #![no_main]
@@ -11,6 +11,7 @@
     reason = "a key that is moved is copied, and the stack has 512 bytes"
 )]
 
+mod affinity;
 mod entries;
 mod flow;
 mod fragment;

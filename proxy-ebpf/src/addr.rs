@@ -19,6 +19,9 @@ pub struct Addr([u32; 4]);
 const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
 
 impl Addr {
+    /// How many bits an address has, of either family.
+    pub const BITS: u32 = 128;
+
     /// The unspecified IPv6 address, `::`.
     pub const UNSPECIFIED_V6: Self = Self([0; 4]);
 

@@ -94,6 +94,10 @@ impl FrontendFlags {
     pub const LOAD_BALANCER: Self = Self(1 << 4);
     /// No port of the service: whoever asks is refused, whatever endpoints there are.
     pub const REFUSED: Self = Self(1 << 5);
+    /// Only the service's [sources](crate::source::Source) are let in.
+    pub const RESTRICTED: Self = Self(1 << 6);
+    /// With `RESTRICTED`: this node is one of the sources.
+    pub const ADMITS_NODE: Self = Self(1 << 7);
 
     /// Both sets of flags.
     #[must_use]

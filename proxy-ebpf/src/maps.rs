@@ -8,9 +8,11 @@
 //! | `services` | hash | [`ServiceId`] | [`ServiceInfo`] | agent |
 //! | `node_addrs` | hash | [`Addr`] | [`NodeAddr`] | agent |
 //! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
+//! | `source_ranges` | LPM trie | prefix of a [`Source`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `snat_cursors` | array | digest of the backend | `u32` | programs |
+//! | `affinity` | LRU hash | [`AffinityKey`] | [`AffinityRecord`] | programs; the agent forgets |
 //! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
 //! | `outcomes` | per-CPU array | [`counter_index`] | `u64` | programs |
 //! | `tcp_peers` | socket storage | socket | [`Translation`] | programs |
@@ -31,6 +33,9 @@
 //! [`ServiceCounters`]: crate::service::ServiceCounters
 //! [`NodeAddr`]: crate::node::NodeAddr
 //! [`Device`]: crate::node::Device
+//! [`Source`]: crate::source::Source
+//! [`AffinityKey`]: crate::affinity::AffinityKey
+//! [`AffinityRecord`]: crate::affinity::AffinityRecord
 //! [`FlowKey`]: crate::flow::FlowKey
 //! [`FlowValue`]: crate::flow::FlowValue
 //! [`counter_index`]: crate::outcome::counter_index
@@ -53,6 +58,10 @@ pub const SERVICES: u32 = 32_768;
 pub const NODE_ADDRS: u32 = 1_024;
 /// Prefixes of pods' addresses.
 pub const CLUSTER_CIDRS: u32 = 64;
+/// Prefixes of sources, over all services with `loadBalancerSourceRanges`.
+pub const SOURCE_RANGES: u32 = 65_536;
+/// Clients of services with affinity, the longest unseen of which are forgotten; 16 MB.
+pub const AFFINITY: u32 = 131_072;
 /// Devices that the packet path is attached to.
 pub const DEVICES: u32 = 4_096;
 /// Entries of flows: two or four a flow.
@@ -61,16 +70,18 @@ pub const FLOWS: u32 = 524_288;
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 15] = [
     "frontends",
     "slots",
     "backends",
     "services",
     "node_addrs",
     "cluster_cidrs",
+    "source_ranges",
     "devices",
     "flows",
     "snat_cursors",
+    "affinity",
     "service_counters",
     "outcomes",
     "tcp_peers",

@@ -58,6 +58,8 @@ pub enum Outcome {
     NoPort,
     /// Dropped: the traffic policy wants a local endpoint and there is none.
     NoLocalEndpoint,
+    /// Dropped: the source is none of those that the load balancer's address is open to.
+    SourceNotAllowed,
     /// A fragment or a header that the packet path does not read: left alone.
     Unsupported,
     /// A packet whose headers are cut off or contradict themselves: left alone.
@@ -79,13 +81,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NotOurs,
         Self::Chosen,
         Self::Matched,
         Self::NoEndpoint,
         Self::NoPort,
         Self::NoLocalEndpoint,
+        Self::SourceNotAllowed,
         Self::Unsupported,
         Self::Malformed,
         Self::Collision,
@@ -105,6 +108,7 @@ impl Outcome {
             Self::NoEndpoint => "no_endpoint",
             Self::NoPort => "no_port",
             Self::NoLocalEndpoint => "no_local_endpoint",
+            Self::SourceNotAllowed => "source_not_allowed",
             Self::Unsupported => "unsupported",
             Self::Malformed => "malformed",
             Self::Collision => "collision",

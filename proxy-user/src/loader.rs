@@ -10,13 +10,14 @@ pub mod links;
 pub mod store;
 pub mod sys;
 
-use crate::tables::NodeRows;
+use crate::tables::{NodeRows, Prefix};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapInfo};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
+use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::{FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
@@ -26,6 +27,7 @@ use proxy_ebpf::outcome::COUNTERS;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
 use proxy_ebpf::socket::{Translation, UdpPeers};
+use proxy_ebpf::source::Source;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -214,14 +216,14 @@ impl Dataplane {
         let map = self.ebpf.map_mut("cluster_cidrs");
         let map = map.ok_or_else(|| LoadError::Missing("cluster_cidrs".to_owned()))?;
         let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
-        let wanted: BTreeSet<(u32, Addr)> = cidrs.iter().map(prefix).collect();
-        let known = map.keys().filter_map(Result::ok).map(|key| (key.prefix_len(), key.data()));
-        let known: BTreeSet<(u32, Addr)> = known.collect();
-        for &(len, addr) in wanted.difference(&known) {
-            map.insert(&Key::new(len, addr), 1, 0).map_err(failed)?;
+        let wanted: BTreeSet<Prefix> = cidrs.iter().copied().map(Prefix::from).collect();
+        let prefix = |key: Key<Addr>| Prefix { addr: key.data(), bits: key.prefix_len() };
+        let known: BTreeSet<Prefix> = map.keys().filter_map(Result::ok).map(prefix).collect();
+        for &Prefix { addr, bits } in wanted.difference(&known) {
+            map.insert(&Key::new(bits, addr), 1, 0).map_err(failed)?;
         }
-        for &(len, addr) in known.difference(&wanted) {
-            map.remove(&Key::new(len, addr)).map_err(failed)?;
+        for &Prefix { addr, bits } in known.difference(&wanted) {
+            map.remove(&Key::new(bits, addr)).map_err(failed)?;
         }
         Ok(())
     }
@@ -299,6 +301,8 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "services" => of::<ServiceId, ServiceInfo>(maps::SERVICES),
         "node_addrs" => of::<Addr, NodeAddr>(maps::NODE_ADDRS),
         "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
+        "source_ranges" => of::<Key<Source>, u32>(maps::SOURCE_RANGES),
+        "affinity" => of::<AffinityKey, AffinityRecord>(maps::AFFINITY),
         "devices" => of::<u32, Device>(maps::DEVICES),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
         "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
@@ -308,15 +312,6 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "udp_peers" => of::<u32, UdpPeers>(0),
         _ => None,
     }
-}
-
-/// The key of the trie for `network`: how many bits of which sixteen bytes.
-fn prefix(network: &IpNetwork) -> (u32, Addr) {
-    let len = match network {
-        IpNetwork::V4(network) => 96 + u32::from(network.prefix()),
-        IpNetwork::V6(network) => u32::from(network.prefix()),
-    };
-    (len, network.network().into())
 }
 
 /// Makes the hash map `name` say just what `rows` say. Returns how many rows that took.

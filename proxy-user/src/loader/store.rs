@@ -4,13 +4,18 @@
 use super::LoadError;
 use super::sys::{self, BatchError, MappedArray};
 use crate::apply::{Store, StoreError};
+use crate::tables::Prefix;
 use aya::Ebpf;
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
+use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+use proxy_ebpf::source::Source;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -18,6 +23,8 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 pub struct MapStore {
     frontends: MapData,
     services: MapData,
+    source_ranges: LpmTrie<MapData, Source, u32>,
+    affinity: MapData,
     counters: PerCpuArray<MapData, ServiceCounters>,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
@@ -28,15 +35,26 @@ impl MapStore {
     /// Takes the maps out of `ebpf`.
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         let mut take = |name: &str| match ebpf.take_map(name) {
-            Some(Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map)) => Ok(map),
+            Some(
+                Map::Array(map)
+                | Map::HashMap(map)
+                | Map::LruHashMap(map)
+                | Map::LpmTrie(map)
+                | Map::PerCpuArray(map),
+            ) => Ok(map),
             _ => Err(LoadError::Missing(name.to_owned())),
         };
         let mapped = |e| LoadError::Kernel("map the slot and backend arrays into memory", e);
+        let source_ranges = Map::LpmTrie(take("source_ranges")?);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
         Ok(Self {
             frontends: take("frontends")?,
             services: take("services")?,
+            source_ranges: source_ranges
+                .try_into()
+                .map_err(|e| LoadError::Map("source_ranges", e))?,
+            affinity: take("affinity")?,
             counters: counters.try_into().map_err(|e| LoadError::Map("service_counters", e))?,
             slots: MappedArray::new(take("slots")?.fd().as_fd(), maps::SLOTS).map_err(mapped)?,
             backends: MappedArray::new(take("backends")?.fd().as_fd(), maps::BACKENDS)
@@ -93,6 +111,43 @@ impl Store for MapStore {
         }
     }
 
+    fn source_ranges(&self) -> Result<Vec<(ServiceId, Prefix)>, StoreError> {
+        let range = |key: Key<Source>| {
+            let Source { service, addr } = key.data();
+            (service, Prefix { addr, bits: key.prefix_len().saturating_sub(Source::SERVICE_BITS) })
+        };
+        let ranges = self.source_ranges.keys().map(|key| key.map(range));
+        ranges.collect::<Result<_, _>>().map_err(|e| map_error("source_ranges", "read", &e))
+    }
+
+    fn put_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError> {
+        let put = self.source_ranges.insert(&key(service, range), 1, 0);
+        put.map_err(|e| map_error("source_ranges", "write", &e))
+    }
+
+    fn remove_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError> {
+        match self.source_ranges.remove(&key(service, range)) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            result => result.map_err(|e| map_error("source_ranges", "remove a row from", &e)),
+        }
+    }
+
+    fn forget_clients(&mut self, services: &BTreeSet<ServiceId>) -> Result<(), StoreError> {
+        let map = self.affinity.fd().as_fd();
+        let known: Vec<(AffinityKey, AffinityRecord)> =
+            sys::entries(map).map_err(|e| error("affinity", "read", &e))?;
+        let keys = known.iter().map(|(key, _)| *key);
+        let keys: Vec<_> = keys.filter(|key| services.contains(&key.service())).collect();
+        let mut failed = each_batch(map, &keys, sys::delete_batch).into_iter();
+        match failed.find(|(_, e)| e.kind() != io::ErrorKind::NotFound) {
+            Some((_, e)) => Err(error("affinity", "remove a row from", &e)),
+            None => Ok(()),
+        }
+    }
+
     fn frontends(&self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
         sys::entries(self.frontends.fd().as_fd()).map_err(|e| error("frontends", "read", &e))
     }
@@ -132,9 +187,21 @@ pub(super) fn each_batch<R: Copy>(
     failed
 }
 
+fn key(service: ServiceId, range: Prefix) -> Key<Source> {
+    Key::new(Source::SERVICE_BITS + range.bits, Source { service, addr: range.addr })
+}
+
+fn map_error(map: &'static str, action: &'static str, cause: &MapError) -> StoreError {
+    match cause {
+        MapError::SyscallError(cause) => error(map, action, &cause.io_error),
+        other => StoreError { map, action, reason: other.to_string() },
+    }
+}
+
 fn error(map: &'static str, action: &'static str, error: &io::Error) -> StoreError {
     let reason = match error.raw_os_error() {
-        Some(libc::E2BIG) => "the map is full".to_owned(),
+        // A trie says ENOSPC, a hash E2BIG.
+        Some(libc::E2BIG | libc::ENOSPC) => "the map is full".to_owned(),
         _ => error.to_string(),
     };
     StoreError { map, action, reason }

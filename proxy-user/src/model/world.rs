@@ -40,7 +40,7 @@ struct Arrived {
 pub struct Touched {
     /// The Services that are new, gone or different, or whose slices are.
     pub services: BTreeSet<ObjectName>,
-    /// Whether the node's name or zone has changed, on which every Service depends.
+    /// Whether the node's name, zone or addresses have changed, on which every Service depends.
     pub everything: bool,
 }
 
@@ -202,7 +202,7 @@ impl World {
     /// A deleted Node object changes nothing: the node still runs, and may be registered again.
     fn put_node(&mut self, node: Option<Node>, touched: &mut Touched) {
         let Some(node) = node else { return };
-        let facts = |node: &Node| (node.name.clone(), node.zone.clone());
+        let facts = |node: &Node| (node.name.clone(), node.zone.clone(), node.internal_ips.clone());
         touched.everything = self.node.as_ref().map(facts) != Some(facts(&node));
         self.node = Some(node);
     }
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn node_touches_everything_only_by_name_and_zone() {
+    fn node_touches_everything_only_by_what_services_depend_on() {
         let mut world = World::default();
         assert!(world.apply(Change::Node(Some(node("zone-a")))).everything);
         let cordoned = Node { deleting: true, ..node("zone-a") };
@@ -294,6 +294,8 @@ mod tests {
         assert!(world.apply(Change::Node(None)).is_empty());
         assert_eq!(world.node(), Some(&cordoned), "the node outlives its object");
         assert!(world.apply(Change::Node(Some(node("zone-b")))).everything);
+        let moved = Node { internal_ips: vec![[192, 168, 0, 1].into()], ..node("zone-b") };
+        assert!(world.apply(Change::Node(Some(moved))).everything);
     }
 
     #[test]

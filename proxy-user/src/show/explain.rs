@@ -58,7 +58,7 @@ pub struct Explanation {
 /// A step of the decision.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Step {
-    /// What is decided: `frontend`, `service`, `policy`.
+    /// What is decided: `frontend`, `service`, `sources`, `policy`.
     pub step: &'static str,
     /// How.
     pub finding: String,
@@ -71,12 +71,21 @@ pub struct Answer {
     pub caller: &'static str,
     /// `forwarded`, `refused`, `dropped`; `inconsistent` if the maps contradict themselves.
     pub verdict: &'static str,
-    /// The set that is chosen from: `cluster`, `local` or, without a frontend, `none`.
+    /// The set that is chosen from: `cluster`, `local` or, where it does not come to a choice,
+    /// `none`.
     pub set: &'static str,
     /// Why, in a sentence.
     pub reason: String,
     /// The backends that may be chosen, each as likely as the other.
     pub backends: Vec<Candidate>,
+}
+
+impl Answer {
+    /// The same for every caller, and from no set.
+    fn before_choice(verdict: &'static str, reason: &str) -> Self {
+        let reason = reason.to_owned();
+        Self { caller: "anyone", verdict, set: "none", reason, backends: Vec::new() }
+    }
 }
 
 /// A backend that may be chosen.
@@ -115,15 +124,12 @@ pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
     match found {
         Some((key, _)) if key.scope() == Scope::Address => {
             step("none at this port and protocol of a ClusterIP");
-            explanation.answers = vec![Answer {
-                caller: "anyone",
-                verdict: "refused",
-                set: "none",
-                reason: "the Service has no such port".to_owned(),
-                backends: Vec::new(),
-            }];
+            explanation.answers =
+                vec![Answer::before_choice("refused", "the Service has no such port")];
         }
-        Some((key, value)) => follow(snapshot, to, caller, (key, value), &mut explanation),
+        Some((key, value)) => {
+            follow(snapshot, question, caller, (key, value), &mut explanation);
+        }
         None => {
             step("none at this address, port and protocol: Shunt leaves the connection alone");
         }
@@ -134,7 +140,7 @@ pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
 /// Follows the decision from a frontend to the backends.
 fn follow(
     snapshot: &Snapshot,
-    to: Destination,
+    Question { to, from }: Question,
     caller: Option<Caller>,
     (key, value): (FrontendKey, FrontendValue),
     explanation: &mut Explanation,
@@ -157,6 +163,15 @@ fn follow(
         step("service", format!("{} (id {})", snapshot.name(id), id.0));
         explanation.service = Some(snapshot.name(id));
         explanation.affinity_seconds = range.header.affinity_seconds;
+    }
+    if value.flags().has(FrontendFlags::RESTRICTED) {
+        let (admitted, finding) = reasons::sources(snapshot, value, from);
+        explanation.steps.push(Step { step: "sources", finding });
+        if !admitted {
+            let reason = "loadBalancerSourceRanges do not hold the source";
+            explanation.answers = vec![Answer::before_choice("dropped", reason)];
+            return;
+        }
     }
     explanation
         .steps
@@ -182,7 +197,7 @@ fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'stat
         None => &[],
     };
     let set = if local { "local" } else { "cluster" };
-    let (verdict, reason) = match choose(snapshot, value, caller, 0) {
+    let (verdict, reason) = match choose(snapshot, value, caller, 0, |_, _| None) {
         Some(Choice::Backend(..)) => ("forwarded", forwarded(slots, local)),
         Some(Choice::Refuse(_)) => {
             ("refused", "no endpoint of the service is ready or still serving, on any node".into())
@@ -249,7 +264,8 @@ impl Document for Explanation {
                 text += &format!("   and {more} more (-o json lists all)\n");
             }
         }
-        if self.affinity_seconds > 0 {
+        let forwarded = self.answers.iter().any(|answer| answer.verdict == "forwarded");
+        if forwarded && self.affinity_seconds > 0 {
             text += &format!(
                 "\na client stays with its backend for {} (session affinity)\n",
                 super::span(self.affinity_seconds.into())

@@ -8,7 +8,8 @@ use proxy_ebpf::frontend::{FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::node::NodeAddr;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo, unpadded};
 use proxy_ebpf::slot::Slot;
-use std::collections::BTreeMap;
+use proxy_ebpf::source::Source;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that the maps say of services.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,8 @@ pub struct Snapshot {
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
     /// The prefixes of the pods' addresses.
     pub cluster_cidrs: Vec<IpNetwork>,
+    /// The networks that restricted frontends are open to.
+    pub source_ranges: BTreeMap<ServiceId, BTreeSet<IpNetwork>>,
 }
 
 /// A service port, and what belongs to it.
@@ -73,6 +76,7 @@ impl Snapshot {
             services,
             node_addrs: maps.node_addrs()?,
             cluster_cidrs: maps.cluster_cidrs()?,
+            source_ranges: maps.source_ranges()?,
         })
     }
 
@@ -138,5 +142,10 @@ impl Tables for Snapshot {
 
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.get(addr).copied()
+    }
+
+    fn admits(&self, source: &Source) -> bool {
+        let ranges = self.source_ranges.get(&source.service);
+        ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(source.addr.into())))
     }
 }

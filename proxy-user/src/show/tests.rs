@@ -110,6 +110,10 @@ fn cluster() -> Snapshot {
     );
     s.at("10.96.7.7:80", Proto::TCP, range, F::NONE);
     s.at("203.0.113.5:80", Proto::TCP, range, F::LOAD_BALANCER.with(F::EXTERNAL_LOCAL));
+    let restricted = F::LOAD_BALANCER.with(F::RESTRICTED);
+    s.at("203.0.113.6:80", Proto::TCP, range, restricted);
+    let ranges = ["198.51.100.0/24", "10.244.0.0/16"].map(|range| range.parse().unwrap());
+    s.source_ranges.insert(ServiceId(3), ranges.into());
     let node_port = FrontendKey::node_port(Addr::UNSPECIFIED_V4, Port::new(30080), Proto::TCP);
     s.publish(node_port, range, F::NODE_PORT.with(F::EXTERNAL_LOCAL));
     let range = s.service(("default", "empty", "http"), Proto::TCP, [&[], &[], &[]], 0);
@@ -205,6 +209,9 @@ fn explanations_name_the_cause() {
         ("10.96.7.7:80", Proto::TCP, Some("10.244.2.77")),
         ("203.0.113.5:80", Proto::TCP, Some("198.51.100.7")),
         ("203.0.113.5:80", Proto::TCP, Some("10.244.0.2")),
+        ("203.0.113.6:80", Proto::TCP, Some("198.51.100.7")),
+        ("203.0.113.6:80", Proto::TCP, Some("198.51.101.7")),
+        ("203.0.113.6:80", Proto::TCP, None),
         ("192.168.0.1:30080", Proto::TCP, Some("192.168.0.1")),
         ("127.0.0.1:30080", Proto::TCP, None),
         ("127.0.0.1:30080", Proto::TCP, Some("10.244.0.2")),

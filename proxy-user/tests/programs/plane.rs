@@ -7,6 +7,7 @@ use crate::writer::{Served, Writer, end};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::Program as AyaProgram;
 use aya::{Pod, TestRun as _, TestRunOptions};
+use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::{FlowFlags, FlowKey, FlowValue, Hook};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -17,6 +18,7 @@ use proxy_user::loader::{Dataplane, FlowTable, Settings, pin_directory};
 use proxy_user::pinned::PinnedMaps;
 use proxy_user::tables::{Family, NodeRows};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -244,6 +246,25 @@ impl Plane {
             (named && info.proto == net.proto && info.family == family).then_some(*id)
         });
         self.maps.service_counters(id.unwrap()).unwrap()
+    }
+
+    /// What is remembered of the clients of services with affinity.
+    pub(crate) fn clients(&self) -> BTreeMap<AffinityKey, AffinityRecord> {
+        self.affinity().iter().map(Result::unwrap).collect()
+    }
+
+    /// Lets `seconds` pass for what is remembered of clients.
+    pub(crate) fn age_clients(&self, seconds: u64) {
+        let mut affinity = self.affinity();
+        for (key, mut record) in self.clients() {
+            record.used = record.used.saturating_sub(seconds * 1_000_000_000);
+            affinity.insert(key, record, 0).unwrap();
+        }
+    }
+
+    fn affinity(&self) -> HashMap<MapData, AffinityKey, AffinityRecord> {
+        let pin = pin_directory(&self.settings.bpffs_root).join("affinity");
+        Map::LruHashMap(MapData::from_pin(pin).unwrap()).try_into().unwrap()
     }
 
     /// Writes a row of the map `name` past everything that keeps it right.
