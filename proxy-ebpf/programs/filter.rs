@@ -3,6 +3,7 @@
 //! See [`proxy_ebpf::filter`] for the bitmaps.
 
 use crate::maps::{ADDR_FILTER, FLOW_FILTER, SNAT_PORT_FIRST, SNAT_PORT_LAST, node_ports};
+use proxy_ebpf::Addr;
 use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte};
 use proxy_ebpf::flow::{End, FlowKey, Hook};
 use proxy_ebpf::packet::Peek;
@@ -12,7 +13,6 @@ use proxy_ebpf::packet::Peek;
 /// NodePorts, and ports given by SNAT, are told by the port alone: both are few.
 #[inline(always)]
 pub(crate) fn may_be_served(end: End) -> bool {
-    let AddrBit { word, mask } = AddrBit::of(end.addr);
     let port = end.port.number();
     let node_ports = node_ports();
     if port >= node_ports.first && port <= node_ports.last
@@ -20,6 +20,13 @@ pub(crate) fn may_be_served(end: End) -> bool {
     {
         return true;
     }
+    may_be_service(end.addr)
+}
+
+/// Whether `addr` may be a service's.
+#[inline(always)]
+fn may_be_service(addr: Addr) -> bool {
+    let AddrBit { word, mask } = AddrBit::of(addr);
     match ADDR_FILTER.get(word) {
         Some(bits) => bits & mask != 0,
         None => true,
@@ -31,7 +38,7 @@ pub(crate) fn may_be_served(end: End) -> bool {
 pub(crate) fn may_match(packet: &Peek, hook: Hook) -> bool {
     match hook {
         Hook::Ingress => may_be_served(packet.dst),
-        Hook::Egress => may_be_flow(packet.src, packet.dst),
+        Hook::Egress => may_be_flow(packet.src, packet.dst) || may_be_service(packet.dst.addr),
     }
 }
 

@@ -5,10 +5,11 @@
 //! The hooks fail open for what is not theirs, and closed (the packet is dropped and counted)
 //! where a service's packet cannot be translated: sent on as it is, it would reach a stranger.
 
+use crate::affinity::choose;
 use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, node_ports, now,
-    random, scratch,
+    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, is_service_addr,
+    node_ports, now, random, scratch,
 };
 use crate::{filter, fragment, packet, reject};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -17,7 +18,8 @@ use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_ebpf::Proto;
-use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
+use proxy_ebpf::affinity::AffinityKey;
+use proxy_ebpf::choose::{Caller, Choice, Destination, find_frontend, refusal, shut_out};
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program};
@@ -117,12 +119,11 @@ fn leave(unread: Unread) -> Verdict {
 fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
-        // A connection begins with a SYN. Anything else is of a connection that another proxy
-        // still translates, or of one from this node whose port looks like a NodePort.
-        if !headers.has_transport() || headers.proto == Proto::TCP && !headers.tcp_flags.opens() {
-            return pass(Outcome::NotOurs);
-        }
-        return new_flow(ctx, headers, false);
+        return if begins_flow(headers) {
+            new_flow(ctx, headers, false)
+        } else {
+            pass(Outcome::NotOurs)
+        };
     };
     if headers.has_transport() && begins_anew(headers, value) {
         let known = serves(value);
@@ -138,7 +139,7 @@ fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
 fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let key = FlowKey::new(Hook::Egress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
-        return pass(Outcome::NotOurs);
+        return if begins_flow(headers) { leave_node(headers) } else { pass(Outcome::NotOurs) };
     };
     if value.is_pending()
         && let Err(outcome) = give_snat(ctx, &key, value)
@@ -147,6 +148,50 @@ fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
         return drop(outcome);
     }
     matched(ctx, headers, &key, value)
+}
+
+/// Whether a packet without a flow may begin one.
+///
+/// A connection begins with a SYN. Anything else is of a connection that another proxy still
+/// translates, or of one from this node whose port looks like a NodePort.
+#[inline(always)]
+fn begins_flow(headers: &Headers) -> bool {
+    headers.has_transport() && (headers.proto != Proto::TCP || headers.tcp_flags.opens())
+}
+
+/// A packet without a flow that is about to leave the node.
+///
+/// What the socket path has left alone, or has not seen (a process that is opted out), is still on
+/// its way to the service's address. The default route leads it to a stranger at best.
+#[inline(never)]
+fn leave_node(headers: &Headers) -> Verdict {
+    let value = frontend(headers);
+    if value.is_none() {
+        return no_frontend(headers);
+    }
+    let flags = value.flags();
+    if flags.has(FrontendFlags::REFUSED) {
+        drop(Outcome::NoPort)
+    } else if flags.has(FrontendFlags::INTERNAL_LOCAL) {
+        drop(Outcome::NoLocalEndpoint)
+    } else if flags.is_cluster_ip() {
+        drop(Outcome::Untranslated)
+    } else if flags.has(FrontendFlags::RESTRICTED) && !flags.has(FrontendFlags::ADMITS_NODE) {
+        drop(Outcome::SourceNotAllowed)
+    } else {
+        // A balancer or a router outside may have the address too.
+        pass(Outcome::NotOurs)
+    }
+}
+
+/// A packet to an address, port and protocol that no service has.
+#[inline(always)]
+fn no_frontend(headers: &Headers) -> Verdict {
+    if is_service_addr(&headers.dst.addr) {
+        drop(Outcome::Unallocated)
+    } else {
+        pass(Outcome::NotOurs)
+    }
 }
 
 /// Whether the packet asks for a choice although its flow is known: a connection that begins, or
@@ -232,7 +277,7 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     let value = frontend(headers);
     if value.is_none() {
-        return pass(Outcome::NotOurs);
+        return no_frontend(headers);
     }
     let from_pod = is_from_pod(ctx);
     let mut forward = FlowValue::default();
@@ -244,15 +289,23 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
             CHOSEN => {}
             NO_ENDPOINT if known && headers.proto == Proto::UDP => return stay(ctx, headers),
             NO_ENDPOINT => {
-                debug!(ctx, "refused: service {} has no usable endpoint", forward.service.0);
+                debug!(
+                    ctx,
+                    "refused: service {} has no such port or no endpoint", forward.service.0
+                );
                 count_service(forward.service, |counters| counters.refused += 1);
                 // Also at a NodePort: what listens there on the node is not the service.
-                return refuse(Outcome::NoEndpoint);
+                return refuse(refusal(value.flags()));
             }
             NO_LOCAL_ENDPOINT => {
                 debug!(ctx, "dropped: service {} has no endpoint here", forward.service.0);
                 count_service(forward.service, |counters| counters.refused += 1);
                 return drop(Outcome::NoLocalEndpoint);
+            }
+            SOURCE_NOT_ALLOWED => {
+                debug!(ctx, "dropped: service {} is not open to this source", forward.service.0);
+                count_service(forward.service, |counters| counters.refused += 1);
+                return drop(Outcome::SourceNotAllowed);
             }
             _ => return pass(Outcome::Inconsistent),
         }
@@ -295,6 +348,7 @@ fn frontend(headers: &Headers) -> FrontendValue {
 const CHOSEN: u32 = Outcome::Chosen as u32;
 const NO_ENDPOINT: u32 = Outcome::NoEndpoint as u32;
 const NO_LOCAL_ENDPOINT: u32 = Outcome::NoLocalEndpoint as u32;
+const SOURCE_NOT_ALLOWED: u32 = Outcome::SourceNotAllowed as u32;
 
 /// Writes the choice for a new flow into `forward`, and returns the number of its outcome.
 /// Without a choice only the service in `forward` means something.
@@ -306,8 +360,13 @@ fn choose_backend(
     random: u32,
     forward: &mut FlowValue,
 ) -> u32 {
+    if let Some(service) = shut_out(&KernelTables, value, headers.src.addr) {
+        forward.service = service;
+        return SOURCE_NOT_ALLOWED;
+    }
     let caller = caller(headers, value, from_pod);
-    match choose(&KernelTables, value, caller, random) {
+    let client = |service| AffinityKey::address(service, headers.src.addr);
+    match choose(value, caller, random, client) {
         Some(Choice::Backend(service, slot)) => {
             let backend = End { addr: slot.addr, port: slot.port };
             // The reply passes this node by itself if the backend is here or the client is. A

@@ -1,8 +1,8 @@
 //! Shunt's kernel programs: the entry points.
 //!
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
-//! `filter` leaves early, `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
-//! `reject` answers what is refused.
+//! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
+//! `reject` answers what is refused. For both, `filter` leaves early and `affinity` chooses.
 
 #![no_std]
 #![no_main]
@@ -11,6 +11,7 @@
     reason = "a key that is moved is copied, and the stack has 512 bytes"
 )]
 
+mod affinity;
 mod entries;
 mod filter;
 mod flow;

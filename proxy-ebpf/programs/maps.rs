@@ -4,10 +4,12 @@
 
 use crate::fragment;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::{Global, helpers};
 use core::ptr;
+use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::{NodePortRange, Tables};
 use proxy_ebpf::flow::Hook;
 use proxy_ebpf::flow::{FlowKey, FlowValue, Stamp};
@@ -18,6 +20,7 @@ use proxy_ebpf::packet::Headers;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::socket::{self, TcpPeer, UdpPeers};
+use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, filter, maps};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
@@ -42,6 +45,16 @@ static NODE_ADDRS: HashMap<Addr, NodeAddr, { maps::NODE_ADDRS as usize }> = Hash
 #[btf_map(name = "cluster_cidrs")]
 pub(crate) static CLUSTER_CIDRS: LpmTrie<Addr, u32, { maps::CLUSTER_CIDRS as usize }> =
     LpmTrie::new();
+
+#[btf_map(name = "service_cidrs")]
+static SERVICE_CIDRS: LpmTrie<Addr, u32, { maps::SERVICE_CIDRS as usize }> = LpmTrie::new();
+
+#[btf_map(name = "source_ranges")]
+static SOURCE_RANGES: LpmTrie<Source, u32, { maps::SOURCE_RANGES as usize }> = LpmTrie::new();
+
+#[btf_map(name = "affinity")]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityRecord, { maps::AFFINITY as usize }> =
+    LruHashMap::new();
 
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
@@ -121,6 +134,17 @@ impl Tables for KernelTables {
         // SAFETY: copied at once; a recycled element would be another address of this node.
         unsafe { NODE_ADDRS.get(addr) }.copied()
     }
+
+    #[inline(always)]
+    fn admits(&self, source: &Source) -> bool {
+        SOURCE_RANGES.get(&Key::new(Source::BITS, *source)).is_some()
+    }
+}
+
+/// Whether Services take their ClusterIPs from a range that holds `addr`.
+#[inline(always)]
+pub(crate) fn is_service_addr(addr: &Addr) -> bool {
+    SERVICE_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
 }
 
 /// The state of a backend; "no backend" for an id that is out of range.
@@ -150,11 +174,17 @@ pub(crate) fn count_service(service: ServiceId, add: impl FnOnce(&mut ServiceCou
     }
 }
 
+/// The current time to a few milliseconds, in nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn nanoseconds() -> u64 {
+    // SAFETY: no preconditions; since Linux 5.11.
+    unsafe { helpers::generated::bpf_ktime_get_coarse_ns() }
+}
+
 /// The current coarse time.
 #[inline(always)]
 pub(crate) fn now() -> Stamp {
-    // SAFETY: no preconditions; since Linux 5.11.
-    Stamp::from_nanoseconds(unsafe { helpers::generated::bpf_ktime_get_coarse_ns() })
+    Stamp::from_nanoseconds(nanoseconds())
 }
 
 /// A number that is uniform over all 32-bit numbers.

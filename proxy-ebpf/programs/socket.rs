@@ -4,6 +4,7 @@
 //!
 //! All hooks fail open: what they cannot decide they leave alone, and the packet path sees it.
 
+use crate::affinity::choose;
 use crate::filter;
 use crate::maps::{
     HOST_NETNS_COOKIE, KernelTables, TCP_PEERS, UDP_PEERS, backend_state, count, count_service,
@@ -14,9 +15,10 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, 
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use core::ptr;
-use proxy_ebpf::choose::{Caller, Choice, Destination, choose, find_frontend};
+use proxy_ebpf::affinity::AffinityKey;
+use proxy_ebpf::choose::{Caller, Choice, Destination, find_frontend, refusal};
 use proxy_ebpf::flow::End;
-use proxy_ebpf::frontend::FrontendValue;
+use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::service::ServiceId;
 use proxy_ebpf::slot::Slot;
@@ -104,29 +106,55 @@ fn proto(ctx: &SockAddrContext) -> Proto {
     Proto(unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).protocol) } as u8)
 }
 
+/// The cookie of the socket's network namespace.
+#[inline(always)]
+fn namespace(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: the helper takes the context of this program type; since Linux 5.7.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
 /// Whether the socket is in the node's own network namespace, where NodePorts are also served
 /// at loopback addresses.
 #[inline(always)]
 fn is_in_host_namespace(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the helper takes the context of this program type; since Linux 5.7.
-    HOST_NETNS_COOKIE.load() == unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+    HOST_NETNS_COOKIE.load() == namespace(ctx)
 }
 
 /// The frontend that the caller asks for.
+///
+/// A socket has no source address yet, so one that is open to some sources only is left to the
+/// packet path; but what the node itself may reach is known.
 #[inline(always)]
 fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValue> {
     if !filter::may_be_served(End { addr: to.addr, port: to.port }) {
         return None;
     }
     let loopback = to.addr.is_loopback() && is_in_host_namespace(ctx);
-    find_frontend(&KernelTables, to, node_ports(), loopback).map(|(_, value)| value)
+    let (_, value) = find_frontend(&KernelTables, to, node_ports(), loopback)?;
+    let flags = value.flags();
+    (!flags.has(FrontendFlags::RESTRICTED)
+        || flags.has(FrontendFlags::ADMITS_NODE) && is_in_host_namespace(ctx))
+    .then_some(value)
+}
+
+/// The backend for a connection or a first datagram to a frontend with `value`.
+#[inline(always)]
+fn choose_backend(ctx: &SockAddrContext, value: FrontendValue) -> Option<Choice> {
+    choose(value, Caller::Internal, random(), |service| {
+        AffinityKey::namespace(service, namespace(ctx))
+    })
 }
 
 /// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.
 #[inline(always)]
-fn refuse(ctx: &SockAddrContext, program: Program, service: ServiceId) -> i32 {
-    debug!(ctx, "refused: service {} has no usable endpoint", service.0);
-    count(program, Outcome::NoEndpoint as u32);
+fn refuse(
+    ctx: &SockAddrContext,
+    program: Program,
+    frontend: FrontendValue,
+    service: ServiceId,
+) -> i32 {
+    debug!(ctx, "refused: service {} has no such port or no endpoint", service.0);
+    count(program, refusal(frontend.flags()) as u32);
     count_service(service, |counters| counters.refused += 1);
     // SAFETY: allowed in these hooks; since Linux 5.18.
     let _previous = unsafe { bpf_set_retval(-ECONNREFUSED) };
@@ -157,7 +185,7 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         count(Program::Connect, Outcome::NotOurs as u32);
         return ALLOW;
     };
-    match choose(&KernelTables, value, Caller::Internal, random()) {
+    match choose_backend(ctx, value) {
         Some(Choice::Backend(service, slot)) => {
             let translation = translate::<F>(ctx, frontend, service, slot);
             let kept = if proto == Proto::TCP {
@@ -168,7 +196,7 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
             count(Program::Connect, kept_or_full(kept) as u32);
             ALLOW
         }
-        Some(Choice::Refuse(service)) => refuse(ctx, Program::Connect, service),
+        Some(Choice::Refuse(service)) => refuse(ctx, Program::Connect, value, service),
         Some(Choice::Drop(service)) => leave_to_packet_path(Program::Connect, service),
         None => {
             count(Program::Connect, Outcome::Inconsistent as u32);
@@ -197,7 +225,7 @@ pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         count(Program::Sendmsg, Outcome::Matched as u32);
         return ALLOW;
     }
-    match choose(&KernelTables, value, Caller::Internal, random()) {
+    match choose_backend(ctx, value) {
         Some(Choice::Backend(service, slot)) => {
             let translation = translate::<F>(ctx, frontend, service, slot);
             let kept = keep_udp_peer(ctx, translation);
@@ -210,7 +238,7 @@ pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
                 count(Program::Sendmsg, Outcome::Matched as u32);
                 ALLOW
             }
-            None => refuse(ctx, Program::Sendmsg, service),
+            None => refuse(ctx, Program::Sendmsg, value, service),
         },
         Some(Choice::Drop(service)) => leave_to_packet_path(Program::Sendmsg, service),
         None => {

@@ -19,6 +19,9 @@ pub struct Addr([u32; 4]);
 const MAPPED_PREFIX: u32 = 0xffff_u32.to_be();
 
 impl Addr {
+    /// How many bits an address has, of either family.
+    pub const BITS: u32 = 128;
+
     /// The unspecified IPv6 address, `::`.
     pub const UNSPECIFIED_V6: Self = Self([0; 4]);
 
@@ -76,6 +79,15 @@ impl Addr {
     #[inline(always)]
     pub const fn unspecified(self) -> Self {
         if self.is_v4() { Self::UNSPECIFIED_V4 } else { Self::UNSPECIFIED_V6 }
+    }
+
+    /// The first of the 256 addresses that differ from this one in their last eight bits alone, and
+    /// these bits.
+    #[inline(always)]
+    pub const fn block(self) -> (Self, u8) {
+        let [w0, w1, w2, w3] = self.0;
+        let [a, b, c, last] = w3.to_ne_bytes();
+        (Self([w0, w1, w2, u32::from_ne_bytes([a, b, c, 0])]), last)
     }
 
     /// A 32-bit digest: equal addresses have equal digests, others rarely do.

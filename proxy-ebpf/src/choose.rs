@@ -6,8 +6,10 @@
 use crate::addr::{Addr, Port, Proto};
 use crate::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use crate::node::NodeAddr;
+use crate::outcome::Outcome;
 use crate::service::ServiceId;
-use crate::slot::{RangeHeader, Slot};
+use crate::slot::{BackendFlags, RangeHeader, Slot};
+use crate::source::Source;
 
 /// Read access to the tables that a decision needs.
 pub trait Tables {
@@ -17,6 +19,8 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<Slot>;
     /// What `addr` is good for, if it is an address of this node.
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
+    /// Whether a range of the service holds the source.
+    fn admits(&self, source: &Source) -> bool;
 }
 
 /// The ports among which NodePorts are looked for, both ends included.
@@ -53,7 +57,7 @@ pub struct Destination {
 pub enum Choice {
     /// It goes to the backend in the slot.
     Backend(ServiceId, Slot),
-    /// No endpoint is usable anywhere: it is refused at once.
+    /// No endpoint is usable anywhere, or the service has no such port: it is refused at once.
     Refuse(ServiceId),
     /// The policy wants a local endpoint and there are only others: it is dropped silently, so
     /// that a load balancer's health check, not the client's error, moves the traffic.
@@ -62,8 +66,9 @@ pub enum Choice {
 
 /// The frontend at `to`, if there is one.
 ///
-/// A service's own address comes before a NodePort. `loopback` says whether NodePorts are also
-/// served at loopback addresses: only to the sockets of the node's own network namespace.
+/// A service's own address comes before a NodePort; last comes what a ClusterIP has beside its
+/// frontends. `loopback` says whether NodePorts are also served at loopback addresses: only to
+/// the sockets of the node's own network namespace.
 #[inline(always)]
 pub fn find_frontend<T: Tables>(
     tables: &T,
@@ -76,18 +81,23 @@ pub fn find_frontend<T: Tables>(
         return Some((key, value));
     }
     let port = to.port.number();
-    if port < node_ports.first || port > node_ports.last {
-        return None;
-    }
-    let accepted = match tables.node_addr(&to.addr) {
-        Some(addr) => addr.accepts_node_ports(),
-        None => loopback && to.addr.is_loopback(),
+    let key = if port >= node_ports.first
+        && port <= node_ports.last
+        && accepts_node_ports(tables, &to.addr, loopback)
+    {
+        FrontendKey::node_port(to.addr, to.port, to.proto)
+    } else {
+        FrontendKey::address(to.addr)
     };
-    if !accepted {
-        return None;
-    }
-    let key = FrontendKey::node_port(to.addr, to.port, to.proto);
     read_frontend(tables, &key).map(|value| (key, value))
+}
+
+#[inline(always)]
+fn accepts_node_ports<T: Tables>(tables: &T, addr: &Addr, loopback: bool) -> bool {
+    match tables.node_addr(addr) {
+        Some(addr) => addr.accepts_node_ports(),
+        None => loopback && addr.is_loopback(),
+    }
 }
 
 /// The value under `key`, looked up once more if the first one belonged to another key.
@@ -100,7 +110,21 @@ fn read_frontend<T: Tables>(tables: &T, key: &FrontendKey) -> Option<FrontendVal
     tables.frontend(key).filter(|value| value.tag() == key.tag())
 }
 
+/// The service that does not let `addr` in by a frontend with `value`. Comes before the choice:
+/// whoever is shut out is not told whether there is an endpoint.
+#[inline(always)]
+pub fn shut_out<T: Tables>(tables: &T, value: FrontendValue, addr: Addr) -> Option<ServiceId> {
+    if !value.flags().has(FrontendFlags::RESTRICTED) {
+        return None;
+    }
+    let RangeHeader { service, .. } = RangeHeader::from_slot(&tables.slot(value.range())?);
+    (!tables.admits(&Source { service, addr })).then_some(service)
+}
+
 /// The choice for a new connection of `caller` to a frontend with `value`.
+///
+/// With affinity, `recall` gives the backend that the client has, if it is in the set whose flag
+/// it is asked for; no other service pays for that.
 ///
 /// `random` is uniform over all 32-bit numbers; it is scaled to the number of backends, with a
 /// bias below n / 2³². `None` if the slot array does not hold what the frontend names, which the
@@ -111,22 +135,34 @@ pub fn choose<T: Tables>(
     value: FrontendValue,
     caller: Caller,
     random: u32,
+    recall: impl FnOnce(&RangeHeader, BackendFlags) -> Option<Slot>,
 ) -> Option<Choice> {
     let header = RangeHeader::from_slot(&tables.slot(value.range())?);
-    if header.cluster == 0 {
+    if header.cluster == 0 || value.flags().has(FrontendFlags::REFUSED) {
         return Some(Choice::Refuse(header.service));
     }
-    let (first, count) = if uses_local_set(value.flags(), caller) {
-        (1 + header.cluster, header.local)
+    let (first, count, set) = if uses_local_set(value.flags(), caller) {
+        (1 + header.cluster, header.local, BackendFlags::IN_LOCAL_SET)
     } else {
-        (1, header.cluster)
+        (1, header.cluster, BackendFlags::IN_CLUSTER_SET)
     };
     if count == 0 {
         return Some(Choice::Drop(header.service));
     }
+    if header.affinity_seconds != 0
+        && let Some(slot) = recall(&header, set)
+    {
+        return Some(Choice::Backend(header.service, slot));
+    }
     let index = ((random as u64 * count as u64) >> 32) as u32;
     let slot = tables.slot(value.range().wrapping_add(first + index))?;
     Some(Choice::Backend(header.service, slot))
+}
+
+/// Why a frontend with `flags` refuses.
+#[inline(always)]
+pub const fn refusal(flags: FrontendFlags) -> Outcome {
+    if flags.has(FrontendFlags::REFUSED) { Outcome::NoPort } else { Outcome::NoEndpoint }
 }
 
 /// Whether `caller` gets the local set of a frontend with `flags`.

@@ -4,8 +4,9 @@
 //! costs a cache miss or two. What a filter does not know is certain to be none of ours; what it
 //! knows may still be another's, and then the tables decide as ever.
 //!
-//! The filter of addresses has a bit for each address of a frontend; the agent writes it. The
-//! filter of flows has a byte for each entry at egress: the generation in which it was last known.
+//! The filter of addresses has a word for each block of 256 addresses, with a bit for those of
+//! them that end alike: one bit is set for a frontend's address, the whole word for a block that is
+//! for services alone. The agent writes it. The filter of flows has a byte for each entry at egress: the generation in which it was last known.
 //! Programs write it when they make an entry, and the agent for all entries that it finds in each
 //! new generation. Nothing is ever taken back that a program may be about to share: bytes of the
 //! last three generations count, the third for a program that was slow to write.
@@ -13,8 +14,9 @@
 use crate::addr::{Addr, finish};
 use crate::flow::End;
 
-/// Words of the filter of addresses: 2¹⁸ bits, four for each frontend of a full table.
-pub const ADDR_WORDS: u32 = 4_096;
+/// Words of the filter of addresses; the 4,096 blocks of a /12, the largest prefix of services
+/// that Kubernetes allows, set a thirty-second of them.
+pub const ADDR_WORDS: u32 = 131_072;
 /// Bytes of the filter of flows, two for each entry of a full table.
 pub const FLOW_BYTES: u32 = 1 << 20;
 /// Elements of eight bytes in the filter of flows: its bytes, and one that is the generation.
@@ -35,8 +37,8 @@ impl AddrBit {
     /// The bit of `addr`.
     #[inline(always)]
     pub const fn of(addr: Addr) -> Self {
-        let digest = addr.digest();
-        Self { word: (digest >> 6) & (ADDR_WORDS - 1), mask: 1 << (digest & 63) }
+        let (block, last) = addr.block();
+        Self { word: block.digest() & (ADDR_WORDS - 1), mask: 1 << (last & 63) }
     }
 }
 
@@ -87,16 +89,17 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_addresses_spread_over_the_bitmap() {
-        let mut seen = [0_u64; ADDR_WORDS as usize];
-        let mut shared = 0;
-        for host in 0..20_000 {
-            let AddrBit { word, mask } = AddrBit::of(end(0x0a60_0000 + host, 0).addr);
-            shared += u32::from(seen[word as usize] & mask != 0);
-            seen[word as usize] |= mask;
-        }
-        // At random, 20,000 addresses in 2¹⁸ bits meet about 740 times.
-        assert!(shared < 1_000, "{shared} addresses share a bit with another");
+    fn blocks_of_addresses_spread_over_the_words() {
+        let word = |block: u32| AddrBit::of(end(0x0a60_0000 + (block << 8), 0).addr).word;
+        let mut words: Vec<_> = (0..4_096).map(word).collect();
+        words.sort_unstable();
+        words.dedup();
+        // At random, 4,096 blocks share about 64 of 131,072 words.
+        assert!(words.len() > 3_950, "4,096 blocks have {} words", words.len());
+        let [first, last, next] =
+            [0x0a60_0001, 0x0a60_00ff, 0x0a60_0002].map(|host| AddrBit::of(end(host, 0).addr));
+        assert_eq!(first.word, last.word);
+        assert_ne!(first.mask, next.mask);
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub enum Scope {
     /// A NodePort. The key's address is the unspecified one of the family, and the frontend is
     /// reached at every node address that [`crate::node::NodeAddr`] accepts.
     Node,
+    /// All of a ClusterIP that is no frontend of its own: other ports, other protocols. The key
+    /// has no port, and whoever asks is refused.
+    Address,
 }
 
 /// The key of a frontend.
@@ -41,10 +44,20 @@ impl FrontendKey {
         Self { addr: addr.unspecified(), port, proto, scope: 1 }
     }
 
+    /// What `addr` has beside its frontends.
+    #[inline(always)]
+    pub const fn address(addr: Addr) -> Self {
+        Self { addr, port: Port::new(0), proto: Proto(0), scope: 2 }
+    }
+
     /// What the address stands for.
     #[inline(always)]
     pub const fn scope(&self) -> Scope {
-        if self.scope == 0 { Scope::Service } else { Scope::Node }
+        match self.scope {
+            0 => Scope::Service,
+            1 => Scope::Node,
+            _ => Scope::Address,
+        }
     }
 
     /// A digest of the key that its value repeats.
@@ -79,6 +92,12 @@ impl FrontendFlags {
     pub const EXTERNAL_IP: Self = Self(1 << 3);
     /// An address of `status.loadBalancer.ingress`.
     pub const LOAD_BALANCER: Self = Self(1 << 4);
+    /// No port of the service: whoever asks is refused, whatever endpoints there are.
+    pub const REFUSED: Self = Self(1 << 5);
+    /// Only the service's [sources](crate::source::Source) are let in.
+    pub const RESTRICTED: Self = Self(1 << 6);
+    /// With `RESTRICTED`: this node is one of the sources.
+    pub const ADMITS_NODE: Self = Self(1 << 7);
 
     /// Both sets of flags.
     #[must_use]
@@ -91,6 +110,12 @@ impl FrontendFlags {
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// Whether the address is a ClusterIP: given to one Service by the cluster itself.
+    #[inline(always)]
+    pub const fn is_cluster_ip(self) -> bool {
+        self.0 & (Self::NODE_PORT.0 | Self::EXTERNAL_IP.0 | Self::LOAD_BALANCER.0) == 0
     }
 
     /// The kind of frontend, in Kubernetes' own words.

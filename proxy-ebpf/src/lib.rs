@@ -11,6 +11,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod affinity;
 pub mod checksum;
 pub mod choose;
 pub mod filter;
@@ -23,6 +24,7 @@ pub mod packet;
 pub mod service;
 pub mod slot;
 pub mod socket;
+pub mod source;
 
 pub use addr::{Addr, Port, Proto};
 

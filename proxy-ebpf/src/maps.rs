@@ -8,11 +8,14 @@
 //! | `services` | hash | [`ServiceId`] | [`ServiceInfo`] | agent |
 //! | `node_addrs` | hash | [`Addr`] | [`NodeAddr`] | agent |
 //! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
+//! | `service_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
+//! | `source_ranges` | LPM trie | prefix of a [`Source`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `addr_filter` | array, mmap | index | [`AddrBit`]s | agent |
 //! | `flow_filter` | array, mmap | index | bytes of [`flow_byte`] | programs, agent |
 //! | `snat_cursors` | array | digest of the backend | `u32` | programs |
+//! | `affinity` | LRU hash | [`AffinityKey`] | [`AffinityRecord`] | programs; the agent forgets |
 //! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
 //! | `outcomes` | per-CPU array | [`counter_index`] | `u64` | programs |
 //! | `tcp_peers` | array | [`TcpPeer::place`] | [`TcpPeer`] | programs |
@@ -35,6 +38,9 @@
 //! [`Device`]: crate::node::Device
 //! [`AddrBit`]: crate::filter::AddrBit
 //! [`flow_byte`]: crate::filter::flow_byte
+//! [`Source`]: crate::source::Source
+//! [`AffinityKey`]: crate::affinity::AffinityKey
+//! [`AffinityRecord`]: crate::affinity::AffinityRecord
 //! [`FlowKey`]: crate::flow::FlowKey
 //! [`FlowValue`]: crate::flow::FlowValue
 //! [`counter_index`]: crate::outcome::counter_index
@@ -58,6 +64,12 @@ pub const SERVICES: u32 = 32_768;
 pub const NODE_ADDRS: u32 = 1_024;
 /// Prefixes of pods' addresses.
 pub const CLUSTER_CIDRS: u32 = 64;
+/// Prefixes that ClusterIPs are taken from.
+pub const SERVICE_CIDRS: u32 = 64;
+/// Prefixes of sources, over all services with `loadBalancerSourceRanges`.
+pub const SOURCE_RANGES: u32 = 65_536;
+/// Clients of services with affinity, the longest unseen of which are forgotten; 16 MB.
+pub const AFFINITY: u32 = 131_072;
 /// Devices that the packet path is attached to.
 pub const DEVICES: u32 = 4_096;
 /// Entries of flows: two or four a flow.
@@ -66,18 +78,21 @@ pub const FLOWS: u32 = 524_288;
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 18] = [
     "frontends",
     "slots",
     "backends",
     "services",
     "node_addrs",
     "cluster_cidrs",
+    "service_cidrs",
+    "source_ranges",
     "devices",
     "flows",
     "addr_filter",
     "flow_filter",
     "snat_cursors",
+    "affinity",
     "service_counters",
     "outcomes",
     "tcp_peers",

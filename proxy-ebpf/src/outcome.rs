@@ -54,8 +54,16 @@ pub enum Outcome {
     Matched,
     /// Refused: no endpoint of the service is usable.
     NoEndpoint,
+    /// Refused: the address is a ClusterIP, but no Service has this port of it.
+    NoPort,
     /// Dropped: the traffic policy wants a local endpoint and there is none.
     NoLocalEndpoint,
+    /// Dropped: the source is none of those that the load balancer's address is open to.
+    SourceNotAllowed,
+    /// Dropped: the address lies in a ServiceCIDR, and no Service has it.
+    Unallocated,
+    /// Dropped: a packet was about to leave the node for a ClusterIP that nothing translated.
+    Untranslated,
     /// A fragment or a header that the packet path does not read: left alone.
     Unsupported,
     /// A packet whose headers are cut off or contradict themselves: left alone.
@@ -77,12 +85,16 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::NotOurs,
         Self::Chosen,
         Self::Matched,
         Self::NoEndpoint,
+        Self::NoPort,
         Self::NoLocalEndpoint,
+        Self::SourceNotAllowed,
+        Self::Unallocated,
+        Self::Untranslated,
         Self::Unsupported,
         Self::Malformed,
         Self::Collision,
@@ -100,7 +112,11 @@ impl Outcome {
             Self::Chosen => "chosen",
             Self::Matched => "matched",
             Self::NoEndpoint => "no_endpoint",
+            Self::NoPort => "no_port",
             Self::NoLocalEndpoint => "no_local_endpoint",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::Unallocated => "unallocated",
+            Self::Untranslated => "untranslated",
             Self::Unsupported => "unsupported",
             Self::Malformed => "malformed",
             Self::Collision => "collision",

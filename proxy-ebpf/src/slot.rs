@@ -26,6 +26,10 @@ impl BackendFlags {
     /// The endpoint still serves: ready, or serving while it terminates. Existing UDP flows may
     /// stay with it.
     pub const SERVING: Self = Self(1 << 2);
+    /// In a [`BackendState`] of a service with affinity: the backend is in the cluster set.
+    pub const IN_CLUSTER_SET: Self = Self(1 << 3);
+    /// In a [`BackendState`] of a service with affinity: the backend is in the local set.
+    pub const IN_LOCAL_SET: Self = Self(1 << 4);
 
     /// Both sets of flags.
     #[must_use]
@@ -43,7 +47,7 @@ impl BackendFlags {
 
 /// One backend of a service, as the programs choose it.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Slot {
     /// The endpoint's address.
     pub addr: Addr,

@@ -4,15 +4,18 @@
 //! a [`Store`]. It decides nothing about services. Order makes every moment consistent for a
 //! program that reads meanwhile:
 //!
-//! 1. names, states of new backends, and complete new ranges, which nothing names yet;
+//! 1. names, states of new backends, source ranges that open, and complete new ranges of slots,
+//!    which nothing names yet;
 //! 2. frontends, one atomic word each: from here on new connections see the new backends;
 //! 3. frontends that go;
-//! 4. states of backends that went, so that UDP flows leave them and find the new ones;
+//! 4. states of backends that went, so that UDP flows leave them and find the new ones; source
+//!    ranges that close, and the clients of a service that has no affinity any more;
 //! 5. old ranges and ids wait in quarantine until no program can still read them.
 //!
 //! A row that cannot be written (a table is full) is kept and tried again at every pass; the
 //! others are written all the same.
 
+mod clients;
 mod place;
 mod pool;
 mod restore;
@@ -20,7 +23,7 @@ mod store;
 
 pub use store::{Store, StoreError};
 
-use crate::tables::{BackendRow, FrontendRow, ServiceKey, TableDelta, describe};
+use crate::tables::{BackendRow, FrontendRow, Prefix, ServiceKey, TableDelta, describe};
 use pool::{IdPool, RangePool};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
@@ -51,6 +54,9 @@ pub enum ApplyError {
     /// A service's names could not be written or removed.
     #[error("service {0}: {1}")]
     Service(ServiceKey, StoreError),
+    /// A service's source ranges could not be written or removed.
+    #[error("source ranges of service {0}: {1}")]
+    SourceRanges(ServiceKey, StoreError),
 }
 
 impl ApplyError {
@@ -62,13 +68,14 @@ impl ApplyError {
             | Self::NameTooLong(service)
             | Self::FrontendWaits(_, service)
             | Self::Frontend(_, service, _)
-            | Self::Service(service, _) => service,
+            | Self::Service(service, _)
+            | Self::SourceRanges(service, _) => service,
         }
     }
 }
 
 /// A service that has an id and a range.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Placed {
     id: ServiceId,
     range: u32,
@@ -76,6 +83,10 @@ struct Placed {
     /// All serving backends, sorted by row.
     backends: Vec<(BackendRow, BackendId)>,
     frontends: BTreeSet<FrontendKey>,
+    /// Whether the service had affinity when it was last written in full.
+    affinity: bool,
+    /// The source ranges that are written.
+    source_ranges: BTreeSet<Prefix>,
 }
 
 /// Ids and ranges that wait to be free again: see [`Applier::take_quarantine`].
@@ -103,6 +114,8 @@ pub struct Applier<S> {
     backend_ids: IdPool,
     ranges: RangePool,
     quarantine: Quarantine,
+    /// Services whose clients are to be forgotten.
+    affinity_ended: BTreeMap<ServiceId, ServiceKey>,
     /// Rows that could not be written, to be tried again.
     unwritten: TableDelta,
     /// Rows written or removed so far.
@@ -117,14 +130,20 @@ impl<S: Store> Applier<S> {
         let mut errors = Vec::new();
         let mut publish = BTreeMap::new();
         let mut gone_backends = Vec::new();
+        let mut placed_rows = Vec::new();
         let (kept, gone): (Vec<_>, Vec<_>) =
             services.into_iter().partition(|(_, row)| row.is_some());
 
         for (key, row) in kept {
             let Some(row) = row else { continue };
             match self.place(&key, &row, &mut gone_backends) {
-                Ok(moved) if moved => self.republish(&key, &mut publish),
-                Ok(_) => {}
+                Ok(moved) => {
+                    if moved {
+                        self.republish(&key, &mut publish);
+                    }
+                    self.admit(&key, &row, &mut errors);
+                    placed_rows.push((key, row));
+                }
                 Err(error) => {
                     errors.push(error);
                     self.unwritten.services.insert(key, Some(row));
@@ -140,6 +159,9 @@ impl<S: Store> Applier<S> {
         }
         self.put_frontends(publish, &mut errors);
         self.remove_frontends(removals, &mut errors);
+        for (key, row) in placed_rows {
+            self.settle(&key, &row, &mut errors);
+        }
         for id in gone_backends {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);
@@ -147,6 +169,7 @@ impl<S: Store> Applier<S> {
         for (key, _) in gone {
             self.remove_service(&key, &mut errors);
         }
+        self.forget_clients(&mut errors);
         errors
     }
 
@@ -272,6 +295,7 @@ impl<S: Store> Applier<S> {
 
     /// Removes a service that no frontend names any more.
     fn remove_service(&mut self, key: &ServiceKey, errors: &mut Vec<ApplyError>) {
+        self.close(key, &BTreeSet::new(), errors);
         let Some(placed) = self.services.get(key) else { return };
         let removed = match placed.frontends.first() {
             Some(frontend) => Err(ApplyError::FrontendWaits(*frontend, key.clone())),
@@ -289,6 +313,9 @@ impl<S: Store> Applier<S> {
         self.writes += 1;
         self.quarantine.ranges.push((placed.range, placed.len));
         self.quarantine.services.push(placed.id);
+        if placed.affinity {
+            self.affinity_ended.insert(placed.id, key.clone());
+        }
         for (_, id) in placed.backends {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);

@@ -6,6 +6,7 @@
 //! or link that is not in its own directory.
 
 pub mod devices;
+mod filter;
 mod flows;
 pub mod links;
 pub mod store;
@@ -13,15 +14,17 @@ pub mod sys;
 
 pub use flows::FlowTable;
 
-use crate::tables::NodeRows;
+use crate::tables::{NodeRows, Prefix};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{HashMap, LpmTrie, Map, MapInfo};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use filter::SharedFilter;
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
+use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::filter;
+use proxy_ebpf::filter::{ADDR_WORDS, FLOW_ELEMENTS};
 use proxy_ebpf::flow::{FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::{self, globals};
@@ -30,6 +33,7 @@ use proxy_ebpf::outcome::COUNTERS;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
 use proxy_ebpf::socket::{TCP_PEERS, TcpPeer, UdpPeers};
+use proxy_ebpf::source::Source;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -133,6 +137,7 @@ pub enum LoadError {
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: PathBuf,
+    addr_filter: SharedFilter,
 }
 
 /// The directory that holds everything of one layout below the BPF file system.
@@ -189,12 +194,16 @@ impl Dataplane {
         for name in PACKET_PROGRAMS {
             packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
-        Ok(Self { ebpf, pins })
+        let Some(Map::Array(filter)) = ebpf.map("addr_filter") else {
+            return Err(LoadError::Missing("addr_filter".to_owned()));
+        };
+        let addr_filter = SharedFilter::new(filter.fd().as_fd())?;
+        Ok(Self { ebpf, pins, addr_filter })
     }
 
     /// Hands out the maps that services are written to; once.
     pub fn take_store(&mut self) -> Result<store::MapStore, LoadError> {
-        store::MapStore::new(&mut self.ebpf)
+        store::MapStore::new(&mut self.ebpf, self.addr_filter.clone())
     }
 
     /// Hands out the programs' log; once. Silent unless the loader has set a level.
@@ -209,25 +218,20 @@ impl Dataplane {
     pub fn write_node(&mut self, rows: &NodeRows) -> Result<u64, LoadError> {
         let addrs = sync_hash(&mut self.ebpf, "node_addrs", &rows.addrs)?;
         let devices = sync_hash(&mut self.ebpf, "devices", &rows.devices)?;
-        Ok(addrs + devices)
+        let cidrs = match &rows.service_cidrs {
+            Some(cidrs) => {
+                self.addr_filter.lock().cover(cidrs);
+                sync_trie(&mut self.ebpf, "service_cidrs", cidrs)?
+            }
+            None => 0,
+        };
+        Ok(addrs + devices + cidrs)
     }
 
     /// Makes the map of the pods' prefixes say just `cidrs`.
     pub fn write_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), LoadError> {
-        let failed = |e| LoadError::Map("cluster_cidrs", e);
-        let map = self.ebpf.map_mut("cluster_cidrs");
-        let map = map.ok_or_else(|| LoadError::Missing("cluster_cidrs".to_owned()))?;
-        let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
-        let wanted: BTreeSet<(u32, Addr)> = cidrs.iter().map(prefix).collect();
-        let known = map.keys().filter_map(Result::ok).map(|key| (key.prefix_len(), key.data()));
-        let known: BTreeSet<(u32, Addr)> = known.collect();
-        for &(len, addr) in wanted.difference(&known) {
-            map.insert(&Key::new(len, addr), 1, 0).map_err(failed)?;
-        }
-        for &(len, addr) in known.difference(&wanted) {
-            map.remove(&Key::new(len, addr)).map_err(failed)?;
-        }
-        Ok(())
+        let cidrs = cidrs.iter().copied().map(Prefix::from).collect();
+        sync_trie(&mut self.ebpf, "cluster_cidrs", &cidrs).map(drop)
     }
 
     /// The loaded programs and their names, to be measured or run on made packets.
@@ -285,10 +289,13 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "services" => of::<ServiceId, ServiceInfo>(maps::SERVICES),
         "node_addrs" => of::<Addr, NodeAddr>(maps::NODE_ADDRS),
         "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
+        "service_cidrs" => of::<Key<Addr>, u32>(maps::SERVICE_CIDRS),
+        "source_ranges" => of::<Key<Source>, u32>(maps::SOURCE_RANGES),
+        "affinity" => of::<AffinityKey, AffinityRecord>(maps::AFFINITY),
         "devices" => of::<u32, Device>(maps::DEVICES),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
-        "addr_filter" => of::<u32, u64>(filter::ADDR_WORDS),
-        "flow_filter" => of::<u32, u64>(filter::FLOW_ELEMENTS),
+        "addr_filter" => of::<u32, u64>(ADDR_WORDS),
+        "flow_filter" => of::<u32, u64>(FLOW_ELEMENTS),
         "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
         "service_counters" => of::<u32, ServiceCounters>(maps::SERVICES),
         "outcomes" => of::<u32, u64>(COUNTERS),
@@ -296,15 +303,6 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "udp_peers" => of::<u32, UdpPeers>(0),
         _ => None,
     }
-}
-
-/// The key of the trie for `network`: how many bits of which sixteen bytes.
-fn prefix(network: &IpNetwork) -> (u32, Addr) {
-    let len = match network {
-        IpNetwork::V4(network) => 96 + u32::from(network.prefix()),
-        IpNetwork::V6(network) => u32::from(network.prefix()),
-    };
-    (len, network.network().into())
 }
 
 /// Makes the hash map `name` say just what `rows` say. Returns how many rows that took.
@@ -331,6 +329,26 @@ where
         written += 1;
     }
     Ok(written)
+}
+
+/// Makes the trie `name` say just `wanted`. Returns how many rows that took.
+fn sync_trie(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    wanted: &BTreeSet<Prefix>,
+) -> Result<u64, LoadError> {
+    let failed = |e| LoadError::Map(name, e);
+    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
+    let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
+    let prefix = |key: Key<Addr>| Prefix { addr: key.data(), bits: key.prefix_len() };
+    let known: BTreeSet<Prefix> = map.keys().filter_map(Result::ok).map(prefix).collect();
+    for &Prefix { addr, bits } in wanted.difference(&known) {
+        map.insert(&Key::new(bits, addr), 1, 0).map_err(failed)?;
+    }
+    for &Prefix { addr, bits } in known.difference(wanted) {
+        map.remove(&Key::new(bits, addr)).map_err(failed)?;
+    }
+    Ok(wanted.symmetric_difference(&known).count() as u64)
 }
 
 fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {

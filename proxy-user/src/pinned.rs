@@ -10,7 +10,9 @@ pub use counters::{Counters, Fill, NoLocal, OutcomeCount, ServiceCount};
 pub use range::Range;
 
 use crate::loader::{pin_directory, sys};
+use crate::tables::Prefix;
 use aya::Pod;
+use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
@@ -21,9 +23,9 @@ use proxy_ebpf::maps::LAYOUT;
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader, Slot};
-use std::collections::BTreeMap;
+use proxy_ebpf::source::Source;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -96,6 +98,8 @@ pub struct PinnedMaps {
     services: Table<HashMap<MapData, ServiceId, ServiceInfo>>,
     node_addrs: Table<HashMap<MapData, Addr, NodeAddr>>,
     cluster_cidrs: Table<LpmTrie<MapData, Addr, u32>>,
+    service_cidrs: Table<LpmTrie<MapData, Addr, u32>>,
+    source_ranges: Table<LpmTrie<MapData, Source, u32>>,
     devices: Table<HashMap<MapData, u32, Device>>,
     flows: Table<HashMap<MapData, FlowKey, FlowValue>>,
     service_counters: Table<PerCpuArray<MapData, ServiceCounters>>,
@@ -122,6 +126,8 @@ impl PinnedMaps {
             services: Table::open(&dir, "services")?,
             node_addrs: Table::open(&dir, "node_addrs")?,
             cluster_cidrs: Table::open(&dir, "cluster_cidrs")?,
+            service_cidrs: Table::open(&dir, "service_cidrs")?,
+            source_ranges: Table::open(&dir, "source_ranges")?,
             devices: Table::open(&dir, "devices")?,
             flows: Table::open(&dir, "flows")?,
             service_counters: Table::open(&dir, "service_counters")?,
@@ -149,17 +155,25 @@ impl PinnedMaps {
 
     /// The prefixes of the pods' addresses.
     pub fn cluster_cidrs(&self) -> Result<Vec<IpNetwork>, PinnedError> {
-        let mut cidrs = Vec::new();
-        for key in self.cluster_cidrs.map.keys().take(2 * self.cluster_cidrs.max as usize) {
-            let key = key.map_err(|source| self.cluster_cidrs.unreadable(source))?;
-            let addr = key.data();
-            let bits = key.prefix_len().saturating_sub(if addr.is_v4() { 96 } else { 0 });
-            // The agent writes whole prefixes, so no key is left out.
-            cidrs.extend(IpNetwork::new(IpAddr::from(addr), bits as u8));
+        self.cluster_cidrs.networks()
+    }
+
+    /// The networks that ClusterIPs are taken from.
+    pub fn service_cidrs(&self) -> Result<Vec<IpNetwork>, PinnedError> {
+        self.service_cidrs.networks()
+    }
+
+    /// The networks that the restricted frontends of services are open to.
+    pub fn source_ranges(&self) -> Result<BTreeMap<ServiceId, BTreeSet<IpNetwork>>, PinnedError> {
+        let table = &self.source_ranges;
+        let mut ranges: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for key in table.map.keys().take(2 * table.max as usize) {
+            let key = key.map_err(|source| table.unreadable(source))?;
+            let Source { service, addr } = key.data();
+            let bits = key.prefix_len().saturating_sub(Source::SERVICE_BITS);
+            ranges.entry(service).or_default().extend(Prefix { addr, bits }.network());
         }
-        cidrs.sort();
-        cidrs.dedup();
-        Ok(cidrs)
+        Ok(ranges)
     }
 
     /// The devices of the packet path, by interface index.
@@ -230,6 +244,10 @@ impl Tables for PinnedMaps {
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.map.get(addr, 0).ok()
     }
+
+    fn admits(&self, source: &Source) -> bool {
+        self.source_ranges.map.get(&Key::new(Source::BITS, *source), 0).is_ok()
+    }
 }
 
 impl<M: TryFrom<Map, Error = MapError>> Table<M> {
@@ -255,6 +273,18 @@ impl<M: TryFrom<Map, Error = MapError>> Table<M> {
 impl<M> Table<M> {
     fn unreadable(&self, source: MapError) -> PinnedError {
         PinnedError::Read { map: self.name, source: Box::new(source) }
+    }
+}
+
+impl Table<LpmTrie<MapData, Addr, u32>> {
+    fn networks(&self) -> Result<Vec<IpNetwork>, PinnedError> {
+        let mut networks = BTreeSet::new();
+        for key in self.map.keys().take(2 * self.max as usize) {
+            let key = key.map_err(|source| self.unreadable(source))?;
+            // The agent writes whole prefixes, so no key is left out.
+            networks.extend(Prefix { addr: key.data(), bits: key.prefix_len() }.network());
+        }
+        Ok(networks.into_iter().collect())
     }
 }
 

@@ -11,6 +11,7 @@ mod backends;
 mod claims;
 pub mod node;
 mod service;
+mod sources;
 
 #[cfg(test)]
 mod properties;
@@ -116,6 +117,7 @@ impl Planner {
         let place = Place {
             node: &self.node_name,
             zone: world.node().and_then(|node| node.zone.as_deref()),
+            node_ips: world.node().map_or(&[], |node| &node.internal_ips),
             external_ips: self.external_ips,
         };
         let service = world.service(name);

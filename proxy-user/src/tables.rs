@@ -2,13 +2,14 @@
 //!
 //! `plan` produces them and `apply` writes them; neither knows the other.
 
+use ipnetwork::IpNetwork;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port, Proto};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 /// One port of one Service: what a [`ServiceId`](proxy_ebpf::service::ServiceId) stands for.
@@ -63,6 +64,43 @@ pub struct ServiceRow {
     pub local: Vec<BackendRow>,
     /// Client-IP affinity in seconds, 0 for none.
     pub affinity_seconds: u32,
+    /// The sources that its restricted frontends are open to.
+    pub source_ranges: BTreeSet<Prefix>,
+}
+
+/// A network, as the tries of the maps have it: the first bits of an address of sixteen bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Prefix {
+    /// The network's address.
+    pub addr: Addr,
+    /// How many bits of it count.
+    pub bits: u32,
+}
+
+/// How many bits an IPv4 address has before it as an [`Addr`].
+const MAPPED_BITS: u32 = 96;
+
+impl From<IpNetwork> for Prefix {
+    fn from(network: IpNetwork) -> Self {
+        let before = if network.is_ipv4() { MAPPED_BITS } else { 0 };
+        let bits = before + u32::from(network.prefix());
+        Self { addr: network.network().into(), bits }
+    }
+}
+
+impl From<Addr> for Prefix {
+    fn from(addr: Addr) -> Self {
+        Self { addr, bits: Addr::BITS }
+    }
+}
+
+impl Prefix {
+    /// The network; `None` for bits that are none of the family's.
+    pub fn network(self) -> Option<IpNetwork> {
+        let before = if self.addr.is_v4() { MAPPED_BITS } else { 0 };
+        let bits = u8::try_from(self.bits.checked_sub(before)?).ok()?;
+        IpNetwork::new(IpAddr::from(self.addr), bits).ok()
+    }
 }
 
 /// What a frontend leads to.
@@ -80,6 +118,7 @@ pub fn describe(key: &FrontendKey) -> String {
         Scope::Service => {
             format!("{}/{}", SocketAddr::new(key.addr.into(), key.port.number()), key.proto)
         }
+        Scope::Address => format!("the address {}", key.addr),
         Scope::Node => format!("NodePort {}/{} ({})", key.port, key.proto, Family::of(key.addr)),
     }
 }
@@ -151,6 +190,8 @@ pub struct NodeRows {
     pub addrs: BTreeMap<Addr, NodeAddr>,
     /// The devices of the packet path, by interface index.
     pub devices: BTreeMap<u32, Device>,
+    /// The networks that ClusterIPs are taken from; `None` while that is not known.
+    pub service_cidrs: Option<BTreeSet<Prefix>>,
 }
 
 impl TableDelta {

@@ -167,7 +167,7 @@ fn what_is_in_the_pinned_maps_is_read() {
     let node_ports = NodePortRange { first: 30000, last: 32767 };
     let (found, value) = find_frontend(&maps, to, node_ports, false).unwrap();
     assert_eq!(found, key);
-    assert_eq!(choose(&maps, value, Caller::Internal, 0), Some(Choice::Drop(SERVICE)));
+    assert_eq!(choose(&maps, value, Caller::Internal, 0, |_, _| None), Some(Choice::Drop(SERVICE)));
 }
 
 #[test]

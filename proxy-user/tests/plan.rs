@@ -189,6 +189,12 @@ fn describe(output: &mut String, before: &Tables, delta: &TableDelta) -> anyhow:
             if flags.has(FrontendFlags::EXTERNAL_LOCAL) {
                 output.push_str(", outsiders get the local set");
             }
+            if flags.has(FrontendFlags::RESTRICTED) {
+                output.push_str(", its sources only");
+            }
+            if flags.has(FrontendFlags::ADMITS_NODE) {
+                output.push_str(" and this node");
+            }
         }
         output.push('\n');
     }
@@ -198,6 +204,10 @@ fn describe(output: &mut String, before: &Tables, delta: &TableDelta) -> anyhow:
 fn describe_backends(output: &mut String, row: &ServiceRow) -> anyhow::Result<()> {
     if row.affinity_seconds > 0 {
         writeln!(output, "    affinity {} s", row.affinity_seconds)?;
+    }
+    for range in &row.source_ranges {
+        let network = range.network().context("a prefix of its family")?;
+        writeln!(output, "    open to {network}")?;
     }
     if row.all.is_empty() {
         writeln!(output, "    no endpoint")?;
@@ -228,6 +238,7 @@ fn sign(was: bool, is: bool) -> char {
 fn frontend(key: &FrontendKey) -> String {
     match key.scope() {
         Scope::Service => format!("{}/{}", socket_addr(key), key.proto),
+        Scope::Address => format!("{}/*", key.addr),
         Scope::Node => format!("node:{}/{} {}", key.port, key.proto, Family::of(key.addr)),
     }
 }

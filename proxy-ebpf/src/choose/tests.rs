@@ -11,6 +11,7 @@ struct Fake {
     frontends: HashMap<FrontendKey, FrontendValue>,
     slots: Vec<Slot>,
     node_addrs: HashMap<Addr, NodeAddr>,
+    sources: Vec<Source>,
 }
 
 impl Tables for Fake {
@@ -22,6 +23,9 @@ impl Tables for Fake {
     }
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.get(addr).copied()
+    }
+    fn admits(&self, source: &Source) -> bool {
+        self.sources.contains(source)
     }
 }
 
@@ -52,7 +56,7 @@ impl Fake {
 
     fn backend(&self, to: Destination, caller: Caller, random: u32) -> Option<Choice> {
         let (_, value) = find_frontend(self, to, NODE_PORTS, false)?;
-        choose(self, value, caller, random)
+        choose(self, value, caller, random, |_, _| None)
     }
 }
 
@@ -124,6 +128,73 @@ fn node_port_is_found_at_accepted_addresses_only() {
     assert!(!found("192.168.7.7", 31775, false));
     assert!(!found("fd00::1", 31775, false), "a NodePort of one family is not in the other");
     assert!(found("127.0.0.1", 31775, true) && !found("127.0.0.1", 31775, false));
+}
+
+#[test]
+fn what_a_cluster_ip_has_beside_its_frontends_is_refused_whatever_endpoints_there_are() {
+    let mut tables = Fake::default();
+    let (web, node) = (addr("10.96.0.1"), addr("192.168.0.1"));
+    let frontend = FrontendKey::service(web, Port::new(80), Proto::TCP);
+    tables.publish(frontend, FrontendFlags::NONE, 2, 0);
+    tables.publish(FrontendKey::address(web), FrontendFlags::REFUSED, 2, 0);
+    tables.node_addrs.insert(node, NodeAddr::NODE_PORT);
+    let verdict = |to: Destination| {
+        let (_, value) = find_frontend(&tables, to, NODE_PORTS, false)?;
+        let refused = matches!(
+            choose(&tables, value, Caller::Internal, 0, |_, _| None),
+            Some(Choice::Refuse(_))
+        );
+        Some(refused.then(|| refusal(value.flags())))
+    };
+    assert_eq!(verdict(to("10.96.0.1", 80)), Some(None));
+    assert_eq!(verdict(to("10.96.0.1", 81)), Some(Some(Outcome::NoPort)));
+    assert_eq!(verdict(to("10.96.0.1", 31000)), Some(Some(Outcome::NoPort)));
+    let udp = Destination { proto: Proto::UDP, ..to("10.96.0.1", 80) };
+    assert_eq!(verdict(udp), Some(Some(Outcome::NoPort)));
+    assert_eq!(verdict(to("10.96.0.2", 80)), None);
+    assert_eq!(verdict(to("192.168.0.1", 31000)), None);
+}
+
+#[test]
+fn only_its_sources_reach_a_restricted_frontend_and_all_reach_another() {
+    let mut tables = Fake::default();
+    tables.publish(cluster_ip("192.0.2.1"), FrontendFlags::RESTRICTED, 0, 0);
+    tables.publish(cluster_ip("10.96.0.1"), FrontendFlags::NONE, 0, 0);
+    let (friend, stranger) = (addr("203.0.113.1"), addr("203.0.113.2"));
+    tables.sources = [(7, friend), (8, stranger)]
+        .map(|(service, addr)| Source { service: ServiceId(service), addr })
+        .into();
+    let shut_out =
+        |vip: &str, source| shut_out(&tables, tables.frontends[&cluster_ip(vip)], source);
+    assert_eq!(shut_out("192.0.2.1", friend), None);
+    assert_eq!(shut_out("192.0.2.1", stranger), Some(ServiceId(7)));
+    assert_eq!(shut_out("10.96.0.1", stranger), None);
+}
+
+#[test]
+fn client_keeps_the_backend_that_is_recalled_and_others_are_never_asked() {
+    use FrontendFlags as F;
+    let mut tables = Fake::default();
+    let [sticky, plain] = [cluster_ip("10.96.0.1"), cluster_ip("10.96.0.2")];
+    tables.publish(sticky, F::EXTERNAL_LOCAL, 2, 1);
+    let mut header = RangeHeader::from_slot(&tables.slots[0]);
+    header.affinity_seconds = 5;
+    tables.slots[0] = header.to_slot();
+    tables.publish(plain, F::NONE, 2, 0);
+    let known = tables.slots[2];
+    for (caller, set) in [
+        (Caller::Internal, BackendFlags::IN_CLUSTER_SET),
+        (Caller::External, BackendFlags::IN_LOCAL_SET),
+    ] {
+        let choice = choose(&tables, tables.frontends[&sticky], caller, 0, |header, asked| {
+            assert_eq!((header.affinity_seconds, asked), (5, set));
+            Some(known)
+        });
+        assert_eq!(choice, Some(Choice::Backend(ServiceId(7), known)));
+    }
+    let recall = |_: &RangeHeader, _| panic!("a service without affinity asks nobody");
+    let choice = choose(&tables, tables.frontends[&plain], Caller::Internal, 0, recall);
+    assert!(matches!(choice, Some(Choice::Backend(_, slot)) if slot.backend == BackendId(0)));
 }
 
 #[test]

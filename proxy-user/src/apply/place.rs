@@ -6,8 +6,7 @@
 use super::{Applier, ApplyError, Placed, Quarantine, Store};
 use crate::tables::{BackendRow, Family, ServiceKey, ServiceRow};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
-use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader, Slot};
-use std::collections::BTreeSet;
+use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 
 impl<S: Store> Applier<S> {
     /// Gives the service an id and a range that holds `row`. Returns whether the range is
@@ -32,6 +31,8 @@ impl<S: Store> Applier<S> {
             gone.extend(gone_rows.map(|(_, id)| *id));
             self.quarantine.ranges.push((old.range, old.len));
             placed.frontends = old.frontends;
+            placed.affinity = old.affinity;
+            placed.source_ranges = old.source_ranges;
         }
         self.services.insert(key.clone(), placed);
         Ok(true)
@@ -90,7 +91,7 @@ impl<S: Store> Applier<S> {
         }
         self.writes += 1;
         self.store.write_slots(range, &slots);
-        Ok(Some(Placed { id, range, len, backends, frontends: BTreeSet::new() }))
+        Ok(Some(Placed { id, range, len, backends, ..Placed::default() }))
     }
 
     /// Whether the range of `placed` holds just `slots`.
@@ -132,7 +133,16 @@ impl<S: Store> Applier<S> {
 
 /// The state of a backend of `row`.
 pub(super) fn state(service: ServiceId, row: &ServiceRow, backend: BackendRow) -> BackendState {
-    let flags = row.all.get(&backend).copied().unwrap_or_default();
+    let mut flags = row.all.get(&backend).copied().unwrap_or_default();
+    if row.affinity_seconds != 0 {
+        let sets = [
+            (&row.cluster, BackendFlags::IN_CLUSTER_SET),
+            (&row.local, BackendFlags::IN_LOCAL_SET),
+        ];
+        for (_, flag) in sets.iter().filter(|(set, _)| set.binary_search(&backend).is_ok()) {
+            flags = flags.with(*flag);
+        }
+    }
     BackendState::new(service, backend.addr, backend.port, flags)
 }
 

@@ -6,7 +6,7 @@
 use super::place::{info, slots, state};
 use super::pool::{IdPool, RangePool};
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
-use crate::tables::{BackendRow, Family, ServiceKey, ServicePortName, TableDelta, Tables};
+use crate::tables::{BackendRow, Family, Prefix, ServiceKey, ServicePortName, TableDelta, Tables};
 use proxy_ebpf::frontend::FrontendKey;
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
@@ -59,7 +59,7 @@ impl<S: Store> Applier<S> {
                 store.write_backend(id, BackendState::default());
             }
         }
-        Ok(Self {
+        let mut applier = Self {
             store,
             services,
             frontends,
@@ -67,9 +67,12 @@ impl<S: Store> Applier<S> {
             backend_ids: IdPool::new(maps::BACKENDS, &backend_ids),
             ranges: RangePool::new(maps::SLOTS, &ranges),
             quarantine: Quarantine::default(),
+            affinity_ended: BTreeMap::new(),
             unwritten: TableDelta::default(),
             writes: 0,
-        })
+        };
+        applier.find_source_ranges()?;
+        Ok(applier)
     }
 
     /// Brings the maps to exactly `tables`, from whatever was applied before.
@@ -109,8 +112,27 @@ impl<S: Store> Applier<S> {
                 self.store.put_service(placed.id, &info)?;
             }
         }
+        self.find_source_ranges()?;
         let errors = self.apply(self.drifted(tables));
         Ok((self.writes - before, errors))
+    }
+
+    /// Takes note of the source ranges as they are, and closes those of no service.
+    fn find_source_ranges(&mut self) -> Result<(), StoreError> {
+        let mut actual: BTreeMap<ServiceId, BTreeSet<Prefix>> = BTreeMap::new();
+        for (service, range) in self.store.source_ranges()? {
+            actual.entry(service).or_default().insert(range);
+        }
+        for placed in self.services.values_mut() {
+            placed.source_ranges = actual.remove(&placed.id).unwrap_or_default();
+        }
+        for (service, ranges) in actual {
+            for range in ranges {
+                self.writes += 1;
+                self.store.remove_source_range(service, range)?;
+            }
+        }
+        Ok(())
     }
 
     /// The rows of `tables` that the maps do not hold.
@@ -118,7 +140,8 @@ impl<S: Store> Applier<S> {
         let mut delta = TableDelta::default();
         for (key, row) in &tables.services {
             let holds = self.services.get(key).is_some_and(|placed| {
-                self.holds(placed, &slots(placed.id, row, &placed.backends))
+                placed.source_ranges == row.source_ranges
+                    && self.holds(placed, &slots(placed.id, row, &placed.backends))
                     && placed.backends.iter().all(|(backend, id)| {
                         self.store.backend(*id) == state(placed.id, row, *backend)
                     })
@@ -152,7 +175,8 @@ fn read_range<S: Store>(store: &S, start: u32, header: &RangeHeader) -> Option<P
         range: start,
         len,
         backends: backends.into_iter().collect(),
-        frontends: BTreeSet::new(),
+        affinity: header.affinity_seconds != 0,
+        ..Placed::default()
     })
 }
 

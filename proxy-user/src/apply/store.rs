@@ -1,8 +1,10 @@
 //! The store: the maps, as far as apply reads and writes them.
 
+use crate::tables::Prefix;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+use std::collections::BTreeSet;
 
 /// The maps, as far as apply writes them: the edge that tests replace.
 pub trait Store {
@@ -22,6 +24,14 @@ pub trait Store {
     fn put_service(&mut self, id: ServiceId, info: &ServiceInfo) -> Result<(), StoreError>;
     /// Removes a service's names.
     fn remove_service(&mut self, id: ServiceId) -> Result<(), StoreError>;
+    /// All source ranges of all services.
+    fn source_ranges(&self) -> Result<Vec<(ServiceId, Prefix)>, StoreError>;
+    /// Opens a service's restricted frontends to a range.
+    fn put_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError>;
+    /// Closes them to it.
+    fn remove_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError>;
+    /// Removes what is remembered of the clients of services.
+    fn forget_clients(&mut self, services: &BTreeSet<ServiceId>) -> Result<(), StoreError>;
     /// All frontends that the map holds.
     fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
     /// Writes frontends; returns those that could not be written, and why.

@@ -1,5 +1,7 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
+mod clients;
+
 use super::*;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
 use proptest::prelude::*;
@@ -7,6 +9,7 @@ use proxy_ebpf::choose::{Caller, Choice, choose};
 use proxy_ebpf::frontend::FrontendFlags;
 use proxy_ebpf::service::ServiceInfo;
 use proxy_ebpf::slot::{BackendFlags, RangeHeader, Slot};
+use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, Port, Proto};
 
 /// Maps in memory, which can be full or broken.
@@ -17,6 +20,9 @@ struct Fake {
     services: BTreeMap<ServiceId, ServiceInfo>,
     frontends: BTreeMap<FrontendKey, FrontendValue>,
     frontend_room: Option<usize>,
+    source_ranges: BTreeSet<(ServiceId, Prefix)>,
+    source_room: Option<usize>,
+    forgotten: Vec<ServiceId>,
     writes: usize,
 }
 
@@ -51,6 +57,27 @@ impl Store for Fake {
     fn remove_service(&mut self, id: ServiceId) -> Result<(), StoreError> {
         self.writes += 1;
         self.services.remove(&id);
+        Ok(())
+    }
+    fn source_ranges(&self) -> Result<Vec<(ServiceId, Prefix)>, StoreError> {
+        Ok(self.source_ranges.iter().copied().collect())
+    }
+    fn put_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError> {
+        self.writes += 1;
+        if self.source_room.is_some_and(|room| self.source_ranges.len() >= room) {
+            let reason = "the map is full".to_owned();
+            return Err(StoreError { map: "source_ranges", action: "write", reason });
+        }
+        self.source_ranges.insert((service, range));
+        Ok(())
+    }
+    fn remove_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError> {
+        self.writes += 1;
+        self.source_ranges.remove(&(service, range));
+        Ok(())
+    }
+    fn forget_clients(&mut self, services: &BTreeSet<ServiceId>) -> Result<(), StoreError> {
+        self.forgotten.extend(services);
         Ok(())
     }
     fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
@@ -111,7 +138,7 @@ fn row(cluster: &[u8], draining: &[u8]) -> ServiceRow {
     let mut cluster: Vec<_> = cluster.iter().map(|&last| backend(last)).collect();
     cluster.sort();
     cluster.dedup();
-    ServiceRow { all, cluster, local: Vec::new(), affinity_seconds: 0 }
+    ServiceRow { all, cluster, ..ServiceRow::default() }
 }
 
 fn frontend(last: u8) -> FrontendKey {
@@ -340,12 +367,16 @@ fn programs_can_choose_from_what_apply_wrote() {
         fn node_addr(&self, _: &Addr) -> Option<proxy_ebpf::node::NodeAddr> {
             None
         }
+        fn admits(&self, _: &Source) -> bool {
+            true
+        }
     }
     let mut applier = applier();
     assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12]), ("empty", 2, &[])])), []);
     let kernel = Kernel(&applier.store);
     let choice = |vip, random| {
-        choose(&kernel, applier.store.frontends[&frontend(vip)], Caller::Internal, random)
+        let value = applier.store.frontends[&frontend(vip)];
+        choose(&kernel, value, Caller::Internal, random, |_, _| None)
     };
     assert!(matches!(choice(1, 0), Some(Choice::Backend(_, slot)) if slot.addr == addr(11)));
     assert!(matches!(choice(1, u32::MAX), Some(Choice::Backend(_, slot)) if slot.addr == addr(12)));

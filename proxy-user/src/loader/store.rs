@@ -2,16 +2,21 @@
 //! frontends in batches.
 
 use super::LoadError;
+use super::filter::SharedFilter;
 use super::sys::{self, BatchError, MappedArray};
 use crate::apply::{Store, StoreError};
+use crate::tables::Prefix;
 use aya::Ebpf;
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
-use proxy_ebpf::filter::{self, AddrBit};
+use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+use proxy_ebpf::source::Source;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -19,32 +24,44 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 pub struct MapStore {
     frontends: MapData,
     services: MapData,
+    source_ranges: LpmTrie<MapData, Source, u32>,
+    affinity: MapData,
     counters: PerCpuArray<MapData, ServiceCounters>,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
-    addr_filter: MappedArray<u64>,
+    addr_filter: SharedFilter,
     cpus: usize,
 }
 
 impl MapStore {
     /// Takes the maps out of `ebpf`.
-    pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
+    pub(super) fn new(ebpf: &mut Ebpf, addr_filter: SharedFilter) -> Result<Self, LoadError> {
         let mut take = |name: &str| match ebpf.take_map(name) {
-            Some(Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map)) => Ok(map),
+            Some(
+                Map::Array(map)
+                | Map::HashMap(map)
+                | Map::LruHashMap(map)
+                | Map::LpmTrie(map)
+                | Map::PerCpuArray(map),
+            ) => Ok(map),
             _ => Err(LoadError::Missing(name.to_owned())),
         };
         let mapped = |e| LoadError::Kernel("map the arrays of services into memory", e);
+        let source_ranges = Map::LpmTrie(take("source_ranges")?);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
         Ok(Self {
             frontends: take("frontends")?,
             services: take("services")?,
+            source_ranges: source_ranges
+                .try_into()
+                .map_err(|e| LoadError::Map("source_ranges", e))?,
+            affinity: take("affinity")?,
             counters: counters.try_into().map_err(|e| LoadError::Map("service_counters", e))?,
             slots: MappedArray::new(take("slots")?.fd().as_fd(), maps::SLOTS).map_err(mapped)?,
             backends: MappedArray::new(take("backends")?.fd().as_fd(), maps::BACKENDS)
                 .map_err(mapped)?,
-            addr_filter: MappedArray::new(take("addr_filter")?.fd().as_fd(), filter::ADDR_WORDS)
-                .map_err(mapped)?,
+            addr_filter,
             cpus,
         })
     }
@@ -97,19 +114,49 @@ impl Store for MapStore {
         }
     }
 
-    /// Whoever reads the frontends repairs the filter of their addresses: it loses the bits of
-    /// those that are gone.
+    fn source_ranges(&self) -> Result<Vec<(ServiceId, Prefix)>, StoreError> {
+        let range = |key: Key<Source>| {
+            let Source { service, addr } = key.data();
+            (service, Prefix { addr, bits: key.prefix_len().saturating_sub(Source::SERVICE_BITS) })
+        };
+        let ranges = self.source_ranges.keys().map(|key| key.map(range));
+        ranges.collect::<Result<_, _>>().map_err(|e| map_error("source_ranges", "read", &e))
+    }
+
+    fn put_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError> {
+        let put = self.source_ranges.insert(&key(service, range), 1, 0);
+        put.map_err(|e| map_error("source_ranges", "write", &e))
+    }
+
+    fn remove_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError> {
+        match self.source_ranges.remove(&key(service, range)) {
+            Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            result => result.map_err(|e| map_error("source_ranges", "remove a row from", &e)),
+        }
+    }
+
+    fn forget_clients(&mut self, services: &BTreeSet<ServiceId>) -> Result<(), StoreError> {
+        let map = self.affinity.fd().as_fd();
+        let known: Vec<(AffinityKey, AffinityRecord)> =
+            sys::entries(map).map_err(|e| error("affinity", "read", &e))?;
+        let keys = known.iter().map(|(key, _)| *key);
+        let keys: Vec<_> = keys.filter(|key| services.contains(&key.service())).collect();
+        let mut failed = each_batch(map, &keys, sys::delete_batch).into_iter();
+        match failed.find(|(_, e)| e.kind() != io::ErrorKind::NotFound) {
+            Some((_, e)) => Err(error("affinity", "remove a row from", &e)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whoever reads the frontends repairs the filter of their addresses.
     fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
         let frontends: Vec<(FrontendKey, FrontendValue)> =
             sys::entries(self.frontends.fd().as_fd())
                 .map_err(|e| error("frontends", "read", &e))?;
-        let mut words = vec![0; filter::ADDR_WORDS as usize];
-        for AddrBit { word, mask } in frontends.iter().map(|(key, _)| AddrBit::of(key.addr)) {
-            words[word as usize] |= mask;
-        }
-        for (word, bits) in (0..).zip(words) {
-            self.addr_filter.set(word, bits);
-        }
+        self.addr_filter.lock().retain(frontends.iter().map(|(key, _)| key.addr));
         Ok(frontends)
     }
 
@@ -117,9 +164,8 @@ impl Store for MapStore {
         &mut self,
         rows: &[(FrontendKey, FrontendValue)],
     ) -> Vec<(FrontendKey, StoreError)> {
-        for AddrBit { word, mask } in rows.iter().map(|(key, _)| AddrBit::of(key.addr)) {
-            self.addr_filter.set(word, self.addr_filter.get(word) | mask);
-        }
+        let mut filter = self.addr_filter.lock();
+        rows.iter().for_each(|(key, _)| filter.add(key.addr));
         each_batch(self.frontends.fd().as_fd(), rows, sys::update_batch)
             .into_iter()
             .map(|((key, _), e)| (key, error("frontends", "write", &e)))
@@ -151,9 +197,21 @@ pub(super) fn each_batch<R: Copy>(
     failed
 }
 
+fn key(service: ServiceId, range: Prefix) -> Key<Source> {
+    Key::new(Source::SERVICE_BITS + range.bits, Source { service, addr: range.addr })
+}
+
+fn map_error(map: &'static str, action: &'static str, cause: &MapError) -> StoreError {
+    match cause {
+        MapError::SyscallError(cause) => error(map, action, &cause.io_error),
+        other => StoreError { map, action, reason: other.to_string() },
+    }
+}
+
 fn error(map: &'static str, action: &'static str, error: &io::Error) -> StoreError {
     let reason = match error.raw_os_error() {
-        Some(libc::E2BIG) => "the map is full".to_owned(),
+        // A trie says ENOSPC, a hash E2BIG.
+        Some(libc::E2BIG | libc::ENOSPC) => "the map is full".to_owned(),
         _ => error.to_string(),
     };
     StoreError { map, action, reason }

@@ -5,6 +5,7 @@
 //! nothing: what objects mean together is `plan`'s business.
 
 use super::{Change, Node, ObjectName, Service, Slice, Warning};
+use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub struct World {
     /// empty.
     slices_of: BTreeMap<ObjectName, Vec<Arc<Slice>>>,
     node: Option<Node>,
+    service_cidrs: Option<Vec<IpNetwork>>,
     arrived: Arrived,
     /// Invariant: the sum over `slices`.
     endpoints: usize,
@@ -40,7 +42,7 @@ struct Arrived {
 pub struct Touched {
     /// The Services that are new, gone or different, or whose slices are.
     pub services: BTreeSet<ObjectName>,
-    /// Whether the node's name or zone has changed, on which every Service depends.
+    /// Whether the node's name, zone or addresses have changed, on which every Service depends.
     pub everything: bool,
 }
 
@@ -92,6 +94,7 @@ impl World {
             Change::ServiceGone(name) => self.remove_service(&name, &mut touched),
             Change::Slice(slice) => self.put_slice(*slice, &mut touched),
             Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
+            Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
             Change::SourceWarnings(warnings) => self.source_warnings = warnings,
         }
         touched
@@ -121,6 +124,11 @@ impl World {
     /// This node as last seen; a deleted Node object stays, `None` means that it was never seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The networks that ClusterIPs are taken from; `None` while that is not known.
+    pub fn service_cidrs(&self) -> Option<&[IpNetwork]> {
+        self.service_cidrs.as_deref()
     }
 
     /// How many slices there are.
@@ -202,7 +210,7 @@ impl World {
     /// A deleted Node object changes nothing: the node still runs, and may be registered again.
     fn put_node(&mut self, node: Option<Node>, touched: &mut Touched) {
         let Some(node) = node else { return };
-        let facts = |node: &Node| (node.name.clone(), node.zone.clone());
+        let facts = |node: &Node| (node.name.clone(), node.zone.clone(), node.internal_ips.clone());
         touched.everything = self.node.as_ref().map(facts) != Some(facts(&node));
         self.node = Some(node);
     }
@@ -285,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn node_touches_everything_only_by_name_and_zone() {
+    fn node_touches_everything_only_by_what_services_depend_on() {
         let mut world = World::default();
         assert!(world.apply(Change::Node(Some(node("zone-a")))).everything);
         let cordoned = Node { deleting: true, ..node("zone-a") };
@@ -294,6 +302,8 @@ mod tests {
         assert!(world.apply(Change::Node(None)).is_empty());
         assert_eq!(world.node(), Some(&cordoned), "the node outlives its object");
         assert!(world.apply(Change::Node(Some(node("zone-b")))).everything);
+        let moved = Node { internal_ips: vec![[192, 168, 0, 1].into()], ..node("zone-b") };
+        assert!(world.apply(Change::Node(Some(moved))).everything);
     }
 
     #[test]

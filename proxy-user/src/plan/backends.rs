@@ -89,7 +89,8 @@ pub(super) fn choose(endpoints: &[Candidate<'_>], place: Place<'_>) -> (ServiceR
         .filter(|candidate| candidate.is_ready() || candidate.is_draining())
         .map(|candidate| (candidate.row, candidate.flags()))
         .collect();
-    let row = ServiceRow { all, cluster: rows(&cluster), local: rows(&local), affinity_seconds: 0 };
+    let (cluster_rows, local_rows) = (rows(&cluster), rows(&local));
+    let row = ServiceRow { all, cluster: cluster_rows, local: local_rows, ..ServiceRow::default() };
     (row, cluster.len().saturating_sub(MAX_BACKENDS))
 }
 

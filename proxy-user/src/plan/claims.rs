@@ -1,8 +1,10 @@
 //! Claims: who gets a frontend that several Services ask for.
 //!
-//! The Service with the oldest creationTimestamp does, then the first by namespace and name, so
-//! that every node decides alike and a newcomer takes nothing away. The others get a warning;
-//! when the owner goes, the next one follows.
+//! Whose ClusterIP it is comes first: the cluster gave the address to one Service, and whoever
+//! may write `externalIPs` or a status must not take it (docs/decisions/0005). Otherwise the
+//! Service with the oldest creationTimestamp does, then the first by namespace and name, so that
+//! every node decides alike and a newcomer takes nothing away. The others get a warning; when the
+//! owner goes, the next one follows.
 
 use super::{is_of, object};
 use crate::model::{ObjectName, Warning};
@@ -28,21 +30,28 @@ struct Claim {
 }
 
 impl Claim {
-    /// Orders claims: age first, then namespace and name, with which a row's service begins.
-    fn seniority(&self) -> (i64, &ServiceKey) {
-        (self.created, &self.row.service)
+    /// Orders claims: ClusterIPs first, then age, then namespace and name, with which a row's
+    /// service begins.
+    fn seniority(&self) -> (bool, i64, &ServiceKey) {
+        (!self.row.flags.is_cluster_ip(), self.created, &self.row.service)
     }
 
     /// Says that `owner` has the frontend `key`, and why.
     fn warning(&self, key: &FrontendKey, owner: &Self) -> Warning {
-        let older = owner.created < self.created;
+        let reason = if owner.row.flags.is_cluster_ip() && !self.row.flags.is_cluster_ip() {
+            "has it as its ClusterIP"
+        } else if owner.created < self.created {
+            "is older"
+        } else {
+            "is as old, and first by name"
+        };
         Warning {
             subject: format!("Service {}", object(&self.row.service)),
             message: format!(
                 "{} goes to Service {}, which asks for it too and {}: take it out of one of the two",
                 describe(key),
                 object(&owner.row.service),
-                if older { "is older" } else { "is as old, and first by name" },
+                reason,
             ),
         }
     }

@@ -7,6 +7,7 @@ use crate::model::{
     SlicePort, Touched, TrafficPolicy, World,
 };
 use crate::tables::Tables;
+use ipnetwork::IpNetwork;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -33,6 +34,12 @@ fn proto() -> impl Strategy<Value = Proto> {
 
 fn ips(all: &[&str]) -> impl Strategy<Value = Vec<IpAddr>> + use<> {
     let all: Vec<IpAddr> = all.iter().map(|ip| ip.parse().unwrap()).collect();
+    let most = all.len();
+    subsequence(all, 0..=most)
+}
+
+fn ranges(all: &[&str]) -> impl Strategy<Value = Vec<IpNetwork>> + use<> {
+    let all: Vec<IpNetwork> = all.iter().map(|range| range.parse().unwrap()).collect();
     let most = all.len();
     subsequence(all, 0..=most)
 }
@@ -69,13 +76,14 @@ prop_compose! {
         ports in vec(service_port(), 0..3),
         policies in (policy(), policy()),
         affinity_seconds in prop::option::of(1_u32..3),
+        ranges in ranges(&["192.0.2.0/24", "10.0.0.0/8", "0.0.0.0/0", "fd00::/16"]),
     ) -> Service {
         let (internal_policy, external_policy) = policies;
         Service {
             name, created, kind, external_ips, load_balancer_ips, ports, internal_policy,
             external_policy, affinity_seconds,
             cluster_ips: [v4, v6].concat(),
-            source_ranges: Vec::new(),
+            source_ranges: ranges,
             health_check_node_port: None,
             external_name: None,
             warnings: Vec::new(),

@@ -3,7 +3,7 @@
 //! A pure function of the Service, its slices and the [`Place`]. Other Services do not matter
 //! here; who gets a contested frontend is decided in `claims`.
 
-use super::backends;
+use super::{backends, sources};
 use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
 use crate::tables::{Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe};
 use proxy_ebpf::Addr;
@@ -21,6 +21,8 @@ pub(super) struct Place<'a> {
     pub(super) node: &'a str,
     /// The node's zone.
     pub(super) zone: Option<&'a str>,
+    /// The node's InternalIPs.
+    pub(super) node_ips: &'a [IpAddr],
     /// Whether `spec.externalIPs` are served.
     pub(super) external_ips: bool,
 }
@@ -61,10 +63,6 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -
                 .push(format!("{addr} is not served: the Service has no {family} ClusterIP"));
         }
     }
-    if restricts_sources(service) {
-        plan.warnings
-            .push("loadBalancerSourceRanges are not enforced: every source is let in".to_owned());
-    }
     plan
 }
 
@@ -99,12 +97,18 @@ fn plan_port(
         }
     }
 
+    // One of its ports answers for all that the Service does not have.
+    plan.frontends
+        .entry(FrontendKey::address(cluster_ip))
+        .or_insert(FrontendRow { service: key.clone(), flags: FrontendFlags::REFUSED });
+
     let endpoints = backends::endpoints(slices, port, family, place.node);
     let (mut row, left_out) = backends::choose(&endpoints, place);
     if ![service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local) {
         row.local = Vec::new();
     }
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
+    row.source_ranges = sources::ranges(service, family, place.node_ips);
     if left_out > 0 {
         plan.warnings.push(format!(
             "{} ({family}): {left_out} endpoints are left out, more than {} do not fit",
@@ -138,10 +142,15 @@ fn frontends(
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);
         frontends.push((key, FrontendFlags::NODE_PORT.with(external)));
     }
+    let sources = sources::flags(service, Family::of(cluster_ip), place.node_ips);
     frontends.extend(
-        external_addrs(service, place)
-            .filter(|(addr, _)| addr.is_v4() == cluster_ip.is_v4())
-            .map(|(addr, flags)| (at(addr), flags.with(external))),
+        external_addrs(service, place).filter(|(addr, _)| addr.is_v4() == cluster_ip.is_v4()).map(
+            |(addr, flags)| {
+                let balanced = flags.has(FrontendFlags::LOAD_BALANCER);
+                let sources = if balanced { sources } else { FrontendFlags::NONE };
+                (at(addr), flags.with(external).with(sources))
+            },
+        ),
     );
     frontends
 }
@@ -160,20 +169,6 @@ fn external_addrs(
     let external_ips = if place.external_ips { service.external_ips.as_slice() } else { &[] };
     tagged(load_balancer_ips, FrontendFlags::LOAD_BALANCER)
         .chain(tagged(external_ips, FrontendFlags::EXTERNAL_IP))
-}
-
-/// Whether `spec.loadBalancerSourceRanges` shuts anyone out: in the family of some VIP there is a
-/// range, and none is a /0.
-fn restricts_sources(service: &Service) -> bool {
-    service.kind == ServiceType::LoadBalancer
-        && service.load_balancer_ips.iter().any(|ip| {
-            let mut ranges = service
-                .source_ranges
-                .iter()
-                .filter(|range| range.is_ipv4() == ip.is_ipv4())
-                .peekable();
-            ranges.peek().is_some() && ranges.all(|range| range.prefix() != 0)
-        })
 }
 
 /// A name that the maps cannot hold. Kubernetes allows none; a file may.

@@ -48,7 +48,7 @@ fn external_ips_can_be_turned_off() {
     let (world, touched) = world(vec![service], vec![]);
     let mut planner = Planner::new("node-a").without_external_ips();
     let delta = planner.update(&world, &touched);
-    assert_eq!(delta.frontends.len(), 1);
+    assert!(!delta.frontends.is_empty());
     assert!(delta.frontends.keys().all(|key| key.addr == addr(1).into()));
 }
 

@@ -40,14 +40,14 @@ pub struct Explanation {
     pub protocol: String,
     /// The caller, in words.
     pub from: String,
-    /// The frontend at the destination; absent if Shunt leaves such a connection alone.
+    /// The frontend at the destination; absent if there is none at this port.
     pub frontend: Option<FrontendRef>,
     /// The service, `namespace/name` or `namespace/name:port`.
     pub service: Option<String>,
     /// Seconds for which a client stays with its backend, 0 for a new choice each time.
     pub affinity_seconds: u32,
     /// What happens: one answer, or two where it depends on whether the caller is inside the
-    /// cluster and that is not known. Empty without a frontend.
+    /// cluster and that is not known. Empty if Shunt leaves such a connection alone.
     pub answers: Vec<Answer>,
     /// The steps of the decision, in sentences.
     pub steps: Vec<Step>,
@@ -58,7 +58,7 @@ pub struct Explanation {
 /// A step of the decision.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Step {
-    /// What is decided: `frontend`, `service`, `policy`.
+    /// What is decided: `frontend`, `service`, `sources`, `policy`.
     pub step: &'static str,
     /// How.
     pub finding: String,
@@ -71,12 +71,21 @@ pub struct Answer {
     pub caller: &'static str,
     /// `forwarded`, `refused`, `dropped`; `inconsistent` if the maps contradict themselves.
     pub verdict: &'static str,
-    /// The set that is chosen from: `cluster` or `local`.
+    /// The set that is chosen from: `cluster`, `local` or, where it does not come to a choice,
+    /// `none`.
     pub set: &'static str,
     /// Why, in a sentence.
     pub reason: String,
     /// The backends that may be chosen, each as likely as the other.
     pub backends: Vec<Candidate>,
+}
+
+impl Answer {
+    /// The same for every caller, and from no set.
+    fn before_choice(verdict: &'static str, reason: &str) -> Self {
+        let reason = reason.to_owned();
+        Self { caller: "anyone", verdict, set: "none", reason, backends: Vec::new() }
+    }
 }
 
 /// A backend that may be chosen.
@@ -101,21 +110,36 @@ pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
         destination: SocketAddr::new(to.addr.into(), to.port.number()),
         protocol: to.proto.to_string(),
         from: from_words,
-        frontend: found.map(|(key, value)| FrontendRef::new(&key, value)),
+        frontend: None,
         service: None,
         affinity_seconds: 0,
         answers: Vec::new(),
         steps: Vec::new(),
         nearest: Vec::new(),
     };
+    let mut step = |finding: &str| {
+        explanation.steps.push(Step { step: "frontend", finding: finding.to_owned() });
+        explanation.nearest = reasons::nearest(snapshot, to);
+    };
     match found {
-        Some((key, value)) => follow(snapshot, to, caller, (key, value), &mut explanation),
-        None => {
-            let finding = "none at this address, port and protocol: Shunt leaves the connection \
-                           alone";
-            explanation.steps.push(Step { step: "frontend", finding: finding.to_owned() });
-            explanation.nearest = reasons::nearest(snapshot, to);
+        Some((key, _)) if key.scope() == Scope::Address => {
+            step("none at this port and protocol of a ClusterIP");
+            explanation.answers =
+                vec![Answer::before_choice("refused", "the Service has no such port")];
         }
+        Some((key, value)) => {
+            follow(snapshot, question, caller, (key, value), &mut explanation);
+        }
+        None => match snapshot.service_cidrs.iter().find(|cidr| cidr.contains(to.addr.into())) {
+            Some(cidr) => {
+                step(&format!("none, and the address is in the ServiceCIDR {cidr}"));
+                let reason = "no Service has this address";
+                explanation.answers = vec![Answer::before_choice("dropped", reason)];
+            }
+            None => {
+                step("none at this address, port and protocol: Shunt leaves the connection alone");
+            }
+        },
     }
     explanation
 }
@@ -123,17 +147,18 @@ pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
 /// Follows the decision from a frontend to the backends.
 fn follow(
     snapshot: &Snapshot,
-    to: Destination,
+    Question { to, from }: Question,
     caller: Option<Caller>,
     (key, value): (FrontendKey, FrontendValue),
     explanation: &mut Explanation,
 ) {
+    explanation.frontend = Some(FrontendRef::new(&key, value));
     let mut step = |step, finding| explanation.steps.push(Step { step, finding });
     let kind = value.flags().kind();
     step(
         "frontend",
         match key.scope() {
-            Scope::Service => format!("{kind} {}", socket(to.addr, to.port)),
+            Scope::Service | Scope::Address => format!("{kind} {}", socket(to.addr, to.port)),
             Scope::Node if to.addr.is_loopback() => {
                 format!("NodePort {}, on loopback for processes of this node", to.port)
             }
@@ -145,6 +170,15 @@ fn follow(
         step("service", format!("{} (id {})", snapshot.name(id), id.0));
         explanation.service = Some(snapshot.name(id));
         explanation.affinity_seconds = range.header.affinity_seconds;
+    }
+    if value.flags().has(FrontendFlags::RESTRICTED) {
+        let (admitted, finding) = reasons::sources(snapshot, value, from);
+        explanation.steps.push(Step { step: "sources", finding });
+        if !admitted {
+            let reason = "loadBalancerSourceRanges do not hold the source";
+            explanation.answers = vec![Answer::before_choice("dropped", reason)];
+            return;
+        }
     }
     explanation
         .steps
@@ -170,7 +204,7 @@ fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'stat
         None => &[],
     };
     let set = if local { "local" } else { "cluster" };
-    let (verdict, reason) = match choose(snapshot, value, caller, 0) {
+    let (verdict, reason) = match choose(snapshot, value, caller, 0, |_, _| None) {
         Some(Choice::Backend(..)) => ("forwarded", forwarded(slots, local)),
         Some(Choice::Refuse(_)) => {
             ("refused", "no endpoint of the service is ready or still serving, on any node".into())
@@ -237,7 +271,8 @@ impl Document for Explanation {
                 text += &format!("   and {more} more (-o json lists all)\n");
             }
         }
-        if self.affinity_seconds > 0 {
+        let forwarded = self.answers.iter().any(|answer| answer.verdict == "forwarded");
+        if forwarded && self.affinity_seconds > 0 {
             text += &format!(
                 "\na client stays with its backend for {} (session affinity)\n",
                 super::span(self.affinity_seconds.into())

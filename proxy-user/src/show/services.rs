@@ -4,6 +4,7 @@ use super::snapshot::{Filter, Selected, Snapshot};
 use super::{Column, Row, column, judged, wide};
 use crate::pinned::Range;
 use comfy_table::Cell;
+use ipnetwork::IpNetwork;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::service::unpadded;
 use proxy_ebpf::slot::{BackendFlags, Slot};
@@ -36,6 +37,9 @@ pub struct ServiceRow {
     pub local: usize,
     /// Client-IP affinity in seconds, 0 for none.
     pub affinity_seconds: u32,
+    /// The networks that `loadBalancerSourceRanges` open its balancer's addresses to; empty if
+    /// they are open to all.
+    pub source_ranges: Vec<IpNetwork>,
     /// Connections and flows that were given a backend.
     pub connections: u64,
     /// Connections and flows that were refused or dropped.
@@ -104,6 +108,13 @@ pub fn services(snapshot: &Snapshot, filter: &Filter) -> Vec<ServiceRow> {
                 cluster: cluster.len(),
                 local: range.map_or(0, |range| range.local().len()),
                 affinity_seconds: range.map_or(0, |range| range.header.affinity_seconds),
+                source_ranges: snapshot
+                    .source_ranges
+                    .get(&id)
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .collect(),
                 connections: counters.connections,
                 refused: counters.refused,
                 packets: counters.packets,
@@ -127,6 +138,7 @@ impl Row for ServiceRow {
         wide("PACKETS"),
         wide("BYTES"),
         wide("AFFINITY"),
+        wide("SOURCES"),
         wide("FAMILY"),
         wide("ID"),
     ];
@@ -149,6 +161,10 @@ impl Row for ServiceRow {
             Cell::new(match self.affinity_seconds {
                 0 => "-".into(),
                 seconds => super::span(seconds.into()),
+            }),
+            Cell::new(match &self.source_ranges[..] {
+                [] => "-".into(),
+                ranges => ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             }),
             Cell::new(self.family),
             Cell::new(self.id),

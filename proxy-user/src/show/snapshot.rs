@@ -4,11 +4,12 @@ use crate::pinned::{PinnedError, PinnedMaps, Range};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::Tables;
-use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::node::NodeAddr;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo, unpadded};
 use proxy_ebpf::slot::Slot;
-use std::collections::BTreeMap;
+use proxy_ebpf::source::Source;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that the maps say of services.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,10 @@ pub struct Snapshot {
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
     /// The prefixes of the pods' addresses.
     pub cluster_cidrs: Vec<IpNetwork>,
+    /// The networks that ClusterIPs are taken from.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// The networks that restricted frontends are open to.
+    pub source_ranges: BTreeMap<ServiceId, BTreeSet<IpNetwork>>,
 }
 
 /// A service port, and what belongs to it.
@@ -34,7 +39,7 @@ pub struct Selected<'a> {
     pub id: ServiceId,
     /// Its names.
     pub info: &'a ServiceInfo,
-    /// Its frontends.
+    /// Its frontends, without what its address has beside them.
     pub frontends: Vec<(&'a FrontendKey, FrontendValue)>,
     /// Its backends; `None` if no frontend leads to them.
     pub range: Option<&'a Range>,
@@ -73,6 +78,8 @@ impl Snapshot {
             services,
             node_addrs: maps.node_addrs()?,
             cluster_cidrs: maps.cluster_cidrs()?,
+            service_cidrs: maps.service_cidrs()?,
+            source_ranges: maps.source_ranges()?,
         })
     }
 
@@ -89,7 +96,8 @@ impl Snapshot {
     /// The service ports that `filter` admits, in the order of their names.
     pub fn select(&self, filter: &Filter) -> Vec<Selected<'_>> {
         let mut frontends: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (key, value) in &self.frontends {
+        let frontend = |(key, _): &(&FrontendKey, _)| key.scope() != Scope::Address;
+        for (key, value) in self.frontends.iter().filter(frontend) {
             frontends.entry(self.service_of(*value)).or_default().push((key, *value));
         }
         let admitted = self.services.iter().filter(|(_, info)| filter.admits(info));
@@ -137,5 +145,10 @@ impl Tables for Snapshot {
 
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr> {
         self.node_addrs.get(addr).copied()
+    }
+
+    fn admits(&self, source: &Source) -> bool {
+        let ranges = self.source_ranges.get(&source.service);
+        ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(source.addr.into())))
     }
 }

@@ -99,6 +99,7 @@ fn cluster() -> Snapshot {
     for (port, proto) in [("dns", Proto::UDP), ("dns-tcp", Proto::TCP)] {
         let range = s.service(("kube-system", "kube-dns", port), proto, [&dns, &[], &[]], 0);
         s.at("10.96.0.10:53", proto, range, F::NONE);
+        s.publish(FrontendKey::address(addr("10.96.0.10")), range, F::REFUSED);
     }
     let all = [("10.244.0.9:8080", READY), ("10.244.1.9:8080", HERE), ("10.244.2.9:8080", READY)];
     let range = s.service(
@@ -109,6 +110,10 @@ fn cluster() -> Snapshot {
     );
     s.at("10.96.7.7:80", Proto::TCP, range, F::NONE);
     s.at("203.0.113.5:80", Proto::TCP, range, F::LOAD_BALANCER.with(F::EXTERNAL_LOCAL));
+    let restricted = F::LOAD_BALANCER.with(F::RESTRICTED);
+    s.at("203.0.113.6:80", Proto::TCP, range, restricted);
+    let ranges = ["198.51.100.0/24", "10.244.0.0/16"].map(|range| range.parse().unwrap());
+    s.source_ranges.insert(ServiceId(3), ranges.into());
     let node_port = FrontendKey::node_port(Addr::UNSPECIFIED_V4, Port::new(30080), Proto::TCP);
     s.publish(node_port, range, F::NODE_PORT.with(F::EXTERNAL_LOCAL));
     let range = s.service(("default", "empty", "http"), Proto::TCP, [&[], &[], &[]], 0);
@@ -118,6 +123,7 @@ fn cluster() -> Snapshot {
     let going = [("[fd00:244::7]:443", GOING)];
     let range = s.service(("default", "old-v6", "https"), Proto::TCP, [&going, &[], &[]], 0);
     s.at("[fd00:96::7]:443", Proto::TCP, range, F::NONE);
+    s.service_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
     s.node_addrs.insert(addr("192.168.0.1"), NodeAddr::NODE_PORT);
     s.node_addrs.insert(addr("172.17.0.1"), NodeAddr::LOCAL);
     s.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/56".parse().unwrap()];
@@ -204,6 +210,9 @@ fn explanations_name_the_cause() {
         ("10.96.7.7:80", Proto::TCP, Some("10.244.2.77")),
         ("203.0.113.5:80", Proto::TCP, Some("198.51.100.7")),
         ("203.0.113.5:80", Proto::TCP, Some("10.244.0.2")),
+        ("203.0.113.6:80", Proto::TCP, Some("198.51.100.7")),
+        ("203.0.113.6:80", Proto::TCP, Some("198.51.101.7")),
+        ("203.0.113.6:80", Proto::TCP, None),
         ("192.168.0.1:30080", Proto::TCP, Some("192.168.0.1")),
         ("127.0.0.1:30080", Proto::TCP, None),
         ("127.0.0.1:30080", Proto::TCP, Some("10.244.0.2")),
@@ -215,6 +224,7 @@ fn explanations_name_the_cause() {
         ("[fd00:96::7]:443", Proto::TCP, None),
         ("10.244.0.9:8080", Proto::TCP, None),
         ("8.8.8.8:53", Proto::UDP, None),
+        ("10.111.0.1:53", Proto::UDP, None),
     ];
     let snapshot = cluster();
     let texts = cases.iter().map(|&(to, proto, from)| {

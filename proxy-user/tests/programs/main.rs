@@ -7,6 +7,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod clients;
 mod headers;
 mod lifetime;
 mod mutations;

@@ -59,6 +59,11 @@ impl Net {
         Packet::new(self.proto, src, dst).flags(ACK).payload(b"some even data")
     }
 
+    /// The address of one of many clients outside.
+    pub(crate) fn nth(self, host: u16) -> IpAddr {
+        at(self.family, [198, 18], 100 + host as u8, 0).ip()
+    }
+
     pub(crate) fn has_tcp(self) -> bool {
         self.proto == Proto::TCP
     }

@@ -5,14 +5,14 @@
 use crate::net::Net;
 use crate::packet::{ACK, ACKNOWLEDGEMENT, ETHERNET, FIN, MACS, Packet, RST, SEQUENCE, SYN};
 use crate::plane::{Fate, Out, Plane, Via, passed};
-use crate::writer::{CLUSTER_IP, NODE_PORT, Served};
+use crate::writer::{CLUSTER_IP, NODE_PORT, REFUSED, Served};
 use etherparse::{
     Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder,
     PacketBuilderStep, TcpHeader, icmpv4, icmpv6,
 };
 use proxy_ebpf::Proto;
 use proxy_ebpf::flow::Hook::Ingress;
-use proxy_ebpf::outcome::Outcome::{NoEndpoint, NotOurs};
+use proxy_ebpf::outcome::Outcome::{Chosen, NoEndpoint, NoPort, NotOurs};
 use proxy_user::tables::Family;
 use std::net::{IpAddr, SocketAddr};
 
@@ -165,5 +165,20 @@ fn senders_that_are_many_or_nobody_get_no_answer() {
         bytes[..6].fill(0xff);
         let out = plane.run_bytes(Via::Pod, Ingress, &bytes);
         assert_eq!((out.fate, out.outcome), (Fate::Dropped, NoEndpoint));
+    }
+}
+
+#[test]
+fn what_a_cluster_ip_has_beside_its_frontends_is_refused() {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let frontends = &[(net.vip, CLUSTER_IP), (net.vip, REFUSED)];
+        plane.serve(net, "web", Served { cluster: &net.there, frontends, ..Default::default() });
+        let other_port = SocketAddr::new(net.vip.ip(), net.vip.port() + 1);
+        let packet = net.opening(net.pod, other_port);
+        let out = plane.run(Via::Pod, Ingress, &packet);
+        let expected = Out { outcome: NoPort, ..returned(answer(&packet)) };
+        assert_eq!(out, expected, "{net:?}");
+        assert_eq!(plane.run(Via::Pod, Ingress, &net.opening(net.pod, net.vip)).outcome, Chosen);
     }
 }

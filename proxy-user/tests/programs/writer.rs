@@ -1,10 +1,10 @@
 //! Services, written into the maps as the agent writes them: tables go through the real `apply`.
 
 use crate::net::Net;
-use proxy_ebpf::Port;
 use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::slot::BackendFlags;
+use proxy_ebpf::{Addr, Port};
 use proxy_user::apply::Applier;
 use proxy_user::loader::Dataplane;
 use proxy_user::loader::store::MapStore;
@@ -23,10 +23,15 @@ pub(crate) struct Served<'a> {
     /// Endpoints that serve, but are not chosen.
     pub(crate) draining: &'a [SocketAddr],
     pub(crate) frontends: &'a [(SocketAddr, FrontendFlags)],
+    pub(crate) affinity_seconds: u32,
+    /// Whose addresses may reach its restricted frontends.
+    pub(crate) sources: &'a [SocketAddr],
 }
 
 pub(crate) const CLUSTER_IP: FrontendFlags = FrontendFlags::NONE;
 pub(crate) const NODE_PORT: FrontendFlags = FrontendFlags::NODE_PORT;
+/// All of an address that is no other frontend.
+pub(crate) const REFUSED: FrontendFlags = FrontendFlags::REFUSED;
 
 /// Keeps the maps of services.
 pub(crate) struct Writer(Applier<MapStore>);
@@ -40,7 +45,11 @@ impl Writer {
     /// Makes the service `name` have just `served`; frontends are added to those it has.
     pub(crate) fn serve(&mut self, net: Net, name: &str, served: Served<'_>) {
         let row = |end: &SocketAddr| BackendRow { addr: end.ip().into(), port: port(*end) };
-        let rows = |ends: &[SocketAddr]| ends.iter().map(row).collect::<Vec<_>>();
+        let rows = |ends: &[SocketAddr]| {
+            let mut rows: Vec<_> = ends.iter().map(row).collect();
+            rows.sort();
+            rows
+        };
         let flags = |row: &BackendRow| {
             let serving = BackendFlags::READY.with(BackendFlags::SERVING);
             let here = net.here.iter().chain([&net.pod]).any(|end| row.addr == end.ip().into());
@@ -51,7 +60,8 @@ impl Writer {
             all: rows(&all).into_iter().map(|row| (row, flags(&row))).collect(),
             cluster: rows(served.cluster),
             local: rows(served.local),
-            affinity_seconds: 0,
+            affinity_seconds: served.affinity_seconds,
+            source_ranges: served.sources.iter().map(|end| Addr::from(end.ip()).into()).collect(),
         });
         let key = service_key(net, name);
         let mut delta = TableDelta::default();
@@ -87,7 +97,9 @@ pub(crate) fn end(end: SocketAddr) -> End {
 }
 
 pub(crate) fn frontend_key(net: Net, end: SocketAddr, flags: FrontendFlags) -> FrontendKey {
-    if flags.has(NODE_PORT) {
+    if flags.has(REFUSED) {
+        FrontendKey::address(end.ip().into())
+    } else if flags.has(NODE_PORT) {
         FrontendKey::node_port(end.ip().into(), port(end), net.proto)
     } else {
         FrontendKey::service(end.ip().into(), port(end), net.proto)

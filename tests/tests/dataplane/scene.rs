@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
-use lab::cluster::Cluster;
+use lab::cluster::{Cluster, eventually};
 use lab::objects::{self, Port};
 use lab::{
     Addrs, Ask, Cni, FailureKind, LabConfig, Machine, Pod, Reply, RpFilter, Serve, Transport,
@@ -78,6 +78,14 @@ impl Scene {
         self.start_with(path, &[]).await
     }
 
+    /// Kills the agents and starts others.
+    pub(crate) async fn restart(&mut self, path: Path) -> Result<()> {
+        for index in 0..self.cluster.lab.nodes().len() {
+            self.cluster.kill_agent(index).await?;
+        }
+        self.start(path).await
+    }
+
     /// Starts the agents with more flags.
     pub(crate) async fn start_with(&mut self, path: Path, flags: &[(&str, &str)]) -> Result<()> {
         let starting = self.cluster.start_agents(|node, options| {
@@ -123,6 +131,17 @@ impl Scene {
             self.cluster.api.apply(&slice)?;
         }
         Ok(())
+    }
+
+    /// Waits until each port of the service `number` has so many endpoints on the first node.
+    pub(crate) async fn wait_endpoints(&self, number: u8, count: usize) -> Result<()> {
+        let name = format!("svc-{number}");
+        let rows = async || self.cluster.shunt(0, &["services", &name]).await;
+        let all = |rows: &Result<Value>| {
+            let rows = rows.as_ref().ok().and_then(Value::as_array);
+            rows.is_some_and(|rows| rows.iter().all(|row| row["cluster"] == count))
+        };
+        eventually("the endpoints", rows, all).await?.map(drop)
     }
 
     /// A client outside the cluster that reaches ClusterIPs by the first node.

@@ -19,7 +19,7 @@ const MODULES: [(&str, &[&str]); 18] = [
     ("loader", &["apply", "model", "status", "tables"]),
     ("glob", &[]),
     ("sweep", &[]),
-    ("pinned", &["loader"]),
+    ("pinned", &["loader", "tables"]),
     ("status", &["model"]),
     ("config", &["source"]),
     ("preflight", &["config", "model"]),

@@ -2,8 +2,8 @@
 
 use crate::show::{FrontendRef, Snapshot, socket};
 use proxy_ebpf::Addr;
-use proxy_ebpf::choose::{Caller, Destination};
-use proxy_ebpf::frontend::{FrontendFlags, Scope};
+use proxy_ebpf::choose::{Caller, Destination, shut_out};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendValue, Scope};
 use proxy_ebpf::slot::{BackendFlags, Slot};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -30,6 +30,28 @@ pub(super) fn caller(snapshot: &Snapshot, from: Option<IpAddr>) -> (Option<Calle
     }
     // A pod of this node counts as inside by its device, whatever its address.
     (Some(Caller::External), format!("{ip}, an outsider unless a pod of this node has the address"))
+}
+
+/// Whether a restricted frontend with `value` is open to `from` (`None` is this node), and why.
+pub(super) fn sources(
+    snapshot: &Snapshot,
+    value: FrontendValue,
+    from: Option<IpAddr>,
+) -> (bool, String) {
+    let admitted = match from {
+        Some(from) => shut_out(snapshot, value, from.into()).is_none(),
+        None => value.flags().has(FrontendFlags::ADMITS_NODE),
+    };
+    let service = snapshot.service_of(value);
+    let ranges = service.and_then(|service| snapshot.source_ranges.get(&service));
+    let ranges: Vec<_> = ranges.into_iter().flatten().map(ToString::to_string).collect();
+    let finding = format!(
+        "loadBalancerSourceRanges: open to {}; {} is {}",
+        if ranges.is_empty() { "nobody".to_owned() } else { ranges.join(", ") },
+        from.map_or_else(|| "this node".to_owned(), |from| from.to_string()),
+        if admitted { "in there" } else { "not in there" },
+    );
+    (admitted, finding)
 }
 
 /// What the traffic policy in `flags` means.
