@@ -97,7 +97,8 @@ fn noise(report: &Report) -> Vec<String> {
     let too_noisy = report.rows.iter().filter(|row| row.verdict == Verdict::TooNoisy).count();
     if too_noisy > 0 {
         lines.push(format!(
-            "{too_noisy} rows are not compared: the machine was too noisy; run it again when nothing else runs"
+            "not compared, because the machine was too noisy: {too_noisy} of {} rows; run it again when nothing else runs",
+            report.rows.len()
         ));
     }
     lines

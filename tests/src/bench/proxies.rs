@@ -58,6 +58,11 @@ impl Proxies {
                 _ => continue,
             };
             let kube_proxy = kube_proxy.context("there is no kube-proxy")?;
+            ensure!(
+                kube_proxy.is_file(),
+                "--kube-proxy: there is no file {}",
+                kube_proxy.display()
+            );
             let child = start_kube_proxy(arena, corner, kube_proxy, mode)?;
             kube_proxies.push((corner.contender, child));
         }

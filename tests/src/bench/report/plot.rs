@@ -3,7 +3,7 @@
 //! Numbers of Services are on a logarithmic axis, and so are figures that differ much. The direct
 //! path is the broken line, Shunt the thick one.
 
-use super::table::{compact, whole};
+use super::table::whole;
 use super::{Report, Row};
 use crate::bench::contender::Contender;
 use anyhow::{Result, anyhow};
@@ -162,7 +162,7 @@ where
         .x_desc("Services")
         .y_desc(y_desc)
         .x_label_formatter(&|value| whole(value.round() as usize))
-        .y_label_formatter(&|value| compact(rounded(*value)))
+        .y_label_formatter(&|value| named(*value))
         .label_style(("sans-serif", 15))
         .draw()?;
     for (index, (who, line)) in lines.iter().enumerate() {
@@ -185,13 +185,13 @@ where
     Ok(())
 }
 
-/// Without what the logarithm left behind the third digit.
-fn rounded(value: f64) -> f64 {
-    if value == 0.0 {
-        return value;
+/// A value on an axis: a few digits, in thousands from ten thousand on.
+fn named(value: f64) -> String {
+    match value {
+        large if large >= 1e4 => format!("{}k", named(large / 1e3)),
+        // Without what a logarithm left behind the sixth digit.
+        small => ((small * 1e6).round() / 1e6).to_string(),
     }
-    let unit = 10_f64.powf(value.abs().log10().floor() - 2.0);
-    (value / unit).round() * unit
 }
 
 /// The same for a contender in every picture, and told apart by those who see few colours.
