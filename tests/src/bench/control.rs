@@ -119,7 +119,11 @@ async fn baselines(
             None => loads.load(options, (contender, size), plane.node(contender)?, &[]).await,
         };
         match load {
-            Ok(load) => found.push((contender, load)),
+            Ok(load) => {
+                let trouble = load.trouble.iter();
+                skipped.extend(trouble.map(|why| format!("{contender}, changes, {size}: {why}")));
+                found.push((contender, load));
+            }
             // Said already where it was noted.
             Err(_) if was_noted => {}
             Err(error) => skipped.push(format!("{contender}, control plane, {size}: {error}")),

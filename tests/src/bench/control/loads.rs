@@ -27,6 +27,8 @@ pub(in crate::bench) struct Load {
     pub(super) burst: Option<Duration>,
     /// The share of a core for [`CHURN`] changes in a transaction each second.
     pub(super) churn: Option<f64>,
+    /// Why changes were not all measured.
+    pub(super) trouble: Option<String>,
 }
 
 impl Loads {
@@ -64,55 +66,82 @@ async fn load(
         "not tried in quick: {} would take too long",
         rules::tool(contender)
     );
-    let whole =
-        rules::load(contender, node, &population(size, ENDPOINTS, measured), patience).await?;
+    let rules = population(size, ENDPOINTS, measured);
+    let whole = rules::load(contender, node, &rules, patience).await?;
     let mut load = Load { whole, ..Load::default() };
-    let mut crowd = Crowd::new(size.saturating_sub(measured.len()));
-    if !options.wants("control") || !options.control_sizes().contains(&size) || crowd.is_empty() {
-        return Ok(load);
+    let crowd = size.saturating_sub(measured.len());
+    if options.wants("control") && options.control_sizes().contains(&size) && crowd > 0 {
+        let changed = load.change(options, contender, node, Crowd(vec![0; crowd]), patience).await;
+        load.trouble = changed.err().map(|error| format!("{error:#}"));
     }
-    let deadline = Instant::now() + options.pick(1, 6, 60) * Duration::from_secs(1);
-    for number in 0..options.pick(3, 20, 100) {
-        let change = [crowd.next(number * 37)];
-        load.changes.push(rules::change(contender, node, &change, patience).await?);
-        if Instant::now() > deadline {
-            break;
+    Ok(load)
+}
+
+impl Load {
+    /// Changes Services of the crowd: one at a time, many at once, some each second.
+    async fn change(
+        &mut self,
+        options: &Options,
+        contender: Contender,
+        node: &Node,
+        mut crowd: Crowd,
+        patience: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + options.pick(1, 6, 60) * Duration::from_secs(1);
+        for number in 0..options.pick(3, 20, 100) {
+            let change = crowd.next(number * 37, 1);
+            self.changes.push(rules::change(contender, node, &change, patience).await?);
+            if Instant::now() > deadline {
+                break;
+            }
         }
-    }
-    // Where the whole takes long, so do many changes.
-    if whole * 4 < patience {
-        let changes: Vec<_> = (0..size.min(super::burst(options))).map(|i| crowd.next(i)).collect();
-        load.burst = Some(rules::change(contender, node, &changes, patience).await?);
+        // Where the whole takes long, so do many changes.
+        if self.whole * 4 > patience {
+            return Ok(());
+        }
+        let changes = crowd.next(0, super::burst(options));
+        self.burst = Some(rules::change(contender, node, &changes, patience).await?);
         let before = usage::cpu(node.cgroup())?;
         let seconds = options.pick(1, 3, 20);
         for second in 0..seconds {
-            let count = crowd.0.len().min(CHURN as usize);
-            let changes: Vec<_> = (0..count).map(|i| crowd.next(second * count + i)).collect();
+            let changes = crowd.next(second * CHURN as usize, CHURN as usize);
             let _ = rules::change(contender, node, &changes, patience).await?;
         }
         let used = usage::cpu(node.cgroup())? - before;
-        load.churn = Some(100.0 * used.as_secs_f64() / seconds as f64);
+        self.churn = Some(100.0 * used.as_secs_f64() / seconds as f64);
+        Ok(())
     }
-    Ok(load)
 }
 
 /// The Services beside the measured ones: how often each has got other endpoints.
 struct Crowd(Vec<u32>);
 
 impl Crowd {
-    fn new(size: usize) -> Self {
-        Self(vec![0; size])
+    /// The next change of `count` Services from the one with index `first` on, of each one at
+    /// most: what it was, and what it becomes.
+    fn next(&mut self, first: usize, count: usize) -> Vec<(Entry, Entry)> {
+        let size = self.0.len();
+        let change = |number| {
+            let index = (first + number) % size;
+            self.0[index] += 1;
+            let entry = |moved| Entry::crowd(index, ENDPOINTS, moved);
+            (entry(self.0[index] - 1), entry(self.0[index]))
+        };
+        (0..count.min(size)).map(change).collect()
     }
+}
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The next change of a Service: what it was, and what it becomes.
-    fn next(&mut self, index: usize) -> (Entry, Entry) {
-        let index = index % self.0.len();
-        self.0[index] += 1;
-        let entry = |moved| Entry::crowd(index, ENDPOINTS, moved);
-        (entry(self.0[index] - 1), entry(self.0[index]))
+    #[test]
+    fn a_service_changes_once_in_a_transaction() {
+        let mut crowd = Crowd(vec![0; 3]);
+        let mut names = |first, count| {
+            crowd.next(first, count).into_iter().map(|(_, after)| after.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(2, 10), ["crowd-2", "crowd-0", "crowd-1"]);
+        assert_eq!(names(4, 1), ["crowd-1"]);
     }
 }
