@@ -30,9 +30,9 @@ use contender::Contender;
 use control::Loads;
 use facts::Facts;
 use indicatif::{ProgressBar, ProgressStyle};
-use noise::Noise;
+use noise::{Noise, Watch};
 use proxies::Proxies;
-use report::{Report, markdown, plot, table};
+use report::{Report, Row, markdown, plot, table};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -118,13 +118,32 @@ async fn control_plane(
 ) -> Result<()> {
     if options.wants("control") {
         for size in options.control_sizes() {
-            report.rows.extend(control::run(options, size, loads, bar, &mut report.skipped).await?);
+            let run = control::run(options, size, loads, bar, &mut report.skipped);
+            report.rows.extend(watched(run, &mut report.noise).await?);
         }
     }
     if options.wants("scale") {
-        report.rows.extend(control::scale(options, bar).await?);
+        let scale = control::scale(options, bar);
+        report.rows.extend(watched(scale, &mut report.noise).await?);
     }
     Ok(())
+}
+
+/// The rows of a part of the run; its times are not judged if it was not left alone.
+async fn watched(
+    part: impl Future<Output = Result<Vec<Row>>>,
+    noise: &mut Noise,
+) -> Result<Vec<Row>> {
+    let watch = Watch::new();
+    let mark = watch.mark()?;
+    let mut rows = part.await?;
+    let block = watch.since(&mark)?;
+    noise.add(&block);
+    let is_time = |row: &&mut Row| row.verdict != Verdict::None && row.unit != "MiB";
+    if noise.disturbed(&block) {
+        rows.iter_mut().filter(is_time).for_each(|row| row.verdict = Verdict::TooNoisy);
+    }
+    Ok(rows)
 }
 
 /// Everything that is measured on traffic, with rising numbers of Services. Gives what it took to
@@ -156,7 +175,8 @@ async fn traffic(
         let rows = rounds::run(&arena, &measures, &ready, size, rounds, noise, bar).await?;
         report.rows.extend(rows);
         if wants_programs && is_last {
-            report.rows.extend(programs::run(options, &arena, size, bar).await?);
+            let programs = programs::run(options, &arena, size, bar);
+            report.rows.extend(watched(programs, &mut report.noise).await?);
         }
     }
     Ok(mem::take(&mut proxies.loads))

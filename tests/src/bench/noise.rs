@@ -5,11 +5,12 @@
 //! the hypervisor steals. Kernel threads are nobody's: they work for the traffic too.
 
 use super::stats::Figure;
+use crate::cgroup::PREFIX;
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use std::{fs, process, thread};
 
@@ -35,7 +36,7 @@ pub(super) struct Noise {
 
 /// Notices who else is at work.
 pub(super) struct Watch {
-    /// As it stands in /proc/PID/cgroup.
+    /// How the cgroups of the labs begin in /proc/PID/cgroup.
     lab: String,
 }
 
@@ -85,10 +86,9 @@ impl Noise {
 }
 
 impl Watch {
-    /// Of everybody outside the lab that has this cgroup.
-    pub(super) fn new(lab: &Path) -> Self {
-        let name = lab.file_name().unwrap_or_default().to_string_lossy();
-        Self { lab: format!("/{name}") }
+    /// Of everybody outside this process and its labs.
+    pub(super) fn new() -> Self {
+        Self { lab: format!("/{PREFIX}{}-", process::id()) }
     }
 
     /// Begins a block.
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn only_processes_outside_the_lab_are_others() {
         let ticks = |lab: &str, pid: &str| {
-            Watch { lab: lab.to_owned() }.ticks(Path::new("/proc").join(pid))
+            Watch { lab: lab.to_owned() }.ticks(PathBuf::from("/proc").join(pid))
         };
         assert!(ticks("/no-such-lab", "self").is_some());
         // Every process is below the root.

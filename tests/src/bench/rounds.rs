@@ -60,7 +60,7 @@ pub(super) async fn run(
     noise: &mut Noise,
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
-    let watch = Watch::new(arena.cluster.lab.cgroup());
+    let watch = Watch::new();
     let mut results = Results::default();
     for number in 0..=rounds.count {
         let warm_up = number == 0;
