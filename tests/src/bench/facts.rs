@@ -49,7 +49,8 @@ impl Facts {
             .collect();
         let shunt = concat!(env!("CARGO_PKG_VERSION"), ", the bench's build").to_owned();
         drop(versions.insert("shunt".to_owned(), shunt));
-        let args = std::env::args().skip(1).map(|arg| format!(" {arg}")).collect::<String>();
+        let args: Vec<_> = std::env::args().skip(1).collect();
+        let args = if args.is_empty() { String::new() } else { format!(" -- {}", args.join(" ")) };
         Self {
             command: format!("cargo xtask bench{args}"),
             time: Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
