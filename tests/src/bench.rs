@@ -81,7 +81,7 @@ async fn measure(options: &Options) -> Result<Report> {
         facts: Facts::collect(&field),
         settings: settings(options),
         rows: Vec::new(),
-        noise: Noise::default(),
+        noise: Noise::new(options.others),
         skipped: Vec::new(),
     };
     let bar = progress(options, &field);

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use std::{fs, process, thread};
 
-/// Others may take this share of the machine, and no more.
+/// Others may take this share of the machine and no more, if nothing else is said.
 pub(super) const LIMIT: f64 = 0.10;
 /// The CPU may take this much longer for the same work than it did at its best.
 const SLOWEST: f64 = 1.25;
@@ -26,12 +26,14 @@ const STEPS: u64 = 1_000_000;
 const TICK: f64 = 0.01;
 
 /// What was noticed over a whole run.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Noise {
+    /// The share of the machine that others may take.
+    limit: f64,
     /// The share of the machine that others took, in each block.
-    pub(super) others: Vec<f64>,
+    others: Vec<f64>,
     /// Milliseconds of the fixed work, before each block.
-    pub(super) work: Vec<f64>,
+    work: Vec<f64>,
 }
 
 /// Notices who else is at work.
@@ -57,6 +59,11 @@ pub(super) struct Block {
 }
 
 impl Noise {
+    /// Nothing yet.
+    pub(super) const fn new(limit: f64) -> Self {
+        Self { limit, others: Vec::new(), work: Vec::new() }
+    }
+
     /// Takes note of a block.
     pub(super) fn add(&mut self, block: &Block) {
         self.others.push(block.others);
@@ -66,7 +73,7 @@ impl Noise {
     /// Whether others, or a CPU that had become slow, disturbed a block of this run.
     pub(super) fn disturbed(&self, block: &Block) -> bool {
         let best = self.work.iter().copied().fold(f64::MAX, f64::min);
-        block.others > LIMIT || block.work.as_secs_f64() * 1e3 > SLOWEST * best
+        block.others > self.limit || block.work.as_secs_f64() * 1e3 > SLOWEST * best
     }
 
     /// In words, if anything was noticed.
@@ -78,7 +85,7 @@ impl Noise {
             "others took {:.1} % of the machine, {:.0} % at most (limit {:.0} %); the fixed work took {:.2} ms, {:.2} at most",
             100.0 * others.median,
             100.0 * most(&self.others),
-            100.0 * LIMIT,
+            100.0 * self.limit,
             work.median,
             most(&self.work)
         ))
@@ -101,8 +108,9 @@ impl Watch {
     pub(super) fn since(&self, mark: &Mark) -> Result<Block> {
         let cpus = thread::available_parallelism().map_or(1, usize::from) as f64;
         let took = self.others()? - mark.others;
-        let others = took.max(0.0) / (mark.at.elapsed().as_secs_f64() * cpus);
-        Ok(Block { others, work: mark.work })
+        let others = took / (mark.at.elapsed().as_secs_f64() * cpus);
+        // One that ended while it was looked for is counted late, with all that it ever had.
+        Ok(Block { others: others.clamp(0.0, 1.0), work: mark.work })
     }
 
     /// Seconds that other processes have had, those that they have waited for included, and
@@ -178,7 +186,7 @@ mod tests {
     #[test]
     fn a_busy_stranger_disturbs_and_a_slow_cpu_does() {
         let block = |others, millis| Block { others, work: Duration::from_millis(millis) };
-        let mut noise = Noise::default();
+        let mut noise = Noise::new(LIMIT);
         let all = [block(0.0, 10), block(0.2, 10), block(0.0, 14)];
         all.iter().for_each(|block| noise.add(block));
         assert_eq!(all.map(|block| noise.disturbed(&block)), [false, true, true]);

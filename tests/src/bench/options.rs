@@ -2,6 +2,7 @@
 
 use super::contender::Contender;
 use super::measure::{MEASURES, Measure};
+use super::noise;
 use super::rounds::Rounds;
 use clap::Parser;
 use std::path::PathBuf;
@@ -26,6 +27,9 @@ pub struct Options {
     /// Only these contenders, several with commas (direct always takes part)
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(super) contenders: Vec<Contender>,
+    /// What share of the machine others may take, before a round is not counted
+    #[arg(long, value_name = "SHARE", default_value_t = noise::LIMIT)]
+    pub(super) others: f64,
     /// A kube-proxy to run in place of the rules that the bench makes
     #[arg(long, value_name = "PATH")]
     pub(super) kube_proxy: Option<PathBuf>,
@@ -93,7 +97,7 @@ impl Options {
 
     /// How long and how often.
     pub(super) fn rounds(&self) -> Rounds {
-        let (count, millis) = self.pick((1, 50), (8, 80), (15, 300));
+        let (count, millis) = self.pick((1, 50), (8, 80), (15, 250));
         let brief = self.quick && self.only.is_empty();
         Rounds { count, turn: Duration::from_millis(millis), brief }
     }

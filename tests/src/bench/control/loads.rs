@@ -87,7 +87,7 @@ impl Load {
         mut crowd: Crowd,
         patience: Duration,
     ) -> Result<()> {
-        let deadline = Instant::now() + options.pick(1, 6, 60) * Duration::from_secs(1);
+        let deadline = Instant::now() + options.pick(1, 6, 30) * Duration::from_secs(1);
         for number in 0..options.pick(3, 20, 100) {
             let change = crowd.next(number * 37, 1);
             self.changes.push(rules::change(contender, node, &change, patience).await?);
