@@ -84,7 +84,7 @@ Clients run on the first CPU, servers on the others. Every reply names its backe
 chooses anew each time, a chi-square test must find the choices uniform. The measured Services \
 stand in the middle of all. Times of programs are net of an empty program's, but for \
 PROG_TEST_RUN. For baselines, the control plane is what the tool takes (iptables-restore, nft) to \
-load all rules, or the changed ones in one transaction; their CPU is that of a transaction of 100 \
+load all rules, or the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
 changes each second. How many maps a decision reads is not here: the kernel does not count it.
 
 ";
