@@ -9,10 +9,13 @@ mod contender;
 mod control;
 mod facts;
 mod measure;
+mod metrics;
+mod noise;
 mod options;
 mod population;
 mod programs;
 mod proxies;
+mod publish;
 mod report;
 mod rounds;
 mod rules;
@@ -21,19 +24,21 @@ mod target;
 
 pub use options::Options;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use arena::Arena;
 use contender::Contender;
+use control::Loads;
 use facts::Facts;
 use indicatif::{ProgressBar, ProgressStyle};
+use noise::{Noise, Watch};
 use proxies::Proxies;
-use report::{Report, markdown, plot, table};
+use report::{Report, Row, markdown, plot, table};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fs, mem};
 use target::Verdict;
 
 /// Whether a contender is a text of rules that the bench makes itself.
@@ -52,52 +57,106 @@ pub async fn run(options: Options) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let started = Instant::now();
-    let field = options.field();
-    let facts = Facts::collect(&field);
-    let mut report =
-        Report { facts, settings: settings(&options), rows: Vec::new(), skipped: Vec::new() };
-    let bar = progress(&options, field.len());
-    traffic(&options, &field, &mut report, &bar).await?;
-    control_plane(&options, &mut report, &bar).await?;
-    bar.finish_and_clear();
-
+    let report = match &options.from {
+        Some(file) => read(file)?,
+        None => measure(&options).await?,
+    };
+    let field = report.field();
     println!("{}", table::render(&report, &field));
     let out = write(&options, &report, &field)?;
-    for skipped in &report.skipped {
-        println!("left out: {skipped}");
-    }
-    let wrong: Vec<_> = report.rows.iter().filter(|row| row.verdict == Verdict::Wrong).collect();
-    for row in &wrong {
-        let why = row.cells.iter().filter_map(|(who, cell)| Some((who, cell.wrong.as_ref()?)));
-        why.for_each(|(who, why)| println!("wrong: {}, {who}: {why}", row.what));
-    }
+    report.skipped.iter().for_each(|skipped| println!("left out: {skipped}"));
+    report.wrong().iter().for_each(|wrong| println!("wrong: {wrong}"));
+    noise(&report).into_iter().for_each(|line| println!("{line}"));
     println!("{} s; the report is in {}", started.elapsed().as_secs(), out.display());
-    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if options.publish {
+        publish::publish(&report, &field)?;
+    }
+    Ok(if report.wrong().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The whole run.
+async fn measure(options: &Options) -> Result<Report> {
+    let field = options.field();
+    let mut report = Report {
+        facts: Facts::collect(&field),
+        settings: settings(options),
+        rows: Vec::new(),
+        noise: Noise::new(options.others),
+        skipped: Vec::new(),
+    };
+    let bar = progress(options, &field);
+    let mut loads = traffic(options, &field, &mut report, &bar).await?;
+    control_plane(options, &mut loads, &mut report, &bar).await?;
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+/// What is to be said of the noise: how much there was, and what is not compared for it.
+fn noise(report: &Report) -> Vec<String> {
+    let mut lines: Vec<_> = report.noise.words().into_iter().collect();
+    let too_noisy = report.rows.iter().filter(|row| row.verdict == Verdict::TooNoisy).count();
+    if too_noisy > 0 {
+        lines.push(format!(
+            "not compared, because the machine was too noisy: {too_noisy} of {} rows; run it again when nothing else runs",
+            report.rows.len()
+        ));
+    }
+    lines
+}
+
+fn read(file: &Path) -> Result<Report> {
+    let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no report", file.display()))
 }
 
 /// What is measured without traffic.
-async fn control_plane(options: &Options, report: &mut Report, bar: &ProgressBar) -> Result<()> {
+async fn control_plane(
+    options: &Options,
+    loads: &mut Loads,
+    report: &mut Report,
+    bar: &ProgressBar,
+) -> Result<()> {
     if options.wants("control") {
         for size in options.control_sizes() {
-            report.rows.extend(control::run(options, size, bar, &mut report.skipped).await?);
+            let run = control::run(options, size, loads, bar, &mut report.skipped);
+            report.rows.extend(watched(run, &mut report.noise).await?);
         }
     }
     if options.wants("scale") {
-        report.rows.extend(control::scale(options, bar).await?);
+        let scale = control::scale(options, bar);
+        report.rows.extend(watched(scale, &mut report.noise).await?);
     }
     Ok(())
 }
 
-/// Everything that is measured on traffic, with rising numbers of Services.
+/// The rows of a part of the run; its times are not judged if it was not left alone.
+async fn watched(
+    part: impl Future<Output = Result<Vec<Row>>>,
+    noise: &mut Noise,
+) -> Result<Vec<Row>> {
+    let watch = Watch::new();
+    let mark = watch.mark()?;
+    let mut rows = part.await?;
+    let block = watch.since(&mark)?;
+    noise.add(&block);
+    let is_time = |row: &&mut Row| row.verdict != Verdict::None && row.unit != "MiB";
+    if noise.disturbed(&block) {
+        rows.iter_mut().filter(is_time).for_each(|row| row.verdict = Verdict::TooNoisy);
+    }
+    Ok(rows)
+}
+
+/// Everything that is measured on traffic, with rising numbers of Services. Gives what it took to
+/// load the rules of baselines on the way.
 async fn traffic(
     options: &Options,
     field: &[Contender],
     report: &mut Report,
     bar: &ProgressBar,
-) -> Result<()> {
+) -> Result<Loads> {
     let wants_programs = options.wants("programs");
     if !wants_programs && options.sizes().iter().all(|size| options.measures(*size).is_empty()) {
-        return Ok(());
+        return Ok(Loads::default());
     }
     bar.set_message("starting the lab");
     let mut arena = Arena::start(field).await?;
@@ -109,24 +168,23 @@ async fn traffic(
             continue;
         }
         bar.set_message(format!("bringing everybody to {size} services"));
-        let patience = options.patience();
-        let ready = proxies.bring_to(&arena, size, patience, &mut report.skipped).await?;
-        let missing = (field.len() - ready.len()) as u64;
-        bar.inc(missing * rounds::turns(measures.len(), 1, options.rounds()));
-        let rows = rounds::run(&arena, &measures, &ready, size, options.rounds(), bar).await?;
+        let ready = proxies.bring_to(&arena, options, size, &mut report.skipped).await?;
+        let rounds = options.rounds();
+        bar.inc(rounds.turns(&measures, field) - rounds.turns(&measures, &ready));
+        let noise = &mut report.noise;
+        let rows = rounds::run(&arena, &measures, &ready, size, rounds, noise, bar).await?;
         report.rows.extend(rows);
         if wants_programs && is_last {
-            report.rows.extend(programs::run(options, &arena, size, bar).await?);
+            let programs = programs::run(options, &arena, size, bar);
+            report.rows.extend(watched(programs, &mut report.noise).await?);
         }
     }
-    Ok(())
+    Ok(mem::take(&mut proxies.loads))
 }
 
-fn progress(options: &Options, contenders: usize) -> ProgressBar {
-    let turns = options
-        .sizes()
-        .into_iter()
-        .map(|size| rounds::turns(options.measures(size).len(), contenders, options.rounds()));
+fn progress(options: &Options, field: &[Contender]) -> ProgressBar {
+    let sizes = options.sizes().into_iter();
+    let turns = sizes.map(|size| options.rounds().turns(&options.measures(size), field));
     let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {percent:>3}%\n{msg}")
         .expect("the template is right");
     let bar = ProgressBar::new(turns.sum()).with_style(style);
@@ -134,15 +192,16 @@ fn progress(options: &Options, contenders: usize) -> ProgressBar {
     bar
 }
 
-fn settings(options: &Options) -> BTreeMap<&'static str, String> {
+fn settings(options: &Options) -> BTreeMap<String, String> {
     let rounds = options.rounds();
     let sizes: Vec<_> = options.sizes().iter().map(ToString::to_string).collect();
-    BTreeMap::from([
+    let settings = [
         ("mode", options.pick("smoke", "quick", "full").to_owned()),
         ("rounds", format!("{} of {} ms each", rounds.count, rounds.turn.as_millis())),
         ("services", sizes.join(", ")),
         ("endpoints of each", proxies::ENDPOINTS.to_string()),
-    ])
+    ];
+    settings.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// Writes the report; it belongs to whom its folder belongs to, though root writes it.
@@ -177,8 +236,12 @@ fn save(folder: &Path, file: &Path, bytes: &[u8]) -> Result<()> {
 
 /// `target/bench`, beside the folder that this program lies in.
 fn default_out() -> Result<PathBuf> {
+    Ok(above(2)?.join("bench"))
+}
+
+/// The folder so many steps above this program, which lies in `target/release`.
+fn above(steps: usize) -> Result<PathBuf> {
     let this = env::current_exe().context("find the running program")?;
-    let target = this.ancestors().nth(2).context("find the folder above this program")?;
-    ensure!(target.is_dir(), "{} is no folder", target.display());
-    Ok(target.join("bench"))
+    let above = this.ancestors().nth(steps).context("find the folder above this program")?;
+    Ok(above.to_owned())
 }

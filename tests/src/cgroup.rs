@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
-/// How the name of every tree begins.
-const PREFIX: &str = "shunt-lab-";
+/// How the name of every tree begins; what follows is the id of the process that made it.
+pub const PREFIX: &str = "shunt-lab-";
 
 /// How long the kernel may take to let go of the processes that were killed.
 const REMOVAL: Duration = Duration::from_secs(10);

@@ -17,7 +17,7 @@ pub(crate) struct Args {
 /// Gives the benchmark's own exit code.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let has = |flags: &[&str]| args.args.iter().any(|arg| flags.contains(&arg.as_str()));
-    let talks_only = has(&["--help", "-h", "--list"]);
+    let talks_only = has(&["--help", "-h", "--list", "--from"]);
     if !talks_only {
         setup::ensure_baselines();
     }

@@ -1,7 +1,8 @@
 //! Who is compared: the direct path, Shunt, and what kube-proxy makes of the same Services.
 
 use clap::ValueEnum;
-use serde::{Serialize, Serializer};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// One of those who are compared.
@@ -48,6 +49,16 @@ impl Contender {
         }
     }
 
+    /// As it stands where there is little room.
+    pub(super) const fn short(self) -> &'static str {
+        match self {
+            Self::IptablesLegacy => "legacy",
+            Self::KubeProxyIptables => "kp-ipt",
+            Self::KubeProxyNftables => "kp-nft",
+            _ => self.name(),
+        }
+    }
+
     /// Whether it is told of Services by the Kubernetes API.
     pub(super) const fn watches(self) -> bool {
         matches!(self, Self::Shunt | Self::KubeProxyIptables | Self::KubeProxyNftables)
@@ -63,5 +74,11 @@ impl fmt::Display for Contender {
 impl Serialize for Contender {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Contender {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_str(&String::deserialize(deserializer)?, false).map_err(D::Error::custom)
     }
 }

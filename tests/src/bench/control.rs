@@ -2,100 +2,134 @@
 //! agent costs meanwhile.
 //!
 //! Agents are told by the embedded API; a change counts as effective when the map that the
-//! programs read names the new backend. For baselines, what kube-proxy's tool takes to load the
-//! same rules: a kube-proxy is slower by what it does before.
+//! programs read names the new backend. For baselines, see [`loads`].
 
 mod kernel;
+mod loads;
 mod plane;
 mod usage;
 
+pub(super) use loads::Loads;
+
 use super::contender::Contender;
 use super::options::Options;
-use super::population::Entry;
 use super::proxies::ENDPOINTS;
-use super::report::Row;
-use super::rules;
-use anyhow::{Result, ensure};
+use super::report::{Row, table};
+use anyhow::Result;
 use indicatif::ProgressBar;
+use loads::Load;
 use plane::Plane;
 use std::time::{Duration, Instant};
 
 /// Changes a second while churn is measured.
 const CHURN: f64 = 100.0;
 
-/// Measures all of it with one number of Services, 10 endpoints each.
+/// How many changes are a burst.
+const fn burst(options: &Options) -> usize {
+    options.pick(100, 10_000, 10_000)
+}
+
+/// Measures all of it with one number of Services, 10 endpoints each. What baselines took is in
+/// `loads` already where they had their turn at the traffic.
 pub(super) async fn run(
     options: &Options,
     size: usize,
+    loads: &mut Loads,
     bar: &ProgressBar,
     skipped: &mut Vec<String>,
 ) -> Result<Vec<Row>> {
     bar.set_message(format!("control plane, {size} services"));
     let mut plane = Plane::start(&options.field(), size, ENDPOINTS).await?;
-    let mut rows = Vec::new();
-    let (mut cold, mut one, mut all_rules) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..options.pick(1, 3, 5) {
+    let baselines = baselines(options, &plane, size, loads, bar, skipped).await?;
+    let row = |key: &str, what: &str, unit: &str, own: Vec<f64>, of: fn(&Load) -> Option<f64>| {
+        let row = Row::new(key, what, Some(size), unit).cell(Contender::Shunt, own);
+        baselines.iter().fold(row, |row, (who, load)| row.cell(*who, of(load)))
+    };
+
+    let mut cold = Vec::new();
+    for _ in 0..options.pick(1, 2, 5) {
         bar.set_message(format!("cold start, {size} services"));
-        cold.push(plane.cold_start(&["--min-sync-period", "0"]).await?);
+        cold.push(plane.cold_start(&["--min-sync-period", "0"]).await?.as_secs_f64());
     }
     bar.set_message(format!("single changes, {size} services"));
-    for number in 0..options.pick(10, 100, 500) {
-        one.push(plane.change_one(number * 37 % size).await?.as_secs_f64() * 1e3);
+    let mut one = Vec::new();
+    for number in 0..options.pick(10, 200, 500) {
+        one.push(plane.change_one(number * 37 % size).await?);
     }
-    for contender in options.field().into_iter().filter(|who| super::is_made_of_rules(*who)) {
-        bar.set_message(format!("{contender}: loading rules for {size} services"));
-        match baseline(&plane, contender, size, options).await {
-            Ok(took) => all_rules.push((contender, took)),
-            Err(error) => skipped.push(format!("{contender}, control plane, {size}: {error:#}")),
-        }
-    }
-    let mut first = Row::new("control-cold", "Start to fully programmed", Some(size), "s")
-        .cell(Contender::Shunt, cold.iter().map(Duration::as_secs_f64));
-    let [mut p50, mut p99] = ["p50", "p99"].map(|name| {
-        let key = format!("control-change-{name}");
-        Row::new(&key, &format!("One endpoint change, {name}"), Some(size), "ms")
-            .cell(Contender::Shunt, percentile(&one, name))
-    });
-    for (contender, Loaded { whole, changes }) in all_rules {
-        first = first.cell(contender, [whole.as_secs_f64()]);
-        let changes: Vec<_> = changes.iter().map(|took| took.as_secs_f64() * 1e3).collect();
-        p50 = p50.cell(contender, percentile(&changes, "p50"));
-        p99 = p99.cell(contender, percentile(&changes, "p99"));
-    }
-    rows.extend([first.at_most(2.0), p50.at_most(1.0), p99.at_most(10.0)]);
+    let whole = |load: &Load| Some(load.whole.as_secs_f64());
+    let mut rows = vec![
+        row("control-cold", "Start to fully programmed", "s", cold, whole).at_most(2.0),
+        row(
+            "control-change-p50",
+            "One endpoint change, p50",
+            "ms",
+            p50(&one).into_iter().collect(),
+            |load| p50(&load.changes),
+        )
+        .at_most(1.0),
+        row(
+            "control-change-p99",
+            "One endpoint change, p99",
+            "ms",
+            p99(&one).into_iter().collect(),
+            |load| p99(&load.changes),
+        )
+        .at_most(10.0),
+    ];
 
     let agent = plane.restart(&[]).await?;
     bar.set_message(format!("a burst of changes, {size} services"));
-    let changes = options.pick(100, 10_000, 10_000);
-    let burst = plane.burst(changes).await?;
-    let what = format!("{changes} changes at once, until the last is effective");
-    rows.push(
-        Row::new("control-burst", &what, Some(size), "ms")
-            .cell(Contender::Shunt, [burst.as_secs_f64() * 1e3]),
-    );
+    let changes = burst(options);
+    let took = vec![plane.burst(changes).await?.as_secs_f64() * 1e3];
+    let what = format!("A burst of {} changes", table::whole(changes));
+    rows.push(row("control-burst", &what, "ms", took, |load| {
+        load.burst.map(|took| took.as_secs_f64() * 1e3)
+    }));
     bar.set_message(format!("churn, {size} services"));
-    let churn = Duration::from_secs(options.pick(1, 10, 60));
+    let churn = Duration::from_secs(options.pick(1, 5, 60));
     let before = usage::cpu(plane.agent_cgroup())?;
     let began = Instant::now();
     plane.churn(churn, CHURN).await?;
-    let busy =
-        (usage::cpu(plane.agent_cgroup())? - before).as_secs_f64() / began.elapsed().as_secs_f64();
-    let what = format!("CPU under {CHURN} changes/s");
-    rows.push(
-        Row::new("control-churn-cpu", &what, Some(size), "% of a core")
-            .cell(Contender::Shunt, [100.0 * busy]),
-    );
-    rows.push(
-        Row::new(
-            "control-churn-rss",
-            "Most memory of the agent, churn included",
-            Some(size),
-            "MiB",
-        )
-        .cell(Contender::Shunt, [usage::peak(agent)?])
-        .at_most(60.0),
-    );
+    let busy = (usage::cpu(plane.agent_cgroup())? - before).as_secs_f64();
+    let share = vec![100.0 * busy / began.elapsed().as_secs_f64()];
+    let what = format!("CPU in {} s of {CHURN} changes/s", churn.as_secs());
+    rows.push(row("control-churn-cpu", &what, "% core", share, |load| load.churn));
+    let what = "Memory at most, churn included";
+    let most = vec![usage::peak(agent)?];
+    rows.push(row("control-churn-rss", what, "MiB", most, |_| None).at_most(60.0));
     Ok(rows)
+}
+
+/// What the tools of the baselines take, measured now if it was not before.
+async fn baselines(
+    options: &Options,
+    plane: &Plane,
+    size: usize,
+    loads: &mut Loads,
+    bar: &ProgressBar,
+    skipped: &mut Vec<String>,
+) -> Result<Vec<(Contender, Load)>> {
+    let mut found = Vec::new();
+    for contender in options.field().into_iter().filter(|who| super::is_made_of_rules(*who)) {
+        bar.set_message(format!("{contender}: loading rules for {size} services"));
+        let noted = loads.noted(contender, size);
+        let was_noted = noted.is_some();
+        let load = match noted {
+            Some(load) => load,
+            None => loads.load(options, (contender, size), plane.node(contender)?, &[]).await,
+        };
+        match load {
+            Ok(load) => {
+                let trouble = load.trouble.iter();
+                skipped.extend(trouble.map(|why| format!("{contender}, changes, {size}: {why}")));
+                found.push((contender, load));
+            }
+            // Said already where it was noted.
+            Err(_) if was_noted => {}
+            Err(error) => skipped.push(format!("{contender}, control plane, {size}: {error}")),
+        }
+    }
+    Ok(found)
 }
 
 /// 10,000 Services with 25 endpoints each: time, memory, and what it costs to stand by.
@@ -111,61 +145,36 @@ pub(super) async fn scale(options: &Options, bar: &ProgressBar) -> Result<Vec<Ro
     }
     let agent = plane.agent_pid()?;
     bar.set_message("the agent, idle");
-    let idle = Duration::from_millis(options.pick(500, 10_000, 60_000));
+    let idle = Duration::from_millis(options.pick(500, 5_000, 60_000));
     let before = usage::cpu(plane.agent_cgroup())?;
     let began = Instant::now();
     tokio::time::sleep(idle).await;
     let busy =
         (usage::cpu(plane.agent_cgroup())? - before).as_secs_f64() / began.elapsed().as_secs_f64();
     let row = |key: &str, what: &str, unit: &str, values: Vec<f64>| {
-        let what = format!("{what}, {} endpoints", size * endpoints);
-        Row::new(key, &what, Some(size), unit).cell(Contender::Shunt, values)
+        Row::new(key, what, Some(size), unit).cell(Contender::Shunt, values)
     };
     Ok(vec![
         row("scale-cold", "Start to fully programmed", "s", times).at_most(2.0),
-        row("scale-first-pass", "First pass: plan and kernel writes", "ms", writes),
+        row("scale-first-pass", "First pass, plan and writes", "ms", writes),
         row("scale-rss", "Memory of the agent", "MiB", vec![usage::resident(agent)?]),
         row("scale-peak", "Most memory of the agent", "MiB", vec![usage::peak(agent)?]),
         row("scale-kernel", "Memory of the maps", "MiB", vec![plane.map_memory()?]),
-        row("scale-idle", "Idle CPU", "% of a core", vec![100.0 * busy]).at_most(0.1),
+        row("scale-idle", "Idle CPU", "% core", vec![100.0 * busy]).at_most(0.1),
     ])
 }
 
-/// What kube-proxy's tool took.
-struct Loaded {
-    whole: Duration,
-    changes: Vec<Duration>,
+fn p50(took: &[Duration]) -> Option<f64> {
+    percentile(took, 0.5)
 }
 
-async fn baseline(
-    plane: &Plane,
-    contender: Contender,
-    size: usize,
-    options: &Options,
-) -> Result<Loaded> {
-    let (node, patience) = (plane.node(contender)?, options.patience());
-    let entry = |index, moved| Entry::crowd(index, ENDPOINTS, moved);
-    let entries: Vec<_> = (0..size).map(|index| entry(index, 0)).collect();
-    let whole = rules::load(contender, node, &entries, patience).await?;
-    let mut changes = Vec::new();
-    let deadline = Instant::now() + patience;
-    for number in 0..options.pick(3, 20, 100) {
-        let index = number * 37 % size;
-        let moved = (number / size) as u32;
-        let (before, after) = (entry(index, moved), entry(index, moved + 1));
-        changes.push(rules::change(contender, node, &before, &after, patience).await?);
-        if Instant::now() > deadline {
-            break;
-        }
-    }
-    ensure!(!changes.is_empty(), "no change was made");
-    Ok(Loaded { whole, changes })
+fn p99(took: &[Duration]) -> Option<f64> {
+    percentile(took, 0.99)
 }
 
-/// The percentile `name` of `values`, if there are any.
-fn percentile(values: &[f64], name: &str) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let share = if name == "p99" { 0.99 } else { 0.5 };
-    (!sorted.is_empty()).then(|| super::stats::quantile(&sorted, share))
+/// The milliseconds that `share` of `took` do not exceed, if there are any.
+fn percentile(took: &[Duration], share: f64) -> Option<f64> {
+    let mut millis: Vec<_> = took.iter().map(|took| took.as_secs_f64() * 1e3).collect();
+    millis.sort_by(f64::total_cmp);
+    (!millis.is_empty()).then(|| super::stats::quantile(&millis, share))
 }

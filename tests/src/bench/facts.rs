@@ -3,15 +3,17 @@
 use super::contender::Contender;
 use super::rules;
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 use std::thread;
 
 /// The machine, the kernel and the versions.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Facts {
+    /// The command that made the run.
+    pub(super) command: String,
     /// When the run began.
     pub(super) time: String,
     /// The release of the kernel.
@@ -47,7 +49,10 @@ impl Facts {
             .collect();
         let shunt = concat!(env!("CARGO_PKG_VERSION"), ", the bench's build").to_owned();
         drop(versions.insert("shunt".to_owned(), shunt));
+        let args: Vec<_> = std::env::args().skip(1).collect();
+        let args = if args.is_empty() { String::new() } else { format!(" -- {}", args.join(" ")) };
         Self {
+            command: format!("cargo xtask bench{args}"),
             time: Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             cpu: after(&cpu, "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),

@@ -56,13 +56,16 @@ impl Measure {
         Self { target: Some(Target::OfDirect { at_least: of_direct, beat_proxies: true }), ..self }
     }
 
+    /// Whether baselines are compared even where there is little time.
+    pub(super) const fn compares(&self) -> bool {
+        self.scales || matches!(self.target, Some(Target::OfDirect { beat_proxies: true, .. }))
+    }
+
     /// What the count of a second is called.
     pub(super) const fn unit(&self) -> &'static str {
         match self.deed {
             Deed::Stream => "GB/s",
-            Deed::Connect | Deed::ConnectInOrder => "connections/s",
-            Deed::Request | Deed::NewDatagram | Deed::Datagram => "requests/s",
-            Deed::Flood => "packets/s",
+            _ => "/s",
         }
     }
 
@@ -77,40 +80,30 @@ pub(super) const MEASURES: [Measure; 17] = {
     use Deed::{Connect, ConnectInOrder, Datagram, Flood, NewDatagram, Request, Stream};
     use Way::{ClusterIp, Neighbour, NodePortHere, NodePortThere};
     [
-        Measure::new("clusterip-connect", "ClusterIP, TCP connect", ClusterIp, Connect)
+        Measure::new("clusterip-connect", "ClusterIP, connects", ClusterIp, Connect)
             .at_every_size()
             .at_least_and_best(0.97),
-        Measure::new(
-            "clusterip-connect-32",
-            "ClusterIP, TCP connect, 32 at once",
-            ClusterIp,
-            Connect,
-        )
-        .at_once(32)
-        .at_every_size()
-        .at_least_and_best(0.97),
-        Measure::new("nodeport-connect", "NodePort, TCP connect, pod here", NodePortHere, Connect)
+        Measure::new("clusterip-connect-32", "ClusterIP, connects ×32", ClusterIp, Connect)
+            .at_once(32)
+            .at_every_size()
+            .at_least_and_best(0.97),
+        Measure::new("nodeport-connect", "NodePort, connects", NodePortHere, Connect)
+            .at_every_size()
+            .at_least_and_best(0.90),
+        Measure::new("nodeport-connect-32", "NodePort, connects ×32", NodePortHere, Connect)
+            .at_once(32)
             .at_every_size()
             .at_least_and_best(0.90),
         Measure::new(
-            "nodeport-connect-32",
-            "NodePort, TCP connect, pod here, 32 at once",
-            NodePortHere,
-            Connect,
-        )
-        .at_once(32)
-        .at_every_size()
-        .at_least_and_best(0.90),
-        Measure::new(
             "nodeport-connect-there",
-            "NodePort, TCP connect, pod elsewhere",
+            "NodePort, connects, remote",
             NodePortThere,
             Connect,
         )
         .at_least_and_best(0.90),
         Measure::new(
             "nodeport-connect-there-32",
-            "NodePort, TCP connect, pod elsewhere, 32 at once",
+            "NodePort, connects, remote ×32",
             NodePortThere,
             Connect,
         )
@@ -118,41 +111,26 @@ pub(super) const MEASURES: [Measure; 17] = {
         .at_least_and_best(0.90),
         Measure::new(
             "nodeport-in-order",
-            "NodePort, the server closes, pod elsewhere",
+            "NodePort, server closes ×32",
             NodePortThere,
             ConnectInOrder,
         )
         .at_once(32)
         .at_least(0.90),
-        Measure::new(
-            "clusterip-request",
-            "ClusterIP, requests, open connection",
-            ClusterIp,
-            Request,
-        )
-        .at_least(1.0),
-        Measure::new(
-            "nodeport-request",
-            "NodePort, requests, open connection",
-            NodePortHere,
-            Request,
-        )
-        .at_least(0.95),
+        Measure::new("clusterip-request", "ClusterIP, requests, one socket", ClusterIp, Request)
+            .at_least(1.0),
+        Measure::new("nodeport-request", "NodePort, requests, one socket", NodePortHere, Request)
+            .at_least(0.95),
         Measure::new("clusterip-stream", "ClusterIP, one stream", ClusterIp, Stream).at_least(1.0),
         Measure::new("nodeport-stream", "NodePort, one stream", NodePortHere, Stream)
             .at_least(0.95),
-        Measure::new(
-            "clusterip-udp-new",
-            "ClusterIP, UDP, a new socket each",
-            ClusterIp,
-            NewDatagram,
-        )
-        .at_every_size()
-        .at_least(0.95),
-        Measure::new("clusterip-udp", "ClusterIP, UDP requests, one socket", ClusterIp, Datagram),
-        Measure::new("nodeport-udp", "NodePort, UDP requests, one socket", NodePortHere, Datagram),
+        Measure::new("clusterip-udp-new", "ClusterIP, UDP, a socket each", ClusterIp, NewDatagram)
+            .at_every_size()
+            .at_least(0.95),
+        Measure::new("clusterip-udp", "ClusterIP, UDP, one socket", ClusterIp, Datagram),
+        Measure::new("nodeport-udp", "NodePort, UDP, one socket", NodePortHere, Datagram),
         Measure::new("nodeport-udp-flood", "NodePort, UDP one way", NodePortHere, Flood),
-        Measure::new("neighbour-connect", "No service: TCP connect to a pod", Neighbour, Connect),
-        Measure::new("neighbour-stream", "No service: one stream to a pod", Neighbour, Stream),
+        Measure::new("neighbour-connect", "No service, connects to a pod", Neighbour, Connect),
+        Measure::new("neighbour-stream", "No service, one stream to a pod", Neighbour, Stream),
     ]
 };

@@ -2,6 +2,7 @@
 
 use super::contender::Contender;
 use super::measure::{MEASURES, Measure};
+use super::noise;
 use super::rounds::Rounds;
 use clap::Parser;
 use std::path::PathBuf;
@@ -26,12 +27,21 @@ pub struct Options {
     /// Only these contenders, several with commas (direct always takes part)
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(super) contenders: Vec<Contender>,
+    /// What share of the machine others may take, before a round is not counted
+    #[arg(long, value_name = "SHARE", default_value_t = noise::LIMIT)]
+    pub(super) others: f64,
     /// A kube-proxy to run in place of the rules that the bench makes
     #[arg(long, value_name = "PATH")]
     pub(super) kube_proxy: Option<PathBuf>,
     /// Where report.json, report.md and the plots go [default: target/bench]
     #[arg(long, value_name = "DIR")]
     pub(super) out: Option<PathBuf>,
+    /// Show a report.json again, in place of measuring
+    #[arg(long, value_name = "FILE")]
+    pub(super) from: Option<PathBuf>,
+    /// Put the results into README.md and docs, if they are whole
+    #[arg(long)]
+    pub(super) publish: bool,
     /// List what can be named with --only
     #[arg(long)]
     pub(super) list: bool,
@@ -87,17 +97,16 @@ impl Options {
 
     /// How long and how often.
     pub(super) fn rounds(&self) -> Rounds {
-        let (count, millis) = match (self.smoke, self.quick) {
-            (true, _) => (1, 50),
-            (_, true) => (5, 150),
-            _ => (11, 500),
-        };
-        Rounds { count, turn: Duration::from_millis(millis) }
+        let (count, millis) = self.pick((1, 50), (8, 80), (15, 250));
+        let brief = self.quick && self.only.is_empty();
+        Rounds { count, turn: Duration::from_millis(millis), brief }
     }
 
-    /// How long a baseline's tool may take to load all its rules, before it is left out.
-    pub(super) fn patience(&self) -> Duration {
-        Duration::from_secs(if self.quick || self.smoke { 15 } else { 120 })
+    /// How long a baseline's tool may take to load its rules, before it is left out; nothing if
+    /// it is not to be tried.
+    pub(super) fn patience(&self, contender: Contender, size: usize) -> Duration {
+        let is_hopeless = self.quick && contender == Contender::Nftables && size > 5_000;
+        Duration::from_secs(if is_hopeless { 0 } else { self.pick(15, 20, 150) })
     }
 
     /// One of three values: for smoke, quick and full.

@@ -48,11 +48,11 @@ const CASES: [Case; 7] = {
     [
         case("connect4", "a service", ClusterIp, Connect, Some(150.0)),
         case("connect4", "no service", Neighbour, Connect, Some(25.0)),
-        case("ingress", "new flows of a NodePort", NodePortHere, Connect, None),
-        case("ingress", "packets of a known flow", NodePortHere, Request, None),
-        case("egress", "packets of a known flow", NodePortHere, Request, None),
-        case("ingress", "packets of no flow", Neighbour, Request, None),
-        case("egress", "packets of no flow", Neighbour, Request, None),
+        case("ingress", "a new flow", NodePortHere, Connect, None),
+        case("ingress", "a known flow", NodePortHere, Request, None),
+        case("egress", "a known flow", NodePortHere, Request, None),
+        case("ingress", "no flow", Neighbour, Request, None),
+        case("egress", "no flow", Neighbour, Request, None),
     ]
 };
 
@@ -77,7 +77,7 @@ pub(super) async fn run(
 
     let mut rows = Vec::new();
     let empty = empty(arena, turn, count).await?;
-    let row = |what: &str| Row::new("programs-run", what, Some(size), "ns a run");
+    let row = |what: &str| Row::new("programs-run", what, Some(size), "ns");
     rows.push(row("An empty program").cell(Contender::Direct, empty.iter().copied()));
     let clock = super::stats::Figure::of(empty).map_or(0.0, |figure| figure.median);
     for case in &CASES {
@@ -87,7 +87,7 @@ pub(super) async fn run(
             let took = while_asked(arena, corner, case, turn, program.as_fd()).await?;
             nanos.push((took - clock).max(0.0));
         }
-        let what = format!("{}, {}, net of an empty program", case.program, case.meets);
+        let what = format!("{}, {}", case.program, case.meets);
         let row = row(&what).cell(Contender::Shunt, nanos);
         rows.push(case.most.into_iter().fold(row, Row::at_most));
     }
@@ -95,8 +95,8 @@ pub(super) async fn run(
     for program in &programs {
         let walked = program.verified_instruction_count();
         let Some((name, walked)) = program.name_as_str().zip(walked) else { continue };
-        let what = format!("{name}, walked by the verifier");
-        let row = Row::new("programs-verified", &what, None, "instructions");
+        let what = format!("{name}, verified");
+        let row = Row::new("programs-verified", &what, None, "insns");
         rows.push(row.cell(Contender::Shunt, [f64::from(walked)]));
     }
     Ok(rows)
@@ -121,8 +121,8 @@ fn test_runs<'a>(
                     .collect::<Result<Vec<_>, _>>()
             })?;
             let ran = ran.with_context(|| format!("run {name} on a packet"))?;
-            let what = format!("{name}, a packet of no flow, BPF_PROG_TEST_RUN");
-            let row = Row::new("programs-test-run", &what, Some(size), "ns a run");
+            let what = format!("{name}, no flow, PROG_TEST_RUN");
+            let row = Row::new("programs-test-run", &what, Some(size), "ns");
             Ok(row.cell(Contender::Shunt, ran.iter().map(|took| took.as_nanos() as f64)))
         })
         .collect()

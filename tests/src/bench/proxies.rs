@@ -2,10 +2,15 @@
 
 use super::arena::{Arena, Corner};
 use super::contender::Contender;
-use super::population::{Entry, population};
-use super::rules;
+use super::control::Loads;
+use super::measure::Way;
+use super::metrics;
+use super::options::Options;
+use super::population::Entry;
+use crate::lab::Node;
 use crate::program;
-use anyhow::{Context, Result, ensure};
+use crate::sprint::{Deed, Sprint};
+use anyhow::{Context, Result, bail, ensure};
 use proxy_ebpf::frontend::Scope;
 use proxy_user::pinned::PinnedMaps;
 use std::path::Path;
@@ -17,9 +22,16 @@ use tokio::time::sleep;
 /// Endpoints of each Service.
 pub(super) const ENDPOINTS: usize = 10;
 
+/// For how long a kube-proxy has to be in sync, so that what it was told last has reached it.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Where a kube-proxy writes its log, in the scratch directory of its node.
+const LOG: &str = "kube-proxy.log";
+
 /// What runs beside the arena.
 pub(super) struct Proxies {
-    kube_proxies: Vec<Child>,
+    /// What it took to write the rules of those who are made of rules.
+    pub(super) loads: Loads,
+    kube_proxies: Vec<(Contender, Child)>,
     told: Told,
 }
 
@@ -47,9 +59,15 @@ impl Proxies {
                 _ => continue,
             };
             let kube_proxy = kube_proxy.context("there is no kube-proxy")?;
-            kube_proxies.push(start_kube_proxy(arena, corner, kube_proxy, mode)?);
+            ensure!(
+                kube_proxy.is_file(),
+                "--kube-proxy: there is no file {}",
+                kube_proxy.display()
+            );
+            let child = start_kube_proxy(arena, corner, kube_proxy, mode)?;
+            kube_proxies.push((corner.contender, child));
         }
-        Ok(Self { kube_proxies, told: Told(0) })
+        Ok(Self { loads: Loads::default(), kube_proxies, told: Told(0) })
     }
 
     /// Brings everybody to `size` Services. Gives those who got there, and says of the others
@@ -57,8 +75,8 @@ impl Proxies {
     pub(super) async fn bring_to(
         &mut self,
         arena: &Arena,
+        options: &Options,
         size: usize,
-        patience: Duration,
         out: &mut Vec<String>,
     ) -> Result<Vec<Contender>> {
         self.told.crowd(arena, size)?;
@@ -68,12 +86,13 @@ impl Proxies {
                 Contender::Direct => Ok(()),
                 Contender::Shunt => self.told.wait_for_shunt(arena, corner).await,
                 Contender::KubeProxyIptables | Contender::KubeProxyNftables => {
-                    wait_for_kube_proxy(arena, corner, patience).await
+                    let patience = options.patience(corner.contender, size);
+                    self.wait_for_kube_proxy(arena, corner, patience).await
                 }
                 contender => {
-                    let entries = population(size, ENDPOINTS, &arena.measured(corner));
-                    let node = arena.node(corner);
-                    rules::load(contender, node, &entries, patience).await.map(drop)
+                    let (node, measured) = (arena.node(corner), arena.measured(corner));
+                    let load = self.loads.load(options, (contender, size), node, &measured).await;
+                    load.map(drop).map_err(anyhow::Error::msg)
                 }
             };
             match brought {
@@ -88,10 +107,55 @@ impl Proxies {
     }
 }
 
+impl Proxies {
+    /// Waits until a kube-proxy has written all that it was told, and the measured Service answers.
+    async fn wait_for_kube_proxy(
+        &mut self,
+        arena: &Arena,
+        corner: &Corner,
+        limit: Duration,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let node = arena.node(corner);
+        let deed = Deed::Connect;
+        let targets = arena.targets(corner, Way::ClusterIp, deed.service());
+        let sprint = Sprint { deed, targets, concurrency: 1, duration: Duration::from_millis(50) };
+        let mut in_sync_since = None;
+        loop {
+            let child = self.kube_proxies.iter_mut().find(|(who, _)| *who == corner.contender);
+            let (_, child) = child.context("no kube-proxy was started for it")?;
+            if let Some(status) = child.try_wait()? {
+                bail!("kube-proxy has ended ({status}); {}", tail(node));
+            }
+            let synced = is_in_sync(node);
+            in_sync_since = match synced {
+                Ok(true) => in_sync_since.or_else(|| Some(Instant::now())),
+                _ => None,
+            };
+            if in_sync_since.is_some_and(|since| since.elapsed() > SETTLED) {
+                let client = arena.client(corner, Way::ClusterIp);
+                let answer = client.sprint(sprint.clone()).await;
+                if answer.is_ok_and(|report| report.failed == 0 && report.count > 0) {
+                    return Ok(());
+                }
+            }
+            if started.elapsed() > limit {
+                let why = match synced {
+                    Ok(true) => "says it is in sync, but its Services do not answer".to_owned(),
+                    Ok(false) => "is still writing rules, by its own metrics".to_owned(),
+                    Err(error) => format!("shows no metrics ({error:#})"),
+                };
+                bail!("after {limit:?} kube-proxy {why}; {}", tail(node));
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
 impl Drop for Proxies {
     fn drop(&mut self) {
         // The lab kills what is in its cgroups; these are killed here too, so that none lingers.
-        self.kube_proxies.iter_mut().for_each(|child| drop(child.start_kill()));
+        self.kube_proxies.iter_mut().for_each(|(_, child)| drop(child.start_kill()));
     }
 }
 
@@ -164,7 +228,7 @@ fn start_kube_proxy(
     mode: &str,
 ) -> Result<Child> {
     let node = arena.node(corner);
-    let log = std::fs::File::create(node.scratch.join("kube-proxy.log"))?;
+    let log = std::fs::File::create(node.scratch.join(LOG))?;
     let kubeconfig = arena.cluster.lab.scratch().join("kubeconfig");
     Command::new(program::find("lab-worker")?)
         .arg("enter")
@@ -185,30 +249,24 @@ fn start_kube_proxy(
         .with_context(|| format!("start {}", kube_proxy.display()))
 }
 
-/// Waits until the last Service of the crowd, or the measured ones if there is none, is served:
-/// a probe of the measured Service that is answered, and no sync under way for a while.
-async fn wait_for_kube_proxy(arena: &Arena, corner: &Corner, limit: Duration) -> Result<()> {
-    use super::measure::Way;
-    use crate::sprint::{Deed, Sprint};
-    let started = Instant::now();
-    let deed = Deed::Connect;
-    let targets = arena.targets(corner, Way::ClusterIp, deed.service());
-    let sprint = Sprint { deed, targets, concurrency: 1, duration: Duration::from_millis(50) };
-    loop {
-        let synced = arena.node(corner).exec("sh", &["-c", METRIC]).await?.status == Some(0);
-        let client = arena.client(corner, Way::ClusterIp);
-        let answered = client.sprint(sprint.clone()).await.is_ok_and(|report| report.failed == 0);
-        if synced && answered {
-            return Ok(());
-        }
-        ensure!(started.elapsed() < limit, "kube-proxy was not in sync after {limit:?}");
-        sleep(Duration::from_millis(200)).await;
-    }
+/// What kube-proxy says of its syncs: whether its last one began after the last change came.
+fn is_in_sync(node: &Node) -> Result<bool> {
+    let text = metrics::text(node)?;
+    let value = |name| {
+        metrics::value(&text, &format!("kubeproxy_sync_proxy_rules_{name}_timestamp_seconds"))
+    };
+    let times = value("last").zip(value("last_queued"));
+    Ok(times.is_some_and(|(last, queued)| last > 0.0 && last >= queued))
 }
 
-/// Succeeds when kube-proxy has no change left to write: its last sync began after the last
-/// change was queued.
-const METRIC: &str = "curl -fs http://127.0.0.1:10249/metrics | awk \
-    '/^kubeproxy_sync_proxy_rules_last_timestamp_seconds/ {s=$NF} \
-     /^kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds/ {q=$NF} \
-     END {exit !(s > 0 && s >= q)}'";
+/// The end of the log of a kube-proxy, on one line.
+fn tail(node: &Node) -> String {
+    let log = std::fs::read_to_string(node.scratch.join(LOG)).unwrap_or_default();
+    let lines: Vec<_> = log.lines().rev().take(3).collect();
+    match lines.is_empty() {
+        true => "its log is empty".to_owned(),
+        false => {
+            format!("its log ends: {}", lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
+        }
+    }
+}

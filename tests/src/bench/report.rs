@@ -8,26 +8,29 @@ pub(super) mod table;
 
 use super::contender::Contender;
 use super::facts::Facts;
+use super::noise::Noise;
 use super::stats::Figure;
 use super::target::{Target, Verdict};
-use serde::Serialize;
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that a run found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Report {
     /// The machine and the versions.
     pub(super) facts: Facts,
     /// How it was measured: the arguments of the run.
-    pub(super) settings: BTreeMap<&'static str, String>,
+    pub(super) settings: BTreeMap<String, String>,
     /// What was found.
     pub(super) rows: Vec<Row>,
+    /// How far the machine was left alone during the traffic.
+    pub(super) noise: Noise,
     /// What was left out, and why.
     pub(super) skipped: Vec<String>,
 }
 
 /// A thing that was measured, at one number of Services.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Row {
     /// Its name.
     pub(super) key: String,
@@ -39,6 +42,8 @@ pub(super) struct Row {
     pub(super) unit: String,
     /// What it gave, for each contender.
     pub(super) cells: BTreeMap<Contender, Cell>,
+    /// How many rounds were not counted, because others were at work.
+    pub(super) disturbed: usize,
     /// What Shunt is to reach.
     pub(super) target: Option<Target>,
     /// Whether it does.
@@ -46,7 +51,7 @@ pub(super) struct Row {
 }
 
 /// What a measurement gave for a contender.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Cell {
     /// The figure.
     pub(super) figure: Figure,
@@ -59,7 +64,7 @@ pub(super) struct Cell {
 }
 
 /// Latencies in microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Micros {
     /// Half took no longer.
     pub(super) p50: f64,
@@ -67,6 +72,23 @@ pub(super) struct Micros {
     pub(super) p99: f64,
     /// 99.9 % took no longer.
     pub(super) p999: f64,
+}
+
+impl Report {
+    /// Those who were compared.
+    pub(super) fn field(&self) -> Vec<Contender> {
+        let all: BTreeSet<_> = self.rows.iter().flat_map(|row| row.cells.keys()).copied().collect();
+        all.into_iter().collect()
+    }
+
+    /// Which answers were wrong, and how.
+    pub(super) fn wrong(&self) -> Vec<String> {
+        let cells = self.rows.iter().flat_map(|row| row.cells.iter().map(move |cell| (row, cell)));
+        let wrong = |(row, (who, cell)): (&Row, (&Contender, &Cell))| {
+            Some(format!("{}, {}, {who}: {}", row.group(), row.what, cell.wrong.as_ref()?))
+        };
+        cells.filter_map(wrong).collect()
+    }
 }
 
 impl Cell {
@@ -85,8 +107,23 @@ impl Row {
             services,
             unit: unit.to_owned(),
             cells: BTreeMap::new(),
+            disturbed: 0,
             target: None,
             verdict: Verdict::None,
+        }
+    }
+
+    /// What it stands under: the part of the run, and the number of Services.
+    pub(super) fn group(&self) -> String {
+        let part = match self.key.split('-').next() {
+            Some("programs") => "Programs",
+            Some("control") => "Control plane",
+            Some("scale") => "Scale, 25 endpoints each",
+            _ => "Traffic",
+        };
+        match self.services {
+            Some(services) => format!("{part}, {} services", table::whole(services)),
+            None => part.to_owned(),
         }
     }
 

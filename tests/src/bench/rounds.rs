@@ -1,9 +1,13 @@
 //! Traffic, in interleaved rounds: in each round every contender has its turn at every
 //! measurement, in another order each time, so that what disturbs the machine disturbs all.
+//!
+//! Turns at one measurement in one round are a block: a block in which others were at work is
+//! not counted. Ratios are made inside a block, and their median over the blocks is the figure.
 
 use super::arena::{Arena, Corner};
 use super::contender::Contender;
-use super::measure::Measure;
+use super::measure::{Measure, Way};
+use super::noise::{Block, Noise, QUIET_ROUNDS, Watch};
 use super::report::{Cell, Micros, Row};
 use super::stats::{self, Figure};
 use super::target::Verdict;
@@ -13,17 +17,37 @@ use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long, and how often.
+/// How long, how often, and for whom.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rounds {
     /// How many rounds.
     pub(super) count: usize,
     /// How long each turn in it is.
     pub(super) turn: Duration,
+    /// Whether baselines take part only where the measurement compares with them.
+    pub(super) brief: bool,
 }
 
-/// The reports of all rounds, by measurement and contender.
-type Reports = BTreeMap<(&'static str, Contender), Vec<SprintReport>>;
+impl Rounds {
+    /// Whether `contender` has a turn at `measure`.
+    fn has(self, contender: Contender, measure: &Measure) -> bool {
+        let baseline = ![Contender::Direct, Contender::Shunt].contains(&contender);
+        !(self.brief && baseline) || measure.compares()
+    }
+
+    /// How many turns [`run`] takes.
+    pub(super) fn turns(self, measures: &[Measure], contenders: &[Contender]) -> u64 {
+        let turns = |measure| contenders.iter().filter(|who| self.has(**who, measure)).count();
+        (measures.iter().map(turns).sum::<usize>() * (self.count + 1)) as u64
+    }
+}
+
+/// The reports of all rounds, by measurement and contender; and how each block was disturbed.
+#[derive(Default)]
+struct Results {
+    reports: BTreeMap<(&'static str, Contender), Vec<SprintReport>>,
+    blocks: BTreeMap<&'static str, Vec<Block>>,
+}
 
 /// Measures `measures` for those in `ready`. One untimed round comes first, so that caches,
 /// neighbours and routes are warm.
@@ -33,32 +57,36 @@ pub(super) async fn run(
     ready: &[Contender],
     services: usize,
     rounds: Rounds,
+    noise: &mut Noise,
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
-    let mut reports = Reports::new();
-    let warm_up = Rounds { count: 1, turn: rounds.turn / 5 };
-    for (number, Rounds { turn, .. }) in
-        std::iter::once(warm_up).chain(std::iter::repeat_n(rounds, rounds.count)).enumerate()
-    {
+    let watch = Watch::new();
+    let mut results = Results::default();
+    for number in 0..=rounds.count {
+        let warm_up = number == 0;
+        let turn = if warm_up { rounds.turn / 4 } else { rounds.turn };
         for measure in measures {
-            for index in 0..ready.len() {
-                let contender = ready[(index + number) % ready.len()];
+            let runners: Vec<_> = ready.iter().filter(|who| rounds.has(**who, measure)).collect();
+            let mark = watch.mark()?;
+            for index in 0..runners.len() {
+                let contender = *runners[(index + number) % runners.len()];
                 let corner = arena.corner(contender).context("a contender without a corner")?;
                 bar.set_message(format!("{services} services: {}, {contender}", measure.what));
                 let report = once(arena, corner, measure, turn).await?;
                 bar.inc(1);
-                if number > 0 {
-                    reports.entry((measure.key, contender)).or_default().push(report);
+                if !warm_up {
+                    results.reports.entry((measure.key, contender)).or_default().push(report);
                 }
+            }
+            if !warm_up {
+                let block = watch.since(&mark)?;
+                noise.add(&block);
+                results.blocks.entry(measure.key).or_default().push(block);
             }
         }
     }
-    Ok(measures.iter().map(|measure| row(arena, measure, ready, services, &reports)).collect())
-}
-
-/// How many turns [`run`] takes.
-pub(super) fn turns(measures: usize, contenders: usize, rounds: Rounds) -> u64 {
-    (measures * contenders * (rounds.count + 1)) as u64
+    let row = |measure| row(arena, measure, ready, services, &results, noise);
+    Ok(measures.iter().map(row).collect())
 }
 
 /// One contender's turn. That its proxy fails is a report, not an error.
@@ -84,27 +112,45 @@ fn row(
     measure: &Measure,
     ready: &[Contender],
     services: usize,
-    all: &Reports,
+    results: &Results,
+    noise: &Noise,
 ) -> Row {
     let mut row = Row::new(measure.key, measure.what, Some(services), measure.unit());
     row.target = measure.target;
-    let reports = |contender| all.get(&(measure.key, contender)).map_or(&[][..], Vec::as_slice);
+    let blocks = results.blocks.get(measure.key).map_or(&[][..], Vec::as_slice);
+    let mut quiet: Vec<_> =
+        (0..blocks.len()).filter(|index| !noise.disturbed(&blocks[*index])).collect();
+    row.disturbed = blocks.len() - quiet.len();
+    let refused = quiet.len() < QUIET_ROUNDS.min(blocks.len());
+    if refused {
+        quiet = (0..blocks.len()).collect();
+    }
+    let all =
+        |contender| results.reports.get(&(measure.key, contender)).map_or(&[][..], Vec::as_slice);
     let rate = |report: &SprintReport| report.per_second() / measure.scale();
-    let direct = reports(Contender::Direct);
-    for (contender, reports) in ready.iter().map(|contender| (*contender, reports(*contender))) {
-        let Some(figure) = Figure::of(reports.iter().map(rate)) else { continue };
-        let pairs = reports.iter().zip(direct).filter(|(_, direct)| direct.count > 0);
-        let of_direct = Figure::of(pairs.map(|(own, direct)| rate(own) / rate(direct)));
-        let latency = measure.deed.has_latency().then(|| micros(reports)).flatten();
+    let direct = all(Contender::Direct);
+    for contender in ready.iter().copied() {
+        let own = all(contender);
+        let of = |reports: &[SprintReport], index: usize| reports.get(index).map(rate);
+        let Some(figure) = Figure::of(quiet.iter().filter_map(|index| of(own, *index))) else {
+            continue;
+        };
+        let ratio = |index: &usize| {
+            let direct = of(direct, *index).filter(|rate| *rate > 0.0)?;
+            Some(of(own, *index)? / direct)
+        };
+        let of_direct = Figure::of(quiet.iter().filter_map(ratio)).filter(|_| !refused);
+        let counted: Vec<_> = quiet.iter().filter_map(|index| own.get(*index)).collect();
+        let latency = measure.deed.has_latency().then(|| micros(&counted)).flatten();
         let ids = arena.corner(contender).map(|corner| arena.ids(corner, measure.way));
-        let wrong = wrong(measure, reports, &ids.unwrap_or_default());
+        let wrong = wrong(measure, contender, own, &ids.unwrap_or_default());
         drop(row.cells.insert(contender, Cell { figure, of_direct, latency, wrong }));
     }
-    row.verdict = judge(&row);
+    row.verdict = judge(&row, refused);
     row
 }
 
-fn judge(row: &Row) -> Verdict {
+fn judge(row: &Row, refused: bool) -> Verdict {
     let cell = |contender| row.cells.get(&contender);
     let (Some(shunt), Some(direct)) = (cell(Contender::Shunt), cell(Contender::Direct)) else {
         return Verdict::None;
@@ -112,17 +158,25 @@ fn judge(row: &Row) -> Verdict {
     if shunt.wrong.is_some() || direct.wrong.is_some() {
         return Verdict::Wrong;
     }
+    if refused {
+        return Verdict::TooNoisy;
+    }
     let is_proxy = |who: &Contender| ![Contender::Direct, Contender::Shunt].contains(who);
     let proxies = row.cells.iter().filter(|(who, cell)| is_proxy(who) && cell.wrong.is_none());
     let proxies: Vec<_> = proxies.filter_map(|(_, cell)| cell.of_direct).collect();
     match (row.target, shunt.of_direct) {
-        (Some(target), Some(ratio)) => target.judge_ratio(ratio, direct.figure, &proxies),
+        (Some(target), Some(ratio)) => target.judge_ratio(ratio, &proxies),
         _ => Verdict::None,
     }
 }
 
-/// What is wrong with the answers: failures, strangers, or a choice that is not uniform.
-fn wrong(measure: &Measure, reports: &[SprintReport], ids: &[u16]) -> Option<String> {
+/// What is wrong with the answers: failures, strangers, or a proxy's choice that is not uniform.
+fn wrong(
+    measure: &Measure,
+    contender: Contender,
+    reports: &[SprintReport],
+    ids: &[u16],
+) -> Option<String> {
     if let Some(report) = reports.iter().find(|report| report.failed > 0 || report.count == 0) {
         let first = report.failure.as_ref().map_or("nothing came".to_owned(), ToString::to_string);
         return Some(format!("{} of {} failed, the first: {first}", report.failed, report.count));
@@ -131,14 +185,16 @@ fn wrong(measure: &Measure, reports: &[SprintReport], ids: &[u16]) -> Option<Str
     for (id, count) in reports.iter().flat_map(|report| &report.backends) {
         *counts.entry(*id).or_default() += count;
     }
-    if measure.deed.chooses() {
+    // Without a proxy it is the client that chooses.
+    let by_proxy = contender != Contender::Direct && measure.way != Way::Neighbour;
+    if measure.deed.chooses() && by_proxy {
         return stats::uniform(&counts, ids).err();
     }
     let stranger = counts.keys().find(|id| !ids.contains(id));
     stranger.map(|id| format!("server {id} answered, which is no backend"))
 }
 
-fn micros(reports: &[SprintReport]) -> Option<Micros> {
+fn micros(reports: &[&SprintReport]) -> Option<Micros> {
     let of = |pick: fn(&SprintReport) -> Duration| {
         let values = reports.iter().map(|report| pick(report).as_secs_f64() * 1e6);
         Figure::of(values).map(|figure| figure.median)

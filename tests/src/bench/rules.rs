@@ -37,17 +37,16 @@ pub(super) async fn load(
     restore(contender, node, &rules, &[], limit).await
 }
 
-/// Replaces the rules of `entry` alone, as kube-proxy does after a change.
+/// Replaces the rules of some Services alone, in one transaction, as kube-proxy does after changes.
 pub(super) async fn change(
     contender: Contender,
     node: &Node,
-    before: &Entry,
-    entry: &Entry,
+    changes: &[(Entry, Entry)],
     limit: Duration,
 ) -> Result<Duration> {
     let (rules, flags) = match contender {
-        Contender::Nftables => (nftables::changed(before, entry), &[][..]),
-        _ => (iptables::changed(before, entry), &["--noflush"][..]),
+        Contender::Nftables => (nftables::changed(changes), &[][..]),
+        _ => (iptables::changed(changes), &["--noflush"][..]),
     };
     restore(contender, node, &rules, flags, limit).await
 }

@@ -1,15 +1,14 @@
 //! What is to be reached, and whether it is. Pure.
 
 use super::stats::Figure;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A direct path whose middle half is wider than this, as a share of its median, is no measure
-/// for anything.
+/// A ratio whose interval is wider than this, as a share of it, decides only what lies outside it.
 const NOISE: f64 = 0.25;
 
 /// What is to be reached.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Target {
     /// A share of what the direct path gives; and more than every proxy, if it says so.
@@ -24,16 +23,16 @@ pub(super) enum Target {
 }
 
 /// Whether it is reached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Verdict {
     /// The median reaches it.
     Met,
-    /// The median does not, but a quarter of the rounds do.
+    /// The median does not, but it may: the target lies inside its interval.
     WithinSpread,
     /// It is missed.
     Missed,
-    /// The direct path varies too much to compare with.
+    /// The target lies inside a wide interval, or the machine was not left alone.
     TooNoisy,
     /// Wrong answers, or too few: the number is worth nothing.
     Wrong,
@@ -43,14 +42,15 @@ pub(super) enum Verdict {
 
 impl Target {
     /// Judges a ratio to the direct path, given those of the proxies.
-    pub(super) fn judge_ratio(self, ratio: Figure, direct: Figure, proxies: &[Figure]) -> Verdict {
+    pub(super) fn judge_ratio(self, ratio: Figure, proxies: &[Figure]) -> Verdict {
         let Self::OfDirect { at_least, beat_proxies } = self else { return Verdict::None };
-        if is_noisy(&direct) {
-            return Verdict::TooNoisy;
-        }
         let best = proxies.iter().map(|proxy| proxy.median).fold(0.0, f64::max);
         let bar = if beat_proxies { best.max(at_least) } else { at_least };
-        reached(ratio.median >= bar, ratio.high >= bar)
+        let is_open = ratio.low < bar && bar <= ratio.high;
+        if is_open && ratio.spread() > NOISE {
+            return Verdict::TooNoisy;
+        }
+        reached(ratio.median >= bar, is_open)
     }
 
     /// Judges a value by itself.
@@ -62,13 +62,8 @@ impl Target {
     }
 }
 
-/// Whether nothing can be compared with `direct`.
-pub(super) fn is_noisy(direct: &Figure) -> bool {
-    direct.spread() > NOISE
-}
-
-const fn reached(median: bool, quartile: bool) -> Verdict {
-    match (median, quartile) {
+const fn reached(median: bool, interval: bool) -> Verdict {
+    match (median, interval) {
         (true, _) => Verdict::Met,
         (false, true) => Verdict::WithinSpread,
         (false, false) => Verdict::Missed,
@@ -79,8 +74,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OfDirect { at_least, beat_proxies } => {
-                write!(f, "≥ {at_least:.2} × direct")?;
-                if *beat_proxies { f.write_str(", best proxy") } else { Ok(()) }
+                write!(f, "≥ {at_least:.2}")?;
+                f.write_str(if *beat_proxies { "*" } else { "" })
             }
             Self::AtMost(most) => write!(f, "≤ {most}"),
         }
@@ -91,10 +86,10 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Met => "met",
-            Self::WithinSpread => "within spread",
+            Self::WithinSpread => "unsure",
             Self::Missed => "missed",
-            Self::TooNoisy => "too noisy to compare",
-            Self::Wrong => "WRONG ANSWERS",
+            Self::TooNoisy => "too noisy",
+            Self::Wrong => "WRONG",
             Self::None => "",
         })
     }
@@ -109,28 +104,29 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_is_judged_by_its_median_and_its_spread() {
+    fn a_ratio_is_judged_by_its_median_and_its_interval() {
         let target = Target::OfDirect { at_least: 0.97, beat_proxies: false };
-        let direct = figure(99.0, 100.0, 101.0);
-        let judge = |low, median, high| target.judge_ratio(figure(low, median, high), direct, &[]);
+        let judge = |low, median, high| target.judge_ratio(figure(low, median, high), &[]);
         assert_eq!(judge(0.96, 0.98, 0.99), Verdict::Met);
         assert_eq!(judge(0.94, 0.96, 0.98), Verdict::WithinSpread);
         assert_eq!(judge(0.90, 0.92, 0.93), Verdict::Missed);
     }
 
     #[test]
-    fn a_noisy_direct_path_judges_nobody() {
+    fn a_wide_interval_judges_only_what_lies_outside_it() {
         let target = Target::OfDirect { at_least: 0.97, beat_proxies: false };
-        let ratio = figure(1.0, 1.0, 1.0);
-        assert_eq!(target.judge_ratio(ratio, figure(80.0, 100.0, 120.0), &[]), Verdict::TooNoisy);
+        let judge = |low, median, high| target.judge_ratio(figure(low, median, high), &[]);
+        assert_eq!(judge(0.8, 1.0, 1.2), Verdict::TooNoisy);
+        assert_eq!(judge(1.0, 1.2, 1.5), Verdict::Met);
+        assert_eq!(judge(0.5, 0.6, 0.9), Verdict::Missed);
     }
 
     #[test]
     fn no_proxy_may_be_better_where_the_target_says_so() {
-        let (direct, shunt) = (figure(1.0, 1.0, 1.0), figure(0.9, 0.91, 0.92));
         let faster = [figure(0.9, 0.95, 1.0)];
         let judge = |beat_proxies| {
-            Target::OfDirect { at_least: 0.9, beat_proxies }.judge_ratio(shunt, direct, &faster)
+            let target = Target::OfDirect { at_least: 0.9, beat_proxies };
+            target.judge_ratio(figure(0.9, 0.91, 0.92), &faster)
         };
         assert_eq!((judge(false), judge(true)), (Verdict::Met, Verdict::Missed));
     }

@@ -11,6 +11,7 @@ use super::latency::Histogram;
 use crate::sprint::{Deed, Sprint, SprintReport};
 use crate::traffic::Failure;
 use rustix::thread::{CpuSet, sched_setaffinity};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::thread;
@@ -63,8 +64,9 @@ struct Tally<'a> {
 impl<'a> Tally<'a> {
     fn new(sprint: &'a Sprint) -> Self {
         let started = Instant::now();
-        // Any seed but zero does: which target comes when does not matter, only how often.
-        let random = started.elapsed().as_nanos() as u64 | 0x9e37_79b9_7f4a_7c15;
+        // A seed of its own for each sprint, and never zero: sprints that go the same way would
+        // look like a choice that is not fair.
+        let random = RandomState::new().hash_one(0) | 1;
         let (latency, report) = (Histogram::default(), SprintReport::default());
         Self { sprint, started, ended: None, latency, report, backends: vec![0; 1024], random }
     }
@@ -83,13 +85,16 @@ impl<'a> Tally<'a> {
         targets[((self.random >> 32) as usize * targets.len()) >> 32]
     }
 
-    /// The server with the id that `reply` begins with has answered.
+    /// The server with the id that `reply` begins with has answered. After the end it counts only
+    /// as a choice.
     fn answered(&mut self, reply: &[u8], took: Duration) -> io::Result<()> {
         let id = reply.first_chunk().map(|id| u16::from_le_bytes(*id));
         let count = id.and_then(|id| self.backends.get_mut(usize::from(id)));
         *count.ok_or_else(|| io::Error::other("a reply that names no server"))? += 1;
-        self.latency.add(took);
-        self.report.count += 1;
+        if self.ended.is_none() {
+            self.latency.add(took);
+            self.report.count += 1;
+        }
         Ok(())
     }
 

@@ -2,14 +2,13 @@
 
 use super::kernel;
 use crate::bench::contender::Contender;
+use crate::bench::metrics;
 use crate::bench::population::Entry;
 use crate::bench::proxies::wait_programmed;
 use crate::cluster::Cluster;
 use crate::lab::{LabConfig, Node};
 use anyhow::{Context, Result};
 use proxy_user::pinned::PinnedMaps;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -138,17 +137,8 @@ impl Plane {
 
     /// How long the agent's first pass took, by its own account: planning and kernel writes.
     pub(super) fn first_sync(&self) -> Result<Duration> {
-        let text = self.cluster.lab.node(0).netns().run(|| -> Result<String> {
-            let mut stream = TcpStream::connect(("127.0.0.1", 10249)).context("ask for metrics")?;
-            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-            let mut text = String::new();
-            let _ = stream.read_to_string(&mut text)?;
-            Ok(text)
-        })??;
-        let sum = text.lines().find_map(|line| {
-            let rest = line.strip_prefix("kubeproxy_sync_proxy_rules_duration_seconds_sum")?;
-            rest.rsplit(' ').next()?.parse().ok()
-        });
+        let text = metrics::text(self.cluster.lab.node(0))?;
+        let sum = metrics::value(&text, "kubeproxy_sync_proxy_rules_duration_seconds_sum");
         Ok(Duration::from_secs_f64(sum.context("the agent has no duration of its syncs")?))
     }
 

@@ -1,7 +1,7 @@
 //! The report as a page: the facts, the table, latencies, what was left out.
 
-use super::table::{cells, header, number};
-use super::{Report, Row};
+use super::table::{number, ratio, whole};
+use super::{Cell, Report, Row};
 use crate::bench::contender::Contender;
 use std::fmt::Write;
 
@@ -10,22 +10,18 @@ const FITS: &str = "a String takes everything";
 
 /// The page; `plots` are the names of the pictures beside it.
 pub(in crate::bench) fn render(report: &Report, field: &[Contender], plots: &[String]) -> String {
-    let mut page = "# Shunt, measured\n\n".to_owned();
-    let facts = &report.facts;
-    writeln!(
-        page,
-        "{}. Linux {}, {} × {}, {} MiB; load before the run {:.2}.\n",
-        facts.time, facts.kernel, facts.cpus, facts.cpu, facts.memory_mib, facts.load_before
-    )
-    .expect(FITS);
-    for (name, version) in &facts.versions {
+    let mut page = format!("# Shunt, measured\n\n{}\n\n", origin(report));
+    for (name, version) in &report.facts.versions {
         writeln!(page, "- {name}: {version}").expect(FITS);
     }
     for (name, value) in &report.settings {
         writeln!(page, "- {name}: {value}").expect(FITS);
     }
+    if let Some(noise) = report.noise.words() {
+        writeln!(page, "- noise: {noise}").expect(FITS);
+    }
     page.push_str(METHOD);
-    lines(&mut page, &header(field), report.rows.iter().map(|row| cells(row, field)));
+    page.push_str(&tables(report, field, |_| true));
     for plot in plots {
         writeln!(page, "\n![{plot}]({plot}.svg)").expect(FITS);
     }
@@ -34,11 +30,7 @@ pub(in crate::bench) fn render(report: &Report, field: &[Contender], plots: &[St
     names.extend(field.iter().map(ToString::to_string));
     let timed = report.rows.iter().filter(|row| row.cells.values().any(|c| c.latency.is_some()));
     lines(&mut page, &names, timed.map(|row| latencies(row, field)));
-    let wrong = report.rows.iter().flat_map(|row| {
-        row.cells.iter().filter_map(move |(who, cell)| Some((row, who, cell.wrong.as_ref()?)))
-    });
-    let wrong = wrong.map(|(row, who, wrong)| format!("{}, {who}: {wrong}", row.what));
-    let left: Vec<_> = report.skipped.iter().cloned().chain(wrong).collect();
+    let left: Vec<_> = report.skipped.iter().cloned().chain(report.wrong()).collect();
     if !left.is_empty() {
         page.push_str("\n## Left out, or wrong\n\n");
         left.iter().for_each(|line| writeln!(page, "- {line}").expect(FITS));
@@ -46,13 +38,54 @@ pub(in crate::bench) fn render(report: &Report, field: &[Contender], plots: &[St
     page
 }
 
+/// When, where and how the report was made.
+pub(in crate::bench) fn origin(report: &Report) -> String {
+    let facts = &report.facts;
+    format!(
+        "Made by `{}` on {}: Linux {}, {} × {}, {} MiB; load before the run {:.2}.",
+        facts.command,
+        facts.time,
+        facts.kernel,
+        facts.cpus,
+        facts.cpu,
+        facts.memory_mib,
+        facts.load_before
+    )
+}
+
+/// The rows that `chosen` takes, a table for each group.
+pub(in crate::bench) fn tables(
+    report: &Report,
+    field: &[Contender],
+    chosen: impl Fn(&Row) -> bool,
+) -> String {
+    let mut page = String::new();
+    let rows: Vec<_> = report.rows.iter().filter(|row| chosen(row)).collect();
+    for rows in rows.chunk_by(|a, b| a.group() == b.group()) {
+        let mut header = vec![rows[0].group(), "unit".to_owned()];
+        header.extend(field.iter().map(ToString::to_string));
+        header.extend(["shunt/direct", "target", "verdict"].map(str::to_owned));
+        lines(&mut page, &header, rows.iter().map(|row| cells(row, field)));
+        page.push('\n');
+    }
+    page
+}
+
 const METHOD: &str = "
 Every contender has a node of its own in one lab of network namespaces, with the same number of \
 backends; only one is under load at a time, and each has its turn in every round. A figure is the \
-median of the rounds, with half the width of the middle half of them; `shunt/direct` is the median of the \
-ratios of the same round, with the middle half. Clients run on the first CPU, servers on the \
-others. Every reply names its backend; where each is a new choice, a chi-square test must find \
-the choices uniform. The measured Services stand in the middle of all.
+median of the rounds, ± half the width of the interval in which the median lies with 90 % \
+certainty, by the order of the values alone. `shunt/direct` is the median of the ratios inside a \
+round, with its interval. Rounds in which others took more of the machine than the limit, or the \
+first CPU was slow at a fixed work, are not counted; with fewer than five left, nothing is \
+compared. `*`: no proxy may do better. Unsure: the target lies inside the interval.
+
+Clients run on the first CPU, servers on the others. Every reply names its backend; where a proxy \
+chooses anew each time, a chi-square test must find the choices uniform. The measured Services \
+stand in the middle of all. Times of programs are net of an empty program's, but for \
+PROG_TEST_RUN. For baselines, the control plane is what the tool takes (iptables-restore, nft) to \
+load all rules, or the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
+changes each second. How many maps a decision reads is not here: the kernel does not count it.
 
 ";
 
@@ -64,8 +97,30 @@ up to the first byte of the reply.
 
 ";
 
+fn cells(row: &Row, field: &[Contender]) -> Vec<String> {
+    let mut cells = vec![row.what.clone(), row.unit.clone()];
+    cells.extend(field.iter().map(|who| row.cells.get(who).map_or(String::new(), shown)));
+    let target = row.target.map_or(String::new(), |target| target.to_string().replace('*', "\\*"));
+    let disturbed = match row.disturbed {
+        0 => String::new(),
+        rounds => format!(" ({rounds} rounds disturbed)"),
+    };
+    cells.extend([ratio(row), target, format!("{}{disturbed}", row.verdict)]);
+    cells
+}
+
+/// The median, and how far its interval reaches around it.
+fn shown(cell: &Cell) -> String {
+    let figure = cell.figure;
+    match (&cell.wrong, figure.rounds) {
+        (Some(_), _) => "wrong".to_owned(),
+        (None, 0 | 1) => number(figure.median),
+        _ => format!("{} ±{:.0}%", number(figure.median), 50.0 * figure.spread()),
+    }
+}
+
 fn latencies(row: &Row, field: &[Contender]) -> Vec<String> {
-    let services = row.services.map_or(String::new(), |services| services.to_string());
+    let services = row.services.map_or(String::new(), whole);
     let mut cells = vec![row.what.clone(), services];
     cells.extend(field.iter().map(|who| {
         let latency = row.cells.get(who).and_then(|cell| cell.latency);

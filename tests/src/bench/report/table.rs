@@ -1,55 +1,72 @@
-//! The closing table, for a terminal.
+//! The closing table, for a terminal of 120 columns.
 
-use super::{Cell, Report, Row};
+use super::{Report, Row};
 use crate::bench::contender::Contender;
-use comfy_table::{CellAlignment, Table, presets};
+
+/// How wide the columns are: what, unit, ratio, target, verdict.
+const WIDTHS: [usize; 5] = [33, 6, 14, 8, 9];
+/// And that of a contender.
+const FIGURE: usize = 8;
 
 /// The rows as a table: what, each contender, Shunt's share of the direct path, target, verdict.
 pub(in crate::bench) fn render(report: &Report, field: &[Contender]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(header(field));
+    let names = field.iter().map(|who| who.short().to_owned());
+    let mut text = line(["", "", "× direct", "target", ""].map(str::to_owned), names);
+    let mut group = String::new();
     for row in &report.rows {
-        table.add_row(cells(row, field));
+        if row.group() != group {
+            group = row.group();
+            text.push_str(&format!("\n{group}\n"));
+        }
+        let figures = field.iter().map(|who| figure(row, *who));
+        let target = row.target.map_or(String::new(), |target| target.to_string());
+        let verdict = row.verdict.to_string();
+        let cells = [format!("  {}", row.what), row.unit.clone(), ratio(row), target, verdict];
+        text.push_str(&line(cells, figures));
     }
-    for column in table.column_iter_mut().skip(1).take(field.len() + 3) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+    text.push_str(LEGEND);
+    text
 }
 
-/// The names of the columns.
-pub(super) fn header(field: &[Contender]) -> Vec<String> {
-    let mut names = vec!["what".to_owned(), "services".to_owned(), "unit".to_owned()];
-    names.extend(field.iter().map(ToString::to_string));
-    names.extend(["shunt/direct", "target", "verdict"].map(str::to_owned));
-    names
+const LEGEND: &str = "
+Medians; × direct is the median of the ratios inside a round, and where it lies with 90 % certainty.
+*: and no proxy does better. unsure: the target lies inside the spread.
+";
+
+fn line(cells: [String; 5], figures: impl Iterator<Item = String>) -> String {
+    let [what, unit, ratio, target, verdict] = WIDTHS;
+    let figures: String = figures.map(|figure| format!("{figure:>FIGURE$} ")).collect();
+    let [a, b, c, d, e] = cells;
+    let line = format!("{a:<what$} {b:<unit$} {figures}{c:>ratio$} {d:>target$} {e:<verdict$}");
+    format!("{}\n", line.trim_end())
 }
 
-/// A row of the table.
-pub(super) fn cells(row: &Row, field: &[Contender]) -> Vec<String> {
-    let services = row.services.map_or(String::new(), |services| services.to_string());
-    let mut cells = vec![row.what.clone(), services, row.unit.clone()];
-    cells.extend(field.iter().map(|who| row.cells.get(who).map_or(String::new(), shown)));
-    let shunt = row.cells.get(&Contender::Shunt);
-    let ratio = shunt.and_then(|cell| cell.of_direct);
-    cells.push(ratio.map_or(String::new(), |ratio| {
-        format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.low, ratio.high)
-    }));
-    cells.push(row.target.map_or(String::new(), |target| target.to_string()));
-    cells.push(row.verdict.to_string());
-    cells
-}
-
-/// The median, and how far the middle half reaches around it.
-fn shown(cell: &Cell) -> String {
-    if cell.wrong.is_some() {
-        return "wrong".to_owned();
+fn figure(row: &Row, who: Contender) -> String {
+    match row.cells.get(&who) {
+        Some(cell) if cell.wrong.is_some() => "wrong".to_owned(),
+        Some(cell) => compact(cell.figure.median),
+        None => String::new(),
     }
-    let figure = cell.figure;
-    let spread =
-        if figure.rounds > 1 { 50.0 * figure.spread() } else { return number(figure.median) };
-    format!("{} ±{spread:.0}%", number(figure.median))
+}
+
+/// Shunt's share of the direct path, and its interval.
+pub(super) fn ratio(row: &Row) -> String {
+    let ratio = row.cells.get(&Contender::Shunt).and_then(|cell| cell.of_direct);
+    ratio.map_or(String::new(), |r| format!("{:.2} {:.2}–{:.2}", r.median, r.low, r.high))
+}
+
+/// With three digits that count, in thousands from ten thousand on.
+pub(super) fn compact(value: f64) -> String {
+    match value {
+        large if large >= 1e7 => format!("{}M", number(large / 1e6)),
+        large if large >= 1e4 => format!("{}k", number(large / 1e3)),
+        small => number(small),
+    }
+}
+
+/// A whole number, thousands apart.
+pub(in crate::bench) fn whole(value: usize) -> String {
+    grouped(&value.to_string())
 }
 
 /// With three digits that count, and thousands apart.
@@ -61,8 +78,11 @@ pub(super) fn number(value: f64) -> String {
         small if small < 100.0 => 1,
         _ => 0,
     };
-    let text = format!("{value:.digits$}");
-    let (whole, rest) = text.split_once('.').map_or((&*text, ""), |(whole, rest)| (whole, rest));
+    grouped(&format!("{value:.digits$}"))
+}
+
+fn grouped(text: &str) -> String {
+    let (whole, rest) = text.split_once('.').map_or((text, ""), |(whole, rest)| (whole, rest));
     let mut grouped = String::new();
     for (index, digit) in whole.chars().enumerate() {
         if index > 0 && (whole.len() - index).is_multiple_of(3) && digit != '-' {
@@ -76,10 +96,25 @@ pub(super) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::measure::MEASURES;
 
     #[test]
     fn numbers_show_three_digits() {
         let shown = [0.0, 0.1234, 1.234, 12.34, 123.4, 1234.0, 1_234_567.0].map(number);
         assert_eq!(shown, ["0", "0.123", "1.23", "12.3", "123", "1,234", "1,234,567"]);
+        assert_eq!([10, 1_000].map(whole), ["10", "1,000"]);
+        let short = [1234.0, 14_732.0, 496_325.0, 1.234e7].map(compact);
+        assert_eq!(short, ["1,234", "14.7k", "496k", "12.3M"]);
+    }
+
+    #[test]
+    fn a_row_fits_into_120_columns() {
+        let full = || "x".repeat(FIGURE);
+        let cells = WIDTHS.map(|width| "x".repeat(width));
+        let line = line(cells, [full(), full(), full(), full(), full()].into_iter());
+        assert!(line.trim_end().chars().count() <= 120, "{}", line.chars().count());
+        let too_long = |name: &&str| name.chars().count() + 2 > WIDTHS[0];
+        let long: Vec<_> = MEASURES.iter().map(|measure| measure.what).filter(too_long).collect();
+        assert_eq!(long, [""; 0]);
     }
 }

@@ -48,11 +48,14 @@ pub(super) fn whole(entries: &[Entry]) -> String {
     )
 }
 
-/// What is written with `--noflush` when the endpoints of a Service have changed: its chains
-/// anew, and those of endpoints that are gone deleted.
-pub(super) fn changed(before: &Entry, entry: &Entry) -> String {
+/// What is written with `--noflush` when the endpoints of Services have changed, each from what
+/// it was to what it is: their chains anew, and those of endpoints that are gone deleted.
+pub(super) fn changed(changes: &[(Entry, Entry)]) -> String {
     let (mut chains, mut rules, mut gone) = (String::new(), String::new(), String::new());
-    for port in &entry.ports {
+    let ports = changes
+        .iter()
+        .flat_map(|(before, entry)| entry.ports.iter().map(move |port| (before, entry, port)));
+    for (before, entry, port) in ports {
         service(entry, port, &mut chains, &mut rules);
         let now = endpoint_chains(entry, port);
         for chain in endpoint_chains(before, port).iter().filter(|chain| !now.contains(chain)) {

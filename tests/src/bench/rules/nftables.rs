@@ -62,10 +62,14 @@ pub(super) fn whole(entries: &[Entry], node: Ipv4Addr) -> String {
     )
 }
 
-/// The transaction after a change of the endpoints of a Service.
-pub(super) fn changed(before: &Entry, entry: &Entry) -> String {
+/// The transaction after the endpoints of Services have changed, each from what it was to what it
+/// is.
+pub(super) fn changed(changes: &[(Entry, Entry)]) -> String {
     let mut text = String::new();
-    for port in &entry.ports {
+    let ports = changes
+        .iter()
+        .flat_map(|(before, entry)| entry.ports.iter().map(move |port| (before, entry, port)));
+    for (before, entry, port) in ports {
         let new = |endpoint: &Ipv4Addr| !before.endpoints.iter().any(|e| e.addr == *endpoint);
         let added = entry.endpoints.iter().map(|e| e.addr).filter(new);
         for addr in added {
