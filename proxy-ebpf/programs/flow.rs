@@ -8,8 +8,8 @@
 use crate::affinity::choose;
 use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, is_service_addr,
-    node_ports, now, random, scratch,
+    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, hides_clients,
+    is_service_addr, node_ports, now, random, scratch,
 };
 use crate::{filter, fragment, packet, reject};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -152,11 +152,11 @@ fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
 
 /// Whether a packet without a flow may begin one.
 ///
-/// A connection begins with a SYN. Anything else is of a connection that another proxy still
-/// translates, or of one from this node whose port looks like a NodePort.
+/// A connection begins with a SYN, an association with an INIT. Anything else is of one that
+/// another proxy still translates, or of one from this node whose port looks like a NodePort.
 #[inline(always)]
 fn begins_flow(headers: &Headers) -> bool {
-    headers.has_transport() && (headers.proto != Proto::TCP || headers.tcp_flags.opens())
+    headers.has_transport() && (headers.proto == Proto::UDP || headers.tcp_flags.opens())
 }
 
 /// A packet without a flow that is about to leave the node.
@@ -200,9 +200,8 @@ fn no_frontend(headers: &Headers) -> Verdict {
 fn begins_anew(headers: &Headers, value: &FlowValue) -> bool {
     !value.flags.has(FlowFlags::REPLY)
         && match headers.proto {
-            Proto::TCP => headers.tcp_flags.opens(),
             Proto::UDP => !serves(value),
-            _ => false,
+            _ => headers.tcp_flags.opens(),
         }
 }
 
@@ -246,7 +245,7 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
 /// direction, which may see no packets of its own and must not be evicted before this one.
 #[inline(always)]
 fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
-    if headers.proto == Proto::TCP && headers.has_transport() {
+    if headers.proto != Proto::UDP && headers.has_transport() {
         let tcp = headers.tcp_flags;
         let mut flags = value.flags;
         if !tcp.syn() {
@@ -371,8 +370,9 @@ fn choose_backend(
             let backend = End { addr: slot.addr, port: slot.port };
             // The reply passes this node by itself if the backend is here or the client is. A
             // backend that is its own client would answer itself without SNAT.
-            let snat =
-                slot.addr == headers.src.addr || !from_pod && !slot.flags.has(BackendFlags::LOCAL);
+            let snat = slot.addr == headers.src.addr
+                || !from_pod && !slot.flags.has(BackendFlags::LOCAL)
+                || hides_clients(value.flags());
             let flags = if snat { FlowFlags::SNAT } else { FlowFlags::default() };
             *forward = FlowValue::new(backend, flags, service, slot.backend, now());
             CHOSEN
