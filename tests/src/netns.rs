@@ -9,8 +9,11 @@ use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
 use rtnetlink::packet_route::link::{LinkAttribute, State};
+use rtnetlink::packet_route::neighbour::NeighbourFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
-use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, LinkVxlan, RouteMessageBuilder,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -37,7 +40,12 @@ pub(crate) struct Link<'a> {
     pub(crate) name: &'a str,
     /// The bridge that it is a port of, in its namespace.
     pub(crate) bridge: Option<u32>,
+    /// Its link-layer address; of the kernel's choice if there is none.
+    pub(crate) mac: Option<Mac>,
 }
+
+/// An Ethernet address.
+pub(crate) type Mac = [u8; 6];
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +54,8 @@ pub(crate) enum Via {
     Gateway(IpAddr),
     /// To a router, by a way that carries packets of at most so many bytes.
     Narrow(IpAddr, u32),
+    /// To a router on the link of a device, whatever the networks of the device are.
+    OnLink(IpAddr, u32),
     /// To the network behind a device.
     Link(u32),
 }
@@ -112,9 +122,22 @@ impl Netns {
     /// Has the stack fill in all checksums of what leaves this namespace, where otherwise a veth
     /// would pretend that the next device does, and none would ever be looked at.
     pub async fn turn_off_checksum_offload(&self) -> Result<()> {
-        for link in self.links().await?.iter().filter(|link| link.contains("eth")) {
-            self.run(|| sys::turn_off_checksum_offload(link))?
-                .with_context(|| format!("turn off the checksum offload of {link} in {self}"))?;
+        self.turn_off(&[sys::Offload::SendChecksum]).await
+    }
+
+    /// Has the stack do everything itself that a device could do for it: checksums both ways,
+    /// and the cutting and joining of segments.
+    pub async fn turn_off_offloads(&self) -> Result<()> {
+        self.turn_off(&sys::Offload::ALL).await
+    }
+
+    async fn turn_off(&self, offloads: &[sys::Offload]) -> Result<()> {
+        let is_ethernet = |link: &&String| ["eth", "cali", "cni"].iter().any(|n| link.contains(n));
+        for link in self.links().await?.iter().filter(is_ethernet) {
+            for offload in offloads {
+                self.run(|| sys::turn_off(*offload, link))?
+                    .with_context(|| format!("turn off {offload:?} of {link} in {self}"))?;
+            }
         }
         Ok(())
     }
@@ -173,6 +196,60 @@ impl Netns {
         done.with_context(|| format!("add bridge {name} in {self}"))
     }
 
+    /// Makes the VLAN `id` of the device `parent` a device of its own.
+    pub(crate) async fn add_vlan(
+        &self,
+        index: u32,
+        name: &str,
+        parent: u32,
+        id: u16,
+    ) -> Result<()> {
+        let vlan = LinkVlan::new(name, parent, id).index(index).up().build();
+        let done = self.netlink.link().add(vlan).execute().await;
+        done.with_context(|| format!("add the VLAN {name} in {self}"))?;
+        self.settle(index).await
+    }
+
+    /// Makes a tunnel of VXLAN (RFC 7348) from `local`, without learning: [`Netns::add_tunnel`]
+    /// says who is at the other ends.
+    pub(crate) async fn add_vxlan(
+        &self,
+        index: u32,
+        name: &str,
+        local: IpAddr,
+        mac: Mac,
+        mtu: u32,
+    ) -> Result<()> {
+        let vxlan = LinkVxlan::new(name, 1).index(index).address(mac.to_vec()).mtu(mtu);
+        let vxlan = match local {
+            IpAddr::V4(local) => vxlan.local(local),
+            IpAddr::V6(local) => vxlan.local6(local),
+        };
+        let vxlan = vxlan.port(8472).learning(false).up().build();
+        let done = self.netlink.link().add(vxlan).execute().await;
+        done.with_context(|| format!("add the tunnel {name} in {self}"))
+    }
+
+    /// Has the tunnel `link` reach the address `mac` by the machine at `remote`.
+    pub(crate) async fn add_tunnel(&self, link: u32, mac: Mac, remote: IpAddr) -> Result<()> {
+        let entry = self.netlink.neighbours().add_bridge(link, &mac).destination(remote);
+        let done = entry.flags(NeighbourFlags::Own).execute().await;
+        done.with_context(|| format!("add a tunnel to {remote} in {self}"))
+    }
+
+    /// Makes `mac` the address of the neighbour `addr`, for good.
+    pub(crate) async fn add_neighbour(&self, link: u32, addr: IpAddr, mac: Mac) -> Result<()> {
+        let done = self.netlink.neighbours().add(link, addr).link_layer_address(&mac);
+        done.execute().await.with_context(|| format!("add the neighbour {addr} in {self}"))
+    }
+
+    /// Sets the size of the largest packets that a device carries.
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let link = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
+        let done = self.netlink.link().set(link).execute().await;
+        done.with_context(|| format!("set the MTU of link {index} to {mtu} in {self}"))
+    }
+
     pub(crate) async fn delete_link(&self, index: u32) -> Result<()> {
         let done = self.netlink.link().del(index).execute().await;
         done.with_context(|| format!("delete link {index} in {self}"))
@@ -213,6 +290,11 @@ impl Netns {
             Via::Gateway(gateway) | Via::Narrow(gateway, _) => {
                 route.gateway(gateway).with_context(|| format!("route {to} via {gateway}"))?
             }
+            Via::OnLink(gateway, link) => route
+                .gateway(gateway)
+                .with_context(|| format!("route {to} via {gateway}"))?
+                .output_interface(link)
+                .onlink(),
             Via::Link(index) => route.output_interface(index),
         };
         let mut route = route.build();
@@ -241,6 +323,9 @@ pub(crate) async fn add_veth(near: Link<'_>, far: Link<'_>) -> Result<()> {
         .up();
     if let Some(bridge) = near.bridge {
         pair = pair.controller(bridge);
+    }
+    if let Some(mac) = near.mac {
+        pair = pair.address(mac.to_vec());
     }
     let done = near.netns.netlink.link().add(pair.build()).execute().await;
     done.with_context(|| {
