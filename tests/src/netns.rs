@@ -8,11 +8,12 @@ mod sys;
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
-use rtnetlink::packet_route::link::{LinkAttribute, State};
+use rtnetlink::packet_route::link::{LinkAttribute, MacVlanMode, State};
 use rtnetlink::packet_route::neighbour::NeighbourFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::{
-    LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, LinkVxlan, RouteMessageBuilder,
+    LinkBridge, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, LinkVxlan,
+    RouteMessageBuilder,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
@@ -207,6 +208,14 @@ impl Netns {
         let vlan = LinkVlan::new(name, parent, id).index(index).up().build();
         let done = self.netlink.link().add(vlan).execute().await;
         done.with_context(|| format!("add the VLAN {name} in {self}"))?;
+        self.settle(index).await
+    }
+
+    /// Makes a device with an address of its own on the device `parent`.
+    pub(crate) async fn add_macvlan(&self, index: u32, name: &str, parent: u32) -> Result<()> {
+        let device = LinkMacVlan::new(name, parent, MacVlanMode::Bridge).index(index).up().build();
+        let done = self.netlink.link().add(device).execute().await;
+        done.with_context(|| format!("add the MACVLAN {name} in {self}"))?;
         self.settle(index).await
     }
 

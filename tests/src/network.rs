@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub(crate) const ETH0: u32 = 100;
 /// The index of the bridge, in the fabric or in a node.
 const BRIDGE: u32 = 101;
-/// The index of eth0's VLAN, or of the bridge's.
-const VLAN: u32 = 102;
+/// The index of the device on top of eth0, or of the fabric's bridge.
+const UPLINK: u32 = 102;
 /// Below the indices of veths.
 const VETHS: u32 = 1000;
 
@@ -64,6 +64,8 @@ pub enum Uplink {
     Plain,
     /// A VLAN of eth0, which itself has no address.
     Vlan,
+    /// A MACVLAN device on eth0, which itself has no address.
+    Macvlan,
 }
 
 impl Uplink {
@@ -72,13 +74,14 @@ impl Uplink {
         match self {
             Self::Plain => "eth0",
             Self::Vlan => "eth0.18",
+            Self::Macvlan => "mac0",
         }
     }
 
     const fn index(self) -> u32 {
         match self {
             Self::Plain => ETH0,
-            Self::Vlan => VLAN,
+            Self::Vlan | Self::Macvlan => UPLINK,
         }
     }
 }
@@ -143,7 +146,7 @@ impl Fabric {
     pub(crate) async fn make(uplink: Uplink) -> Result<Self> {
         let netns = make_netns("fabric", Role::Leaf, RpFilter::Off).await?;
         netns.add_bridge(BRIDGE, "br0").await?;
-        if uplink == Uplink::Plain {
+        if uplink != Uplink::Vlan {
             for addr in fabric_networks(FABRIC) {
                 netns.add_addr(BRIDGE, addr).await?;
             }
@@ -163,13 +166,18 @@ impl Fabric {
         let near = Link { netns: &self.netns, index, name: &name, bridge: Some(BRIDGE), mac: None };
         let far = Link { netns: machine, index: ETH0, name: "eth0", bridge: None, mac: None };
         add_veth(near, far).await?;
-        if self.uplink == Uplink::Vlan {
-            machine.add_vlan(VLAN, self.uplink.device(), ETH0, VLAN_ID).await?;
-            if number == 0 {
-                // A bridge has its carrier from its first port.
-                self.netns.add_vlan(VLAN, "br0.18", BRIDGE, VLAN_ID).await?;
-                for addr in fabric_networks(FABRIC) {
-                    self.netns.add_addr(VLAN, addr).await?;
+        let name = self.uplink.device();
+        match self.uplink {
+            Uplink::Plain => {}
+            Uplink::Macvlan => machine.add_macvlan(UPLINK, name, ETH0).await?,
+            Uplink::Vlan => {
+                machine.add_vlan(UPLINK, name, ETH0, VLAN_ID).await?;
+                if number == 0 {
+                    // A bridge has its carrier from its first port.
+                    self.netns.add_vlan(UPLINK, "br0.18", BRIDGE, VLAN_ID).await?;
+                    for addr in fabric_networks(FABRIC) {
+                        self.netns.add_addr(UPLINK, addr).await?;
+                    }
                 }
             }
         }

@@ -2,12 +2,13 @@
 //! ends see of each other. Each fact holds for IPv4 and IPv6 by the same lines.
 //!
 //! `socket_path` and `packet_path` take the two ways to a ClusterIP, `node_port` the nodes'
-//! addresses, `endpoints` and `policy` what decides between backends, `flows` what the packet path
+//! addresses, `matrix` all of them in every shape of network, `endpoints` and `policy` what decides between backends, `flows` what the packet path
 //! remembers, `packets` what packets it takes and gives, `counters` what an operator is told of it.
 
 mod counters;
 mod endpoints;
 mod flows;
+mod matrix;
 mod node_port;
 mod packet_path;
 mod packets;
