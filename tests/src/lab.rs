@@ -229,6 +229,15 @@ impl Node {
         self.scratch.join("control.sock")
     }
 
+    /// Loads rules of nftables on the node, in one transaction.
+    pub async fn nft(&self, rules: &str) -> Result<()> {
+        let file = self.scratch.join("rules.nft");
+        std::fs::write(&file, rules).with_context(|| format!("write {}", file.display()))?;
+        let output = self.exec("nft", &["-f", &file.display().to_string()]).await?;
+        ensure!(output.status == Some(0), "nft on {}: {}", self.name(), output.stderr);
+        Ok(())
+    }
+
     /// Runs the program `shunt` on the node, where its agent's maps and socket are.
     pub async fn shunt(&self, args: &[&str]) -> Result<ExecOutput, Failure> {
         let program = program::find("shunt").map_err(Failure::lab)?.display().to_string();

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod guard;
 pub mod objects;
+pub mod onlooker;
 pub mod program;
 pub mod sprint;
 pub mod web;

@@ -126,14 +126,14 @@ impl Netns {
         self.turn_off(&[sys::Offload::SendChecksum]).await
     }
 
-    /// Has the stack do everything itself that a device could do for it: checksums both ways,
-    /// and the cutting and joining of segments.
+    /// Has the stack do everything itself that a device could do for it: fill in
+    /// checksums, cut data into segments, and join them.
     pub async fn turn_off_offloads(&self) -> Result<()> {
         self.turn_off(&sys::Offload::ALL).await
     }
 
     async fn turn_off(&self, offloads: &[sys::Offload]) -> Result<()> {
-        let is_ethernet = |link: &&String| ["eth", "cali", "cni"].iter().any(|n| link.contains(n));
+        let is_ethernet = |link: &&String| ["eth", "cali", "cni", "flannel"].iter().any(|n| link.contains(n));
         for link in self.links().await?.iter().filter(is_ethernet) {
             for offload in offloads {
                 self.run(|| sys::turn_off(*offload, link))?

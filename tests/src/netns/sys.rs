@@ -26,8 +26,6 @@ struct EthtoolValue {
 /// linux/ethtool.h.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Offload {
-    /// Looking at the checksums of what comes.
-    ReceiveChecksum = 0x15,
     /// Filling in the checksums of what leaves.
     SendChecksum = 0x17,
     /// Cutting TCP's data into segments (TSO).
@@ -40,13 +38,8 @@ pub(super) enum Offload {
 
 impl Offload {
     /// All of them, in an order that the kernel takes.
-    pub(super) const ALL: [Self; 5] = [
-        Self::TcpSegmentation,
-        Self::Segmentation,
-        Self::Receive,
-        Self::SendChecksum,
-        Self::ReceiveChecksum,
-    ];
+    pub(super) const ALL: [Self; 4] =
+        [Self::TcpSegmentation, Self::Segmentation, Self::Receive, Self::SendChecksum];
 }
 
 /// Leaves `offload` of `device` to the stack, in the namespace of the calling thread.

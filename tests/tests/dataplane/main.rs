@@ -5,6 +5,7 @@
 //! addresses, `matrix` all of them in every shape of network, `endpoints` and `policy` what decides between backends, `flows` what the packet path
 //! remembers, `packets` what packets it takes and gives, `counters` what an operator is told of it.
 
+mod beside;
 mod counters;
 mod endpoints;
 mod flows;

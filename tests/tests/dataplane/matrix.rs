@@ -31,53 +31,70 @@ struct Cell<'a> {
     answer: Option<(&'a Machine, Addrs)>,
 }
 
-/// As whom a node speaks.
+/// A shape of the nodes' network.
 #[derive(Clone, Copy)]
-struct Seen {
-    /// To a pod elsewhere.
+pub(crate) struct Shape {
+    cni: Cni,
+    uplink: Uplink,
+    /// The node's own devices that the packet path is on.
+    devices: &'static str,
+    /// As whom the first node speaks to a pod elsewhere, where it puts itself between.
     afar: Addrs,
-    /// To a pod of its own.
+    /// The same, to a pod of its own.
     at_home: Addrs,
+}
+
+impl Shape {
+    pub(crate) const ROUTED: Self = Self {
+        cni: Cni::Routed,
+        uplink: Uplink::Plain,
+        devices: "auto",
+        afar: NODE,
+        at_home: GATEWAY,
+    };
+    pub(crate) const CALICO: Self = Self { cni: Cni::Calico, at_home: NODE, ..Self::ROUTED };
+    pub(crate) const BRIDGE: Self = Self { cni: Cni::Bridge, ..Self::ROUTED };
+    /// The end of the tunnel is the address whose answers come back by it.
+    pub(crate) const VXLAN: Self = Self { cni: Cni::Vxlan, afar: TUNNEL, ..Self::ROUTED };
+    const MACVLAN: Self = Self { uplink: Uplink::Macvlan, ..Self::ROUTED };
+    /// The parent sees the VLAN's packets too, and must leave them alone.
+    const VLAN: Self = Self { uplink: Uplink::Vlan, devices: "eth0,eth0.18", ..Self::ROUTED };
 }
 
 #[tokio::test]
 async fn every_way_to_a_service_with_routed_pods() -> Result<()> {
-    check(Cni::Routed, Uplink::Plain, "auto", Seen { afar: NODE, at_home: GATEWAY }).await
+    check(&prepare(Shape::ROUTED).await?).await
 }
 
 #[tokio::test]
 async fn every_way_to_a_service_with_a_link_local_gateway() -> Result<()> {
-    check(Cni::Calico, Uplink::Plain, "auto", Seen { afar: NODE, at_home: NODE }).await
+    check(&prepare(Shape::CALICO).await?).await
 }
 
 #[tokio::test]
 async fn every_way_to_a_service_with_bridged_pods() -> Result<()> {
-    check(Cni::Bridge, Uplink::Plain, "auto", Seen { afar: NODE, at_home: GATEWAY }).await
+    check(&prepare(Shape::BRIDGE).await?).await
 }
 
-/// The end of the tunnel is the address whose answers come back by it.
 #[tokio::test]
 async fn every_way_to_a_service_over_a_tunnel() -> Result<()> {
-    check(Cni::Vxlan, Uplink::Plain, "auto", Seen { afar: TUNNEL, at_home: GATEWAY }).await
-}
-
-/// The parent sees the VLAN's packets too, and must leave them alone.
-#[tokio::test]
-async fn every_way_to_a_service_over_a_vlan_and_its_parent() -> Result<()> {
-    let seen = Seen { afar: NODE, at_home: GATEWAY };
-    match check(Cni::Routed, Uplink::Vlan, "eth0,eth0.18", seen).await {
-        Err(error) if error.root_cause().to_string().contains("(os error 95)") => {
-            println!("skipped: this kernel has no VLANs (CONFIG_VLAN_8021Q): {error:#}");
-            Ok(())
-        }
-        checked => checked,
-    }
+    check(&prepare(Shape::VXLAN).await?).await
 }
 
 #[tokio::test]
 async fn every_way_to_a_service_over_a_macvlan() -> Result<()> {
-    let seen = Seen { afar: NODE, at_home: GATEWAY };
-    check(Cni::Routed, Uplink::Macvlan, "auto", seen).await
+    check(&prepare(Shape::MACVLAN).await?).await
+}
+
+#[tokio::test]
+async fn every_way_to_a_service_over_a_vlan_and_its_parent() -> Result<()> {
+    match prepare(Shape::VLAN).await {
+        Err(error) if error.root_cause().to_string().contains("(os error 95)") => {
+            println!("skipped: this kernel has no VLANs (CONFIG_VLAN_8021Q): {error:#}");
+            Ok(())
+        }
+        prepared => check(&prepared?).await,
+    }
 }
 
 const NODE: Addrs = addrs([172, 18, 0, 11], [0xfd00, 0x18, 0, 0, 0, 0, 0, 11]);
@@ -90,12 +107,22 @@ const fn addrs(v4: [u8; 4], v6: [u16; 8]) -> Addrs {
     Addrs { v4: Ipv4Addr::new(a, b, c, d), v6: std::net::Ipv6Addr::new(s, t, u, v, w, x, y, z) }
 }
 
-async fn check(cni: Cni, uplink: Uplink, devices: &str, seen: Seen) -> Result<()> {
+/// A cluster in which every way is open.
+pub(crate) struct Ways {
+    pub(crate) scene: Scene,
+    shape: Shape,
+    /// A pod like the scene's client, but the socket path does not see it.
+    pub(crate) aside: Pod,
+    pub(crate) outsider: Machine,
+}
+
+/// Starts a cluster of that shape.
+pub(crate) async fn prepare(shape: Shape) -> Result<Ways> {
+    let Shape { cni, uplink, devices, .. } = shape;
     let rp_filter = RpFilter::Strict;
     let config = LabConfig { cni, rp_filter, uplink, ..LabConfig::default() };
     let mut scene = Scene::prepare(config).await?;
     let lab = &scene.cluster.lab;
-    // The socket path sees one pod's cgroup only: the other client takes the packet path.
     let aside = lab.add_pod(lab.node(0), "aside").await?;
     serve(&aside).await?;
     for (number, here, policy) in SERVICES {
@@ -103,37 +130,42 @@ async fn check(cni: Cni, uplink: Uplink, devices: &str, seen: Seen) -> Result<()
         scene.publish_with(number, spec, &[(&scene.web[usize::from(!here)], ready())])?;
     }
     scene.publish(ITSELF, &[&aside])?;
+    // To the first agent the cluster's only socket is the client's.
     let socket_path = scene.client.cgroup().display().to_string();
     let starting = scene.cluster.start_agents(|node, options| {
         let options = options.flag("--devices", devices);
-        if node.name() == "node-1" { options.flag("--cgroup-root", &socket_path) } else { options }
+        match node.name() {
+            "node-1" => options.flag("--cgroup-root", &socket_path),
+            _ => options,
+        }
     });
     starting.await?;
     let outsider = scene.routed_outsider().await?;
-    let cells = cells(&scene, &aside, &outsider, seen);
-    let retries = if cni == Cni::Vxlan { 3 } else { 0 };
+    Ok(Ways { scene, shape, aside, outsider })
+}
+
+/// Tries every way, all at once.
+pub(crate) async fn check(ways: &Ways) -> Result<()> {
+    let cells = cells(ways);
+    let retries = if ways.shape.cni == Cni::Vxlan { 3 } else { 0 };
     let wrong = join_all(cells.iter().map(|cell| cell.check(retries))).await;
     let wrong: Vec<_> = wrong.into_iter().filter_map(Result::err).collect();
-    assert!(
-        wrong.is_empty(),
-        "{cni:?}: {} of {} are wrong:\n{}",
-        wrong.len(),
-        cells.len(),
-        wrong.join("\n")
-    );
+    let (count, all, list) = (wrong.len(), cells.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{:?}: {count} of {all} are wrong:\n{list}", ways.shape.cni);
     // The ways are the ones that they are said to be.
-    assert!(scene.outcome("connect", "chosen").await? > 0);
-    assert!(scene.outcome("ingress", "chosen").await? > 0);
+    assert!(ways.scene.outcome("connect", "chosen").await? > 0);
+    assert!(ways.scene.outcome("ingress", "chosen").await? > 0);
     Ok(())
 }
 
-fn cells<'a>(scene: &'a Scene, aside: &'a Pod, outsider: &'a Machine, seen: Seen) -> Vec<Cell<'a>> {
+fn cells(ways: &Ways) -> Vec<Cell<'_>> {
+    let Ways { scene, shape, aside, outsider } = ways;
     let mut cells = Vec::new();
     let at_node = |number| scene.cluster.lab.node(0).addrs().at(node_port(number));
     for (number, here, policy) in SERVICES {
         let web: &Machine = &scene.web[usize::from(!here)];
         let place = if here { "here" } else { "elsewhere" };
-        let mut add = |way: &str, from: &'a Machine, to: [SocketAddr; 2], seen: Option<Addrs>| {
+        let mut add = |way: &str, from, to: [SocketAddr; 2], seen: Option<Addrs>| {
             for (ask, kind) in asks(to) {
                 let what = format!("{way} → {place}, {policy}, {kind}");
                 cells.push(Cell { what, from, ask, answer: seen.map(|seen| (web, seen)) });
@@ -142,7 +174,7 @@ fn cells<'a>(scene: &'a Scene, aside: &'a Pod, outsider: &'a Machine, seen: Seen
         let served = here || policy == "Cluster";
         let client: &Machine = &scene.client;
         let pod = |pod: &Machine| served.then(|| pod.addrs());
-        let outside = if here { outsider.addrs() } else { seen.afar };
+        let outside = if here { outsider.addrs() } else { shape.afar };
         add("ClusterIP, socket path", client, vip(number), pod(client));
         add("ClusterIP, packet path", aside, vip(number), pod(aside));
         add("ClusterIP, outsider", outsider, vip(number), served.then_some(outside));
@@ -154,7 +186,7 @@ fn cells<'a>(scene: &'a Scene, aside: &'a Pod, outsider: &'a Machine, seen: Seen
     for to in [vip(ITSELF), at_node(ITSELF)] {
         for (ask, kind) in asks(to) {
             let what = format!("itself, packet path, {kind}");
-            cells.push(Cell { what, from: aside, ask, answer: Some((aside, seen.at_home)) });
+            cells.push(Cell { what, from: aside, ask, answer: Some((aside, shape.at_home)) });
         }
     }
     cells
