@@ -53,10 +53,10 @@ pub(crate) type Mac = [u8; 6];
 pub(crate) enum Via {
     /// To a router.
     Gateway(IpAddr),
-    /// To a router, by a way that carries packets of at most so many bytes.
-    Narrow(IpAddr, u32),
     /// To a router on the link of a device, whatever the networks of the device are.
     OnLink(IpAddr, u32),
+    /// The same, by a way that carries packets of at most so many bytes.
+    Narrow(IpAddr, u32, u32),
     /// To the network behind a device.
     Link(u32),
 }
@@ -133,7 +133,8 @@ impl Netns {
     }
 
     async fn turn_off(&self, offloads: &[sys::Offload]) -> Result<()> {
-        let is_ethernet = |link: &&String| ["eth", "cali", "cni", "flannel"].iter().any(|n| link.contains(n));
+        let is_ethernet =
+            |link: &&String| ["eth", "cali", "cni", "flannel"].iter().any(|n| link.contains(n));
         for link in self.links().await?.iter().filter(is_ethernet) {
             for offload in offloads {
                 self.run(|| sys::turn_off(*offload, link))?
@@ -296,10 +297,10 @@ impl Netns {
             .destination_prefix(to.network(), to.prefix())
             .with_context(|| format!("route {to}"))?;
         let route = match via {
-            Via::Gateway(gateway) | Via::Narrow(gateway, _) => {
+            Via::Gateway(gateway) => {
                 route.gateway(gateway).with_context(|| format!("route {to} via {gateway}"))?
             }
-            Via::OnLink(gateway, link) => route
+            Via::OnLink(gateway, link) | Via::Narrow(gateway, link, _) => route
                 .gateway(gateway)
                 .with_context(|| format!("route {to} via {gateway}"))?
                 .output_interface(link)
@@ -310,7 +311,7 @@ impl Netns {
         if matches!(via, Via::Link(_)) && to.is_ipv4() {
             route.header.scope = rtnetlink::packet_route::route::RouteScope::Link;
         }
-        if let Via::Narrow(_, mtu) = via {
+        if let Via::Narrow(_, _, mtu) = via {
             route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
         let done = self.netlink.route().add(route).replace().execute().await;
