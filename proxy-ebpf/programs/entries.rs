@@ -2,14 +2,14 @@
 //!
 //! See [`proxy_ebpf::flow`] for what they are.
 
-use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST};
+use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST, now};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
-use proxy_ebpf::Port;
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::maps;
 use proxy_ebpf::outcome::Outcome;
 use proxy_ebpf::packet::Headers;
+use proxy_ebpf::{Port, Proto};
 
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
@@ -115,6 +115,27 @@ pub(crate) fn take_replies(key: &FlowKey, value: &FlowValue) {
     {
         *reply = reply.with_end(frontend);
         reply.service = value.service;
+    }
+}
+
+/// Makes way for a flow past all services, which begins with this packet: an earlier one, through
+/// a service to the same backend from the same port of the client, would take its packets for its
+/// own. A connection that has not ended keeps its entries, and so do datagrams of this second.
+#[inline(never)]
+pub(crate) fn make_way(headers: &Headers) {
+    let key = FlowKey::new(Hook::Egress, headers.dst, headers.src, headers.proto);
+    let Some(reply) = flow(&key) else { return };
+    let (forward_key, _) = sibling(&key, reply);
+    let forward = flow(&forward_key);
+    let is_over = match headers.proto {
+        Proto::TCP => have_ended(reply, forward.as_deref()),
+        _ => reply.seen != now() && forward.is_none_or(|forward| forward.seen != now()),
+    };
+    if is_over && reply.flags.has(FlowFlags::REPLY) {
+        // Gone already, if not removed.
+        let _gone = FLOWS.remove(&key);
+        let snat_key = FlowKey::new(Hook::Egress, headers.src, headers.dst, headers.proto);
+        let _gone = FLOWS.remove(&snat_key);
     }
 }
 

@@ -5,7 +5,7 @@
 //! The hooks fail open for what is not theirs, and closed (the packet is dropped and counted)
 //! where a service's packet cannot be translated: sent on as it is, it would reach a stranger.
 
-use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
+use crate::entries::{flow, give_snat, keep_sibling, make_way, remember, take_replies};
 use crate::maps::{
     CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, node_ports, now,
     random, scratch,
@@ -219,6 +219,7 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     let value = frontend(headers);
     if value.is_none() {
+        make_way(headers);
         return pass(Outcome::NotOurs);
     }
     let from_pod = is_from_pod(ctx);

@@ -22,7 +22,12 @@ pub(crate) fn judge(
         let served = shunt.iter().all(|answer| matches!(answer, Answer::From(..)));
         return if served { Ok(()) } else { fault() };
     }
-    if kube_proxy == shunt || is_forbidden(kube_proxy) && !has_answers(shunt) {
+    let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
+    if kube_proxy == shunt
+        || is_forbidden(kube_proxy) && !has_answers(shunt)
+        // The kernel's own errors are limited in number; Shunt's are not.
+        || is_refused(kube_proxy) && !has_answers(kube_proxy) && shunt.iter().eq([&Answer::Refusal])
+    {
         return Ok(());
     }
     let (Some(theirs), Some(ours)) = (sources(kube_proxy), sources(shunt)) else {
