@@ -8,12 +8,12 @@ mod sys;
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
-use rtnetlink::packet_route::link::{LinkAttribute, MacVlanMode, State};
+use rtnetlink::packet_route::link::{InfoBridgePort, LinkAttribute, MacVlanMode, State};
 use rtnetlink::packet_route::neighbour::NeighbourFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::{
-    LinkBridge, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan, LinkVxlan,
-    RouteMessageBuilder,
+    LinkBridge, LinkBridgePort, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
+    LinkVxlan, RouteMessageBuilder,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
@@ -196,6 +196,13 @@ impl Netns {
         let bridge = LinkBridge::new(name).index(index).mcast_snooping(false).up().build();
         let done = self.netlink.link().add(bridge).execute().await;
         done.with_context(|| format!("add bridge {name} in {self}"))
+    }
+
+    /// Lets a port of a bridge give back what it took: a pod may be its own backend.
+    pub(crate) async fn allow_hairpin(&self, port: u32) -> Result<()> {
+        let port = LinkBridgePort::new(port).append_info_data(InfoBridgePort::HairpinMode(true));
+        let done = self.netlink.link().set_port(port.build()).execute().await;
+        done.with_context(|| format!("set the hairpin mode of a bridge's port in {self}"))
     }
 
     /// Makes the VLAN `id` of the device `parent` a device of its own.

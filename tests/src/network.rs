@@ -227,6 +227,9 @@ pub(crate) async fn connect_pod(
     };
     let near = Link { netns: node, index: veth, name: &name, bridge, mac };
     add_veth(near, Link { netns: pod, index: ETH0, name: "eth0", bridge: None, mac: None }).await?;
+    if bridge.is_some() {
+        node.allow_hairpin(veth).await?;
+    }
     if cni == Cni::Vxlan {
         pod.set_mtu(ETH0, tunnel::MTU).await?;
         node.set_mtu(veth, tunnel::MTU).await?;

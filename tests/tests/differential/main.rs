@@ -13,6 +13,7 @@ mod world;
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
+use lab::Cni;
 use population::draw;
 use question::{Answer, Question, questions};
 use std::collections::BTreeSet;
@@ -41,7 +42,7 @@ impl Gap {
 }
 
 /// How many Services are drawn.
-const SERVICES: u8 = 16;
+const SERVICES: u8 = 8;
 /// How often a question is asked at first, and how often at most until the answers are the same.
 const TIMES: [usize; 2] = [10, 100];
 /// How long an answer may take at first, and where the answers differ.
@@ -50,14 +51,33 @@ const PATIENCE: [Duration; 2] = [Duration::from_millis(400), Duration::from_mill
 const AT_ONCE: usize = 48;
 
 #[tokio::test]
-async fn random_services_answer_as_with_kube_proxys_rules() -> Result<()> {
+async fn services_answer_as_with_kube_proxys_rules_where_pods_are_routed() -> Result<()> {
+    answers_are_the_same(Cni::Routed, 1).await
+}
+
+#[tokio::test]
+async fn services_answer_as_with_kube_proxys_rules_behind_a_link_local_gateway() -> Result<()> {
+    answers_are_the_same(Cni::Calico, 2).await
+}
+
+#[tokio::test]
+async fn services_answer_as_with_kube_proxys_rules_where_pods_are_bridged() -> Result<()> {
+    answers_are_the_same(Cni::Bridge, 3).await
+}
+
+#[tokio::test]
+async fn services_answer_as_with_kube_proxys_rules_over_a_tunnel() -> Result<()> {
+    answers_are_the_same(Cni::Vxlan, 4).await
+}
+
+async fn answers_are_the_same(cni: Cni, seed: u64) -> Result<()> {
     // Any number tells another story: SEED=$RANDOM.
-    let seed = env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
     let services = draw(seed, SERVICES);
     let (kube_proxy, socket, packet) = futures::try_join!(
-        World::start(Proxy::Nftables, &services),
-        World::start(Proxy::SocketPath, &services),
-        World::start(Proxy::PacketPath, &services),
+        World::start(Proxy::Nftables, cni, &services),
+        World::start(Proxy::SocketPath, cni, &services),
+        World::start(Proxy::PacketPath, cni, &services),
     )?;
     let questions = questions(&services);
     let comparing = questions.iter().map(async |question| {

@@ -8,7 +8,8 @@ use anyhow::Result;
 use lab::cluster::Cluster;
 use lab::objects::{self, Port};
 use lab::{
-    Addrs, Ask, FABRIC, Failure, FailureKind, LabConfig, Machine, Pod, Reply, Serve, Transport,
+    Addrs, AgentOptions, Ask, Cni, FABRIC, Failure, FailureKind, LabConfig, Machine, Node, Pod,
+    Reply, Serve, Transport,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -45,9 +46,10 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Starts a cluster in which `proxy` serves `services`.
-    pub(crate) async fn start(proxy: Proxy, services: &[Service]) -> Result<Self> {
-        let mut cluster = Cluster::without_agents(LabConfig::default()).await?;
+    /// Starts a cluster in which `proxy` serves `services`, and `cni` connects the pods.
+    pub(crate) async fn start(proxy: Proxy, cni: Cni, services: &[Service]) -> Result<Self> {
+        let mut cluster =
+            Cluster::without_agents(LabConfig { cni, ..LabConfig::default() }).await?;
         let lab = &cluster.lab;
         let clients = [
             lab.add_pod(lab.node(0), "client-1").await?,
@@ -94,12 +96,15 @@ impl World {
                     }
                 }
             }
-            Proxy::SocketPath => cluster.start_agents(|_, options| options).await?,
+            Proxy::SocketPath => {
+                cluster.start_agents(|_, options| options.flag("--devices", "auto")).await?;
+            }
             Proxy::PacketPath => {
-                let own = |node: &lab::Node| node.cgroup().display().to_string();
-                cluster
-                    .start_agents(|node, options| options.flag("--cgroup-root", &own(node)))
-                    .await?;
+                let own = |node: &Node| node.cgroup().display().to_string();
+                let options = |node: &Node, options: AgentOptions| {
+                    options.flag("--devices", "auto").flag("--cgroup-root", &own(node))
+                };
+                cluster.start_agents(options).await?;
             }
         }
         Ok(Self { proxy, cluster, clients, backends, outsider })
