@@ -69,6 +69,9 @@ struct Ipv6State {
     tentative: bool,
 }
 
+/// The address of a bridge; no two are on one link.
+const BRIDGE_MAC: Mac = [0x02, 0x18, 0, 0, 0, 1];
+
 /// How long a device may take to come up.
 const SETTLING: Duration = Duration::from_secs(10);
 
@@ -192,8 +195,11 @@ impl Netns {
     }
 
     pub(crate) async fn add_bridge(&self, index: u32, name: &str) -> Result<()> {
-        // Without a querier, snooping would drop the multicast of neighbour discovery.
-        let bridge = LinkBridge::new(name).index(index).mcast_snooping(false).up().build();
+        // Without a querier, snooping would drop the multicast of neighbour discovery. An address
+        // that is not given is that of the lowest port, and changes when a lower one comes: then
+        // whoever knows the bridge is unheard until the neighbour is asked for again.
+        let bridge = LinkBridge::new(name).index(index).mcast_snooping(false);
+        let bridge = bridge.address(BRIDGE_MAC.to_vec()).up().build();
         let done = self.netlink.link().add(bridge).execute().await;
         done.with_context(|| format!("add bridge {name} in {self}"))
     }
