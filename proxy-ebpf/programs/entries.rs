@@ -3,14 +3,14 @@
 //! See [`proxy_ebpf::flow`] for what they are.
 
 use crate::filter;
-use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST};
+use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST, now};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::programs::TcContext;
-use proxy_ebpf::Port;
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::maps;
 use proxy_ebpf::outcome::Outcome;
 use proxy_ebpf::packet::Headers;
+use proxy_ebpf::{Port, Proto};
 
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
@@ -125,6 +125,32 @@ pub(crate) fn take_replies(key: &FlowKey, value: &FlowValue) {
         *reply = reply.with_end(frontend);
         reply.service = value.service;
     }
+}
+
+/// Makes way for datagrams past all services, which begin with this one: an earlier flow, through
+/// a service to the same backend from the same port of the client, would take the answers for its
+/// own. Those that passed within this second keep their entries.
+#[inline(never)]
+pub(crate) fn make_way(headers: &Headers) {
+    let key = FlowKey::new(Hook::Egress, headers.dst, headers.src, headers.proto);
+    let Some(reply) = flow(&key) else { return };
+    let (forward_key, _) = sibling(&key, reply);
+    let rests = reply.seen != now() && flow(&forward_key).is_none_or(|other| other.seen != now());
+    if headers.proto == Proto::UDP && rests && reply.flags.has(FlowFlags::REPLY) {
+        // Gone already, if not removed.
+        let _gone = FLOWS.remove(&key);
+        let snat_key = FlowKey::new(Hook::Egress, headers.src, headers.dst, headers.proto);
+        let _gone = FLOWS.remove(&snat_key);
+    }
+}
+
+/// Whether a connection past all services begins in the place of the one that `value` under `key`
+/// belongs to, which has ended; the entry is then removed. A connection to a service has its
+/// entries made anew at ingress, before a SYN of its own comes here.
+#[inline(never)]
+pub(crate) fn gives_way(key: &FlowKey, value: &FlowValue) -> bool {
+    let (other_key, _) = sibling(key, value);
+    have_ended(value, flow(&other_key).as_deref()) && FLOWS.remove(key).is_ok()
 }
 
 /// Gives the flow of the pending entry `value` under `key` a source port at the address of the

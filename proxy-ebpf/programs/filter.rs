@@ -3,10 +3,10 @@
 //! See [`proxy_ebpf::filter`] for the bitmaps.
 
 use crate::maps::{ADDR_FILTER, FLOW_FILTER, SNAT_PORT_FIRST, SNAT_PORT_LAST, node_ports};
-use proxy_ebpf::Addr;
 use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte};
 use proxy_ebpf::flow::{End, FlowKey, Hook};
 use proxy_ebpf::packet::Peek;
+use proxy_ebpf::{Addr, Proto};
 
 /// Whether something may be served at `end`, or SNAT may have led an answer there.
 ///
@@ -33,11 +33,14 @@ fn may_be_service(addr: Addr) -> bool {
     }
 }
 
-/// Whether a packet at `hook` may be of a flow, or begin one.
+/// Whether a packet at `hook` may be of a flow, begin one, or (UDP) stand in the way of one.
 #[inline(always)]
 pub(crate) fn may_match(packet: &Peek, hook: Hook) -> bool {
     match hook {
-        Hook::Ingress => may_be_served(packet.dst),
+        Hook::Ingress => {
+            may_be_served(packet.dst)
+                || packet.proto == Proto::UDP && may_be_flow(packet.dst, packet.src)
+        }
         Hook::Egress => may_be_flow(packet.src, packet.dst) || may_be_service(packet.dst.addr),
     }
 }

@@ -6,7 +6,7 @@
 //! where a service's packet cannot be translated: sent on as it is, it would reach a stranger.
 
 use crate::affinity::choose;
-use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
+use crate::entries::{flow, give_snat, gives_way, keep_sibling, make_way, remember, take_replies};
 use crate::maps::{
     CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, hides_clients,
     is_service_addr, node_ports, now, random, scratch,
@@ -141,6 +141,13 @@ fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let Some(value) = flow(&key) else {
         return if begins_flow(headers) { leave_node(headers) } else { pass(Outcome::NotOurs) };
     };
+    if headers.has_transport()
+        && headers.proto == Proto::TCP
+        && headers.tcp_flags.syn()
+        && gives_way(&key, value)
+    {
+        return pass(Outcome::NotOurs);
+    }
     if value.is_pending()
         && let Err(outcome) = give_snat(ctx, &key, value)
     {
@@ -276,6 +283,7 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     let value = frontend(headers);
     if value.is_none() {
+        make_way(headers);
         return no_frontend(headers);
     }
     let from_pod = is_from_pod(ctx);

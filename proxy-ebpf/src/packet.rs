@@ -46,6 +46,8 @@ pub struct Peek {
     pub src: End,
     /// The receiver.
     pub dst: End,
+    /// TCP or UDP.
+    pub proto: Proto,
 }
 
 /// How a packet belongs to its flow.
@@ -157,7 +159,8 @@ pub fn peek<P: Packet>(packet: &P, ethertype: u16, network: usize) -> Option<Pee
         return None;
     }
     let (src_port, dst_port) = split(ports);
-    Some(Peek { src: End { addr: src, port: src_port }, dst: End { addr: dst, port: dst_port } })
+    let (src, dst) = (End { addr: src, port: src_port }, End { addr: dst, port: dst_port });
+    Some(Peek { src, dst, proto: Proto(proto) })
 }
 
 /// The bits of the second word of an IPv4 header that only a fragment has set.

@@ -58,7 +58,8 @@ impl Cluster {
             let options = adjust(self.lab.node(index), self.options());
             self.start_agent(index, &options)?;
         }
-        let is_up = |status: &Value| !status["synced"].is_null() && is_attached(status, "eth0");
+        let uplink = self.lab.node(0).uplink();
+        let is_up = |status: &Value| !status["synced"].is_null() && is_attached(status, uplink);
         let up = self.agents.iter_mut().flatten().map(|agent| agent.wait_status(is_up));
         try_join_all(up).await.context("wait for the agents")?;
         Ok(())

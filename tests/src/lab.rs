@@ -5,7 +5,7 @@ use crate::cgroup::CgroupTree;
 use crate::guard::Guardian;
 use crate::machine::{Addrs, Machine};
 use crate::netns::Netns;
-use crate::network::{self, Cni, Fabric, Role, RpFilter};
+use crate::network::{self, Cni, Fabric, Role, RpFilter, Uplink};
 use crate::program;
 use crate::traffic::{ExecOutput, Failure};
 use anyhow::{Context, Result, ensure};
@@ -25,12 +25,15 @@ pub struct LabConfig {
     pub cni: Cni,
     /// `rp_filter` in nodes, pods and clients.
     pub rp_filter: RpFilter,
+    /// By which device nodes and clients are on the wire.
+    pub uplink: Uplink,
 }
 
 impl Default for LabConfig {
     /// Two nodes, routed pods.
     fn default() -> Self {
-        Self { nodes: 2, cni: Cni::default(), rp_filter: RpFilter::default() }
+        let (cni, rp_filter, uplink) = Default::default();
+        Self { nodes: 2, cni, rp_filter, uplink }
     }
 }
 
@@ -53,6 +56,7 @@ pub struct Lab {
 pub struct Node {
     machine: Machine,
     number: u8,
+    uplink: Uplink,
     pods: AtomicU8,
     pub(crate) agents: AtomicU32,
     cgroup_root: PathBuf,
@@ -79,13 +83,13 @@ impl Lab {
         let tree = CgroupTree::create()?;
         let guardian = Guardian::start(tree.path())?;
         let bpffs = BpfFs::mount().context("make a BPF file system for the lab")?;
-        let fabric = Fabric::make().await?;
+        let fabric = Fabric::make(config.uplink).await?;
         let numbers = 1..=config.nodes;
         let nodes = numbers.map(|number| Node::start(number, config, &tree, &fabric, &bpffs));
         let nodes = try_join_all(nodes).await?;
         for (node, other) in nodes.iter().flat_map(|n| nodes.iter().map(move |o| (n, o))) {
             if node.number != other.number {
-                network::route_pods(node.netns(), other.number).await?;
+                network::route_pods(config.cni, node.netns(), other.number).await?;
             }
         }
         let clients = AtomicU8::new(1);
@@ -189,6 +193,7 @@ impl Node {
             anyhow::Ok(Self {
                 machine: Machine::start(netns, addrs, cgroup).await?,
                 number,
+                uplink: config.uplink,
                 pods: AtomicU8::new(2),
                 agents: AtomicU32::new(1),
                 cgroup_root: tree.child(&name)?,
@@ -197,6 +202,11 @@ impl Node {
             })
         };
         starting.await.with_context(|| format!("start {name}"))
+    }
+
+    /// The device by which it is on the wire.
+    pub fn uplink(&self) -> &'static str {
+        self.uplink.device()
     }
 
     /// The networks of its pods, one of each family.
@@ -217,6 +227,15 @@ impl Node {
     /// Where its agent's control socket is.
     pub fn control_socket(&self) -> PathBuf {
         self.scratch.join("control.sock")
+    }
+
+    /// Loads rules of nftables on the node, in one transaction.
+    pub async fn nft(&self, rules: &str) -> Result<()> {
+        let file = self.scratch.join("rules.nft");
+        std::fs::write(&file, rules).with_context(|| format!("write {}", file.display()))?;
+        let output = self.exec("nft", &["-f", &file.display().to_string()]).await?;
+        ensure!(output.status == Some(0), "nft on {}: {}", self.name(), output.stderr);
+        Ok(())
     }
 
     /// Runs the program `shunt` on the node, where its agent's maps and socket are.

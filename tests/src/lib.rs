@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod guard;
 pub mod objects;
+pub mod onlooker;
 pub mod program;
 pub mod sprint;
 pub mod web;
@@ -30,7 +31,7 @@ pub use agent::{Agent, AgentOptions};
 pub use lab::{Lab, LabConfig, Node, Pod};
 pub use machine::{Addrs, Machine, RunningLoad, Server, Socket};
 pub use netns::Netns;
-pub use network::{Cni, FABRIC, POD_NETWORKS, RpFilter};
+pub use network::{Cni, FABRIC, POD_NETWORKS, RpFilter, Uplink};
 pub use traffic::{
     Ask, Closing, ExecOutput, Failure, FailureKind, Failures, Latency, Load, LoadReport, Pattern,
     Reply, Serve, ServerReport, Transport,

@@ -160,7 +160,7 @@ impl Machine {
     /// Routes `to` by the router `via`, with packets of at most `mtu` bytes.
     pub async fn route_narrow(&self, to: &str, via: impl Into<IpAddr>, mtu: u32) -> Result<()> {
         let to = to.parse().with_context(|| format!("`{to}` is no network"))?;
-        self.0.netns.add_route(to, Via::Narrow(via.into(), mtu)).await
+        self.0.netns.add_route(to, Via::Narrow(via.into(), ETH0, mtu)).await
     }
 
     /// Makes it a router: it forwards, and tells nobody of ways around it.

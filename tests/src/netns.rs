@@ -8,9 +8,13 @@ mod sys;
 use anyhow::{Context, Result, ensure};
 use futures::TryStreamExt;
 use ipnetwork::IpNetwork;
-use rtnetlink::packet_route::link::{LinkAttribute, State};
+use rtnetlink::packet_route::link::{InfoBridgePort, LinkAttribute, MacVlanMode, State};
+use rtnetlink::packet_route::neighbour::NeighbourFlags;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
-use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    LinkBridge, LinkBridgePort, LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVlan,
+    LinkVxlan, RouteMessageBuilder,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -37,15 +41,22 @@ pub(crate) struct Link<'a> {
     pub(crate) name: &'a str,
     /// The bridge that it is a port of, in its namespace.
     pub(crate) bridge: Option<u32>,
+    /// Its link-layer address; of the kernel's choice if there is none.
+    pub(crate) mac: Option<Mac>,
 }
+
+/// An Ethernet address.
+pub(crate) type Mac = [u8; 6];
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Via {
     /// To a router.
     Gateway(IpAddr),
-    /// To a router, by a way that carries packets of at most so many bytes.
-    Narrow(IpAddr, u32),
+    /// To a router on the link of a device, whatever the networks of the device are.
+    OnLink(IpAddr, u32),
+    /// The same, by a way that carries packets of at most so many bytes.
+    Narrow(IpAddr, u32, u32),
     /// To the network behind a device.
     Link(u32),
 }
@@ -57,6 +68,9 @@ struct Ipv6State {
     /// The kernel has not finished adding it, for all that `accept_dad` is off.
     tentative: bool,
 }
+
+/// The address of a bridge; no two are on one link.
+const BRIDGE_MAC: Mac = [0x02, 0x18, 0, 0, 0, 1];
 
 /// How long a device may take to come up.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -112,9 +126,23 @@ impl Netns {
     /// Has the stack fill in all checksums of what leaves this namespace, where otherwise a veth
     /// would pretend that the next device does, and none would ever be looked at.
     pub async fn turn_off_checksum_offload(&self) -> Result<()> {
-        for link in self.links().await?.iter().filter(|link| link.contains("eth")) {
-            self.run(|| sys::turn_off_checksum_offload(link))?
-                .with_context(|| format!("turn off the checksum offload of {link} in {self}"))?;
+        self.turn_off(&[sys::Offload::SendChecksum]).await
+    }
+
+    /// Has the stack do everything itself that a device could do for it: fill in
+    /// checksums, cut data into segments, and join them.
+    pub async fn turn_off_offloads(&self) -> Result<()> {
+        self.turn_off(&sys::Offload::ALL).await
+    }
+
+    async fn turn_off(&self, offloads: &[sys::Offload]) -> Result<()> {
+        let is_ethernet =
+            |link: &&String| ["eth", "cali", "cni", "flannel"].iter().any(|n| link.contains(n));
+        for link in self.links().await?.iter().filter(is_ethernet) {
+            for offload in offloads {
+                self.run(|| sys::turn_off(*offload, link))?
+                    .with_context(|| format!("turn off {offload:?} of {link} in {self}"))?;
+            }
         }
         Ok(())
     }
@@ -167,10 +195,82 @@ impl Netns {
     }
 
     pub(crate) async fn add_bridge(&self, index: u32, name: &str) -> Result<()> {
-        // Without a querier, snooping would drop the multicast of neighbour discovery.
-        let bridge = LinkBridge::new(name).index(index).mcast_snooping(false).up().build();
+        // Without a querier, snooping would drop the multicast of neighbour discovery. An address
+        // that is not given is that of the lowest port, and changes when a lower one comes: then
+        // whoever knows the bridge is unheard until the neighbour is asked for again.
+        let bridge = LinkBridge::new(name).index(index).mcast_snooping(false);
+        let bridge = bridge.address(BRIDGE_MAC.to_vec()).up().build();
         let done = self.netlink.link().add(bridge).execute().await;
         done.with_context(|| format!("add bridge {name} in {self}"))
+    }
+
+    /// Lets a port of a bridge give back what it took: a pod may be its own backend.
+    pub(crate) async fn allow_hairpin(&self, port: u32) -> Result<()> {
+        let port = LinkBridgePort::new(port).append_info_data(InfoBridgePort::HairpinMode(true));
+        let done = self.netlink.link().set_port(port.build()).execute().await;
+        done.with_context(|| format!("set the hairpin mode of a bridge's port in {self}"))
+    }
+
+    /// Makes the VLAN `id` of the device `parent` a device of its own.
+    pub(crate) async fn add_vlan(
+        &self,
+        index: u32,
+        name: &str,
+        parent: u32,
+        id: u16,
+    ) -> Result<()> {
+        let vlan = LinkVlan::new(name, parent, id).index(index).up().build();
+        let done = self.netlink.link().add(vlan).execute().await;
+        done.with_context(|| format!("add the VLAN {name} in {self}"))?;
+        self.settle(index).await
+    }
+
+    /// Makes a device with an address of its own on the device `parent`.
+    pub(crate) async fn add_macvlan(&self, index: u32, name: &str, parent: u32) -> Result<()> {
+        let device = LinkMacVlan::new(name, parent, MacVlanMode::Bridge).index(index).up().build();
+        let done = self.netlink.link().add(device).execute().await;
+        done.with_context(|| format!("add the MACVLAN {name} in {self}"))?;
+        self.settle(index).await
+    }
+
+    /// Makes a tunnel of VXLAN (RFC 7348) from `local`, without learning: [`Netns::add_tunnel`]
+    /// says who is at the other ends.
+    pub(crate) async fn add_vxlan(
+        &self,
+        index: u32,
+        name: &str,
+        local: IpAddr,
+        mac: Mac,
+        mtu: u32,
+    ) -> Result<()> {
+        let vxlan = LinkVxlan::new(name, 1).index(index).address(mac.to_vec()).mtu(mtu);
+        let vxlan = match local {
+            IpAddr::V4(local) => vxlan.local(local),
+            IpAddr::V6(local) => vxlan.local6(local),
+        };
+        let vxlan = vxlan.port(8472).learning(false).up().build();
+        let done = self.netlink.link().add(vxlan).execute().await;
+        done.with_context(|| format!("add the tunnel {name} in {self}"))
+    }
+
+    /// Has the tunnel `link` reach the address `mac` by the machine at `remote`.
+    pub(crate) async fn add_tunnel(&self, link: u32, mac: Mac, remote: IpAddr) -> Result<()> {
+        let entry = self.netlink.neighbours().add_bridge(link, &mac).destination(remote);
+        let done = entry.flags(NeighbourFlags::Own).execute().await;
+        done.with_context(|| format!("add a tunnel to {remote} in {self}"))
+    }
+
+    /// Makes `mac` the address of the neighbour `addr`, for good.
+    pub(crate) async fn add_neighbour(&self, link: u32, addr: IpAddr, mac: Mac) -> Result<()> {
+        let done = self.netlink.neighbours().add(link, addr).link_layer_address(&mac);
+        done.execute().await.with_context(|| format!("add the neighbour {addr} in {self}"))
+    }
+
+    /// Sets the size of the largest packets that a device carries.
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let link = LinkMessageBuilder::<LinkUnspec>::new().index(index).mtu(mtu).build();
+        let done = self.netlink.link().set(link).execute().await;
+        done.with_context(|| format!("set the MTU of link {index} to {mtu} in {self}"))
     }
 
     pub(crate) async fn delete_link(&self, index: u32) -> Result<()> {
@@ -210,16 +310,21 @@ impl Netns {
             .destination_prefix(to.network(), to.prefix())
             .with_context(|| format!("route {to}"))?;
         let route = match via {
-            Via::Gateway(gateway) | Via::Narrow(gateway, _) => {
+            Via::Gateway(gateway) => {
                 route.gateway(gateway).with_context(|| format!("route {to} via {gateway}"))?
             }
+            Via::OnLink(gateway, link) | Via::Narrow(gateway, link, _) => route
+                .gateway(gateway)
+                .with_context(|| format!("route {to} via {gateway}"))?
+                .output_interface(link)
+                .onlink(),
             Via::Link(index) => route.output_interface(index),
         };
         let mut route = route.build();
         if matches!(via, Via::Link(_)) && to.is_ipv4() {
             route.header.scope = rtnetlink::packet_route::route::RouteScope::Link;
         }
-        if let Via::Narrow(_, mtu) = via {
+        if let Via::Narrow(_, _, mtu) = via {
             route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         }
         let done = self.netlink.route().add(route).replace().execute().await;
@@ -241,6 +346,9 @@ pub(crate) async fn add_veth(near: Link<'_>, far: Link<'_>) -> Result<()> {
         .up();
     if let Some(bridge) = near.bridge {
         pair = pair.controller(bridge);
+    }
+    if let Some(mac) = near.mac {
+        pair = pair.address(mac.to_vec());
     }
     let done = near.netns.netlink.link().add(pair.build()).execute().await;
     done.with_context(|| {

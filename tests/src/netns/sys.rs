@@ -22,13 +22,30 @@ struct EthtoolValue {
     data: u32,
 }
 
-const ETHTOOL_STXCSUM: u32 = 0x17;
+/// What a device can do for the stack; the numbers are the commands `ETHTOOL_S…` of
+/// linux/ethtool.h.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Offload {
+    /// Filling in the checksums of what leaves.
+    SendChecksum = 0x17,
+    /// Cutting TCP's data into segments (TSO).
+    TcpSegmentation = 0x1f,
+    /// The same as late as the stack can (GSO).
+    Segmentation = 0x24,
+    /// Joining segments that come (GRO).
+    Receive = 0x2c,
+}
 
-/// Has the stack fill in the checksums of what leaves by `device`, in the namespace of the
-/// calling thread.
-pub(super) fn turn_off_checksum_offload(device: &str) -> io::Result<()> {
+impl Offload {
+    /// All of them, in an order that the kernel takes.
+    pub(super) const ALL: [Self; 4] =
+        [Self::TcpSegmentation, Self::Segmentation, Self::Receive, Self::SendChecksum];
+}
+
+/// Leaves `offload` of `device` to the stack, in the namespace of the calling thread.
+pub(super) fn turn_off(offload: Offload, device: &str) -> io::Result<()> {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    let mut value = EthtoolValue { command: ETHTOOL_STXCSUM, data: 0 };
+    let mut value = EthtoolValue { command: offload as u32, data: 0 };
     let mut name = [0; libc::IFNAMSIZ];
     for (to, from) in name.iter_mut().zip(device.bytes()).take(libc::IFNAMSIZ - 1) {
         *to = from as libc::c_char;

@@ -2,6 +2,7 @@
 
 use crate::scene::{Path, Scene, answer, node_port, reaches, sockets, vip};
 use anyhow::{Context, Result};
+use lab::cluster::eventually;
 use lab::{Ask, Cni, FailureKind, Load, Machine, Pattern, Pod, Serve};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -248,6 +249,34 @@ async fn ended_connections_give_their_snat_ports_back() -> Result<()> {
     for (number, pattern) in ENDINGS {
         for to in scene.cluster.lab.node(0).addrs().at(node_port(number)) {
             all_answered(&outsider, Ask::tcp(to), pattern, 200).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Else the backend's answers would come from the service, and the client would not know them.
+#[tokio::test]
+async fn a_port_that_asked_a_service_may_ask_its_backend_next() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    let ways = scene.cluster.lab.node(0);
+    for network in scene.cluster.lab.node(1).pod_networks() {
+        let via = ways.addrs().at(0)[usize::from(network.is_ipv6())].ip();
+        outsider.route(&network.to_string(), via).await?;
+    }
+    for from in [&*scene.client, &outsider] {
+        for (family, to) in vip(1).into_iter().enumerate() {
+            let backend = scene.web[1].addrs().at(8080)[family];
+            let own = from.addrs().at(7_000)[family];
+            for ask in [Ask::tcp, Ask::udp] {
+                let _reply = answer("the service", from, &ask(to).from(own)).await?;
+                let next = ask(backend).from(own).timeout(Duration::from_millis(300));
+                let asked = async || from.ask(next.clone()).await;
+                let reply = eventually("its backend", asked, Result::is_ok).await??;
+                assert_eq!((reply.name.as_str(), reply.peer), ("web-1", backend));
+            }
         }
     }
     Ok(())

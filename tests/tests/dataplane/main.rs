@@ -2,13 +2,17 @@
 //! ends see of each other. Each fact holds for IPv4 and IPv6 by the same lines.
 //!
 //! `socket_path` and `packet_path` take the two ways to a ClusterIP, `node_port` the nodes'
-//! addresses, `endpoints` and `policy` what decides between backends, `clients` who stays with one, `flows` what the packet path
-//! remembers, `packets` what packets it takes and gives, `counters` what an operator is told of it.
+//! addresses, `matrix` all of them in every shape of network, `beside` others that look at the same
+//! packets; `endpoints` and `policy` are what decides between backends, `clients` who stays with
+//! one, `flows` what the packet path remembers, `packets` what packets it takes and gives,
+//! `counters` what an operator is told of it.
 
+mod beside;
 mod clients;
 mod counters;
 mod endpoints;
 mod flows;
+mod matrix;
 mod node_port;
 mod packet_path;
 mod packets;

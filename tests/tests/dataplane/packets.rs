@@ -106,10 +106,11 @@ async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
     Ok(())
 }
 
-/// What a link with the least MTU of IPv6, or a tunnel, carries.
-const NARROW: u32 = 1_300;
+/// What a tunnel carries, and a link with the least MTU of IPv6.
+const NARROW: [u32; 2] = [1_400, 1_280];
 
-/// Large answers and questions come through, by TCP and, once the sender has been told, by UDP.
+/// Large answers and questions come through, by TCP and, once the sender has been told, by UDP:
+/// as one packet or as fragments.
 async fn check_large(
     fact: &str,
     from: &Machine,
@@ -117,9 +118,11 @@ async fn check_large(
 ) -> Result<()> {
     for to in to {
         answer(fact, from, &Ask::tcp(to).payload(1 << 20)).await?;
-        let large = async || from.ask(Ask::udp(to).payload(1_400).timeout(SOON)).await;
-        let what = format!("{fact}: {} → {to}, 1400 bytes of UDP", from.name());
-        let _reply = eventually(&what, large, Result::is_ok).await??;
+        for bytes in [1_400, 2_000, 8_000] {
+            let large = async || from.ask(Ask::udp(to).payload(bytes).timeout(SOON)).await;
+            let what = format!("{fact}: {} → {to}, {bytes} bytes of UDP", from.name());
+            let _reply = eventually(&what, large, Result::is_ok).await??;
+        }
     }
     Ok(())
 }
@@ -127,19 +130,21 @@ async fn check_large(
 const SOON: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Has `one` reach the networks of `other`'s pods, and `other` itself, by `router` only, whose
-/// way there is narrow.
-async fn route_by(router: &Machine, one: &Node, other: &Node) -> Result<()> {
-    let [v4, v6] = other.pod_networks();
-    let host = [format!("{}/32", other.ipv4()), format!("{}/128", other.ipv6())];
-    for to in [v4.to_string(), host[0].clone()] {
-        one.route(&to, router.ipv4()).await?;
-        router.route_narrow(&to, other.ipv4(), NARROW).await?;
-    }
-    for to in [v6.to_string(), host[1].clone()] {
-        one.route(&to, router.ipv6()).await?;
-        router.route_narrow(&to, other.ipv6(), NARROW).await?;
+/// way there carries packets of `mtu` bytes.
+async fn route_by(router: &Machine, one: &Node, other: &Node, mtu: u32) -> Result<()> {
+    let ways = other.pod_networks().into_iter().zip(router.addrs().at(0)).zip(other.addrs().at(0));
+    for ((pods, by), other) in ways {
+        for to in [pods.to_string(), host(other.ip())] {
+            one.route(&to, by.ip()).await?;
+            router.route_narrow(&to, other.ip(), mtu).await?;
+        }
     }
     Ok(())
+}
+
+/// The network of one address.
+fn host(addr: IpAddr) -> String {
+    format!("{addr}/{}", if addr.is_ipv4() { 32 } else { 128 })
 }
 
 #[tokio::test]
@@ -150,30 +155,40 @@ async fn large_transfers_complete_where_the_node_itself_has_a_narrow_way() -> Re
     let outsider = scene.routed_outsider().await?;
     let [one, two] = [0, 1].map(|index| scene.cluster.lab.node(index));
     let [v4, v6] = two.pod_networks().map(|network| network.to_string());
-    one.route_narrow(&v4, two.ipv4(), NARROW).await?;
-    one.route_narrow(&v6, two.ipv6(), NARROW).await?;
     let at_node = one.addrs().at(node_port(1));
-    check_large("ClusterIP", &scene.client, vip(1)).await?;
-    check_large("NodePort of its node", &scene.client, at_node).await?;
-    check_large("NodePort", &outsider, at_node).await?;
-    check_large("ClusterIP from outside", &outsider, vip(1)).await
+    for mtu in NARROW {
+        one.route_narrow(&v4, two.ipv4(), mtu).await?;
+        one.route_narrow(&v6, two.ipv6(), mtu).await?;
+        let fact = |fact| format!("{mtu}, {fact}");
+        check_large(&fact("ClusterIP"), &scene.client, vip(1)).await?;
+        check_large(&fact("NodePort of its node"), &scene.client, at_node).await?;
+        check_large(&fact("NodePort"), &outsider, at_node).await?;
+        check_large(&fact("ClusterIP from outside"), &outsider, vip(1)).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]
 async fn large_transfers_complete_over_a_narrow_link_between_the_nodes() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.start(Path::Packet).await?;
-    let router = scene.cluster.lab.add_client("router").await?;
-    router.forward()?;
-    let outsider = scene.routed_outsider().await?;
-    let [one, two] = [0, 1].map(|index| scene.cluster.lab.node(index));
-    route_by(&router, one, two).await.context("one way")?;
-    route_by(&router, two, one).await.context("the other way")?;
-    let at_node = one.addrs().at(node_port(1));
-    check_large("ClusterIP", &scene.client, vip(1)).await?;
-    check_large("NodePort", &outsider, at_node).await?;
-    check_large("ClusterIP from outside", &outsider, vip(1)).await
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::strict(Cni::Routed).await?;
+        scene.publish(1, &[&scene.web[1]])?;
+        scene.start(path).await?;
+        let router = scene.cluster.lab.add_client("router").await?;
+        router.forward()?;
+        let outsider = scene.routed_outsider().await?;
+        let [one, two] = [0, 1].map(|index| scene.cluster.lab.node(index));
+        let at_node = one.addrs().at(node_port(1));
+        for mtu in NARROW {
+            route_by(&router, one, two, mtu).await.context("one way")?;
+            route_by(&router, two, one, mtu).await.context("the other way")?;
+            let fact = |fact| format!("{path:?}, {mtu}, {fact}");
+            check_large(&fact("ClusterIP"), &scene.client, vip(1)).await?;
+            check_large(&fact("NodePort"), &outsider, at_node).await?;
+            check_large(&fact("ClusterIP from outside"), &outsider, vip(1)).await?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -184,19 +199,27 @@ async fn large_transfers_complete_over_a_narrow_link_to_the_client() -> Result<(
     scene.start(Path::Packet).await?;
     let router = scene.cluster.lab.add_client("router").await?;
     router.forward()?;
-    let outsider = scene.routed_outsider().await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
     let node = scene.cluster.lab.node(0);
-    // Else it could not tell the service of its narrow link.
-    router.route("10.96.0.0/16", node.ipv4()).await?;
-    router.route("fd00:96::/64", node.ipv6()).await?;
-    let client = [format!("{}/32", outsider.ipv4()), format!("{}/128", outsider.ipv6())];
-    node.route(&client[0], router.ipv4()).await?;
-    node.route(&client[1], router.ipv6()).await?;
-    router.route_narrow(&client[0], outsider.ipv4(), NARROW).await?;
-    router.route_narrow(&client[1], outsider.ipv6(), NARROW).await?;
-    for (number, fact) in [(1, "a backend here"), (2, "a backend elsewhere")] {
-        check_large(fact, &outsider, node.addrs().at(node_port(number))).await?;
-        check_large(fact, &outsider, vip(number)).await?;
+    let ends = |family: usize| [&**node, &router, &outsider].map(|m| m.addrs().at(0)[family].ip());
+    let families = [("10.96.0.0/16", ends(0)), ("fd00:96::/64", ends(1))];
+    // All that the client has goes by the router, and all that it gets.
+    for (services, [node_addr, router_addr, client]) in families {
+        outsider.route(services, router_addr).await?;
+        outsider.route(&host(node_addr), router_addr).await?;
+        node.route(&host(client), router_addr).await?;
+    }
+    for mtu in NARROW {
+        for (services, [node_addr, _, client]) in families {
+            router.route_narrow(services, node_addr, mtu).await?;
+            router.route_narrow(&host(node_addr), node_addr, mtu).await?;
+            router.route_narrow(&host(client), client, mtu).await?;
+        }
+        for (number, place) in [(1, "a backend here"), (2, "a backend elsewhere")] {
+            let fact = format!("{mtu}, {place}");
+            check_large(&fact, &outsider, node.addrs().at(node_port(number))).await?;
+            check_large(&fact, &outsider, vip(number)).await?;
+        }
     }
     Ok(())
 }

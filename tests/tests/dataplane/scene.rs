@@ -24,7 +24,7 @@ pub(crate) const PORTS: [Port<'static>; 2] = [
 const TIMES: usize = 30;
 
 /// How long silence must last to be told from a refusal; a dropped SYN is sent again after 1 s.
-const SILENCE: Duration = Duration::from_millis(250);
+pub(crate) const SILENCE: Duration = Duration::from_millis(250);
 
 /// Which path serves the pods' sockets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

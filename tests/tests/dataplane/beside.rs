@@ -1,0 +1,132 @@
+//! Beside others on the node: firewalls, a CNI that masquerades, programs of other vendors, and
+//! devices that do nothing for the stack. Every way to a service stays open.
+
+use crate::matrix::{Shape, check, prepare};
+use anyhow::{Context, Result, ensure};
+use lab::cluster::eventually;
+use lab::onlooker::{Direction, Onlooker, Place};
+
+/// What a careful administrator and a CNI plugin have on the node `number`: only what is new from
+/// or to a pod is let through, only once, and pods speak for themselves among each other only.
+fn rules(number: usize) -> String {
+    format!(
+        "table inet firewall {{
+            counter invalid {{ }}
+            chain input {{
+                type filter hook input priority 0;
+                ct state invalid drop
+            }}
+            chain output {{
+                type filter hook output priority 0;
+                ct state invalid drop
+            }}
+            chain forward {{
+                type filter hook forward priority 0; policy drop;
+                ct state invalid counter name invalid drop
+                ct state established,related,untracked accept
+                ct state new ip daddr 10.244.0.0/16 accept
+                ct state new ip saddr 10.244.0.0/16 accept
+                ct state new ip6 daddr fd00:244::/32 accept
+                ct state new ip6 saddr fd00:244::/32 accept
+            }}
+        }}
+        table inet cni {{
+            chain postrouting {{
+                type nat hook postrouting priority 100;
+                ip saddr 10.244.{number}.0/24 ip daddr != 10.244.0.0/16 masquerade
+                ip6 saddr fd00:244:{number}::/64 ip6 daddr != fd00:244::/32 masquerade
+            }}
+        }}"
+    )
+}
+
+#[tokio::test]
+async fn beside_a_firewall_and_a_cni_that_masquerades() -> Result<()> {
+    for shape in [Shape::ROUTED, Shape::CALICO, Shape::BRIDGE, Shape::VXLAN] {
+        let ways = prepare(shape).await?;
+        let nodes = ways.scene.cluster.lab.nodes();
+        for (node, number) in nodes.iter().zip(1..) {
+            node.nft(&rules(number)).await?;
+        }
+        check(&ways).await?;
+        for node in nodes {
+            let output = node.exec("nft", &["list", "counter", "inet", "firewall", "invalid"]);
+            let text = output.await?.stdout;
+            assert!(text.contains("packets 0 "), "{}: conntrack knows all: {text}", node.name());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn beside_programs_of_others_before_and_behind() -> Result<()> {
+    let ways = prepare(Shape::ROUTED).await?;
+    let node = ways.scene.cluster.lab.node(0);
+    let mut others = Vec::new();
+    for device in node.netns().links().await? {
+        if !device.starts_with("veth") && device != "eth0" {
+            continue;
+        }
+        for direction in [Direction::Ingress, Direction::Egress] {
+            for place in [Place::First, Place::Last] {
+                let other = Onlooker::attach(node.netns(), &device, direction, place)?;
+                others.push((other, format!("{place:?} at {direction:?} of {device}")));
+            }
+        }
+    }
+    check(&ways).await?;
+    let seen = others.iter().map(|(other, what)| Ok((what, other.packets()?)));
+    let seen = seen.collect::<Result<Vec<_>>>()?;
+    for (what, packets) in &seen {
+        assert!(*packets > 0, "no packet came to the one {what}: {seen:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn beside_programs_of_others_that_were_there_first() -> Result<()> {
+    // The agent comes to devices that others have; its restart and checks leave them there.
+    let mut ways = prepare(Shape::ROUTED).await?;
+    let options = ways.scene.cluster.options();
+    let cgroup = ways.scene.client.cgroup().display().to_string();
+    let options = options.flag("--devices", "auto").flag("--cgroup-root", &cgroup);
+    let options = options.flag("--drift-check-period", "1s");
+    ways.scene.cluster.kill_agent(0).await?;
+    let node = ways.scene.cluster.lab.node(0);
+    let cleanup = node.shunt(&["cleanup"]).await?;
+    ensure!(cleanup.status == Some(0), "cleanup: {}", cleanup.stderr);
+    let other = Onlooker::attach(node.netns(), "eth0", Direction::Ingress, Place::First)?;
+    ways.scene.cluster.start_agent(0, &options)?;
+    let checked = |status: &serde_json::Value| !status["drift"]["checked"].is_null();
+    let _status = ways.scene.cluster.agent(0)?.wait_status(checked).await?;
+    check(&ways).await?;
+    let before = other.packets()?;
+    let node = ways.scene.cluster.lab.node(0);
+    let more = async || {
+        let asked = ways.outsider.tcp(node.addrs().at(crate::scene::node_port(1))[0]).await;
+        asked.context("ask").and_then(|_| other.packets())
+    };
+    let _more =
+        eventually("it sees more", more, |n| n.as_ref().is_ok_and(|n| *n > before)).await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn beside_devices_that_do_nothing_for_the_stack() -> Result<()> {
+    for shape in [Shape::ROUTED, Shape::CALICO, Shape::BRIDGE, Shape::VXLAN] {
+        let ways = prepare(shape).await?;
+        let nodes = ways.scene.cluster.lab.nodes();
+        // First the nodes only: then what they are given has sums that nobody has filled in, and
+        // segments that nobody has cut.
+        for node in nodes {
+            node.netns().turn_off_offloads().await?;
+        }
+        check(&ways).await?;
+        let web = &ways.scene.web;
+        for end in [&*ways.scene.client, &ways.aside, &ways.outsider, &web[0], &web[1]] {
+            end.netns().turn_off_offloads().await?;
+        }
+        check(&ways).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! Which differences are stated in docs/, and which are faults. Pure.
+
+use crate::population::{BACKENDS, Frontend};
+use crate::question::{Answer, Client, Question};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Compares what kube-proxy's rules answered with what Shunt did.
+pub(crate) fn judge(
+    question: &Question<'_>,
+    kube_proxy: &BTreeSet<Answer>,
+    shunt: &BTreeSet<Answer>,
+) -> Result<(), String> {
+    let fault = || Err(format!("kube-proxy {kube_proxy:?}, Shunt {shunt:?}"));
+    if answers_past_the_node(question) {
+        // kube-proxy leaves the client as it is, so a backend elsewhere answers it directly, and
+        // the client knows nothing of that. Shunt puts itself between.
+        let served = shunt.iter().all(|answer| matches!(answer, Answer::From(..)));
+        return if served { Ok(()) } else { fault() };
+    }
+    if is_dropped_too_early(question) {
+        let served = shunt.iter().all(|answer| matches!(answer, Answer::From(..)));
+        return if served { Ok(()) } else { fault() };
+    }
+    let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
+    if kube_proxy == shunt
+        || is_forbidden(kube_proxy) && !has_answers(shunt)
+        // The kernel's own errors are limited in number; Shunt's are not.
+        || is_refused(kube_proxy) && !has_answers(kube_proxy) && shunt.iter().eq([&Answer::Refusal])
+    {
+        return Ok(());
+    }
+    let (Some(theirs), Some(ours)) = (sources(kube_proxy), sources(shunt)) else {
+        return fault();
+    };
+    let same_backends = theirs.keys().eq(ours.keys());
+    let is_stated = theirs.iter().zip(&ours).all(|((backend, theirs), (_, ours))| {
+        theirs == ours || ours.iter().all(|ours| keeps_client(question, backend, *ours))
+    });
+    if same_backends && is_stated { Ok(()) } else { fault() }
+}
+
+/// A pod that asks the frontend of a node that is not its own, for a policy Local that does not
+/// hold for pods.
+fn answers_past_the_node(question: &Question<'_>) -> bool {
+    question.client.is_pod()
+        && question.service.external_local
+        && matches!(question.frontend, Frontend::NodePort(node) if node != question.client.node())
+        && !question.service.usable(None).is_empty()
+}
+
+/// The node asks an address that is not its own, for a policy Local that does not hold for it. In
+/// the mode nftables (not in iptables) what has no endpoint here is dropped before that is known.
+fn is_dropped_too_early(question: &Question<'_>) -> bool {
+    question.client == Client::Node
+        && question.service.external_local
+        && matches!(question.frontend, Frontend::ExternalIp | Frontend::LoadBalancer)
+        && question.service.usable(Some(1)).is_empty()
+        && !question.service.usable(None).is_empty()
+}
+
+/// Whether netfilter kept the node itself from sending.
+fn is_forbidden(answers: &BTreeSet<Answer>) -> bool {
+    !answers.is_empty() && answers.iter().all(|answer| *answer == Answer::Forbidden)
+}
+
+fn has_answers(answers: &BTreeSet<Answer>) -> bool {
+    answers.iter().any(|answer| matches!(answer, Answer::From(..)))
+}
+
+/// As whom each backend saw the client, if all there was were answers.
+fn sources(answers: &BTreeSet<Answer>) -> Option<BTreeMap<&str, BTreeSet<IpAddr>>> {
+    let mut sources: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for answer in answers {
+        let Answer::From(backend, client) = answer else { return None };
+        let _ = sources.entry(backend.as_str()).or_default().insert(*client);
+    }
+    Some(sources)
+}
+
+/// Whether `source` is the client's own address where docs/decisions/0004 says that Shunt keeps
+/// it: the reply passes the node by itself.
+fn keeps_client(question: &Question<'_>, backend: &str, source: IpAddr) -> bool {
+    let Question { client, v4, .. } = *question;
+    let own = match (client, v4) {
+        (Client::Pod(node), true) => format!("10.244.{node}.2"),
+        (Client::Pod(node), false) => format!("fd00:244:{node}::2"),
+        (Client::Backend, true) => "10.244.1.3".to_owned(),
+        (Client::Backend, false) => "fd00:244:1::3".to_owned(),
+        (Client::Node, true) => "172.18.0.11".to_owned(),
+        (Client::Node, false) => "fd00:18::b".to_owned(),
+        (Client::Outsider, true) => "172.18.0.101".to_owned(),
+        (Client::Outsider, false) => "fd00:18::65".to_owned(),
+    };
+    let node = BACKENDS.iter().find(|(name, _)| *name == backend).map(|(_, node)| *node);
+    let asked = question.asked_node();
+    let passes = node == Some(asked) || client.is_pod() && client.node() == asked;
+    source.to_string() == own && passes
+}

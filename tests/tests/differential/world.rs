@@ -1,0 +1,231 @@
+//! A cluster of two nodes with one proxy or the other; who is where has the same address in each.
+
+use crate::Gap;
+use crate::population::{BACKENDS, Frontend, Kind, Service, State};
+use crate::question::{Answer, Client, Question};
+use crate::rules::{View, table};
+use anyhow::Result;
+use lab::cluster::Cluster;
+use lab::objects::{self, Port};
+use lab::{
+    Addrs, AgentOptions, Ask, Cni, FABRIC, Failure, FailureKind, LabConfig, Machine, Node, Pod,
+    Reply, Serve, Transport,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// What balances.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Proxy {
+    /// kube-proxy's rules.
+    Nftables,
+    /// Shunt, whose socket path serves pods and nodes.
+    SocketPath,
+    /// Shunt, whose socket path serves the nodes' own processes only.
+    PacketPath,
+}
+
+/// The ports of every Service.
+const PORTS: [Port<'static>; 2] = [
+    Port { name: "tcp", protocol: "TCP", port: 80, target: 8080 },
+    Port { name: "udp", protocol: "UDP", port: 80, target: 8080 },
+];
+/// A port that no Service has.
+const UNSERVED: u16 = 81;
+
+/// A running cluster.
+pub(crate) struct World {
+    pub(crate) proxy: Proxy,
+    cluster: Cluster,
+    clients: [Pod; 2],
+    backends: Vec<Pod>,
+    outsider: Machine,
+}
+
+impl World {
+    /// Starts a cluster in which `proxy` serves `services`, and `cni` connects the pods.
+    pub(crate) async fn start(proxy: Proxy, cni: Cni, services: &[Service]) -> Result<Self> {
+        let mut cluster =
+            Cluster::without_agents(LabConfig { cni, ..LabConfig::default() }).await?;
+        let lab = &cluster.lab;
+        let clients = [
+            lab.add_pod(lab.node(0), "client-1").await?,
+            lab.add_pod(lab.node(1), "client-2").await?,
+        ];
+        let mut backends = Vec::new();
+        for (name, node) in BACKENDS {
+            let pod = lab.add_pod(lab.node(usize::from(node) - 1), name).await?;
+            pod.serve(Serve::tcp(8080)).await?;
+            pod.serve(Serve::udp(8080)).await?;
+            backends.push(pod);
+        }
+        let outsider = lab.add_client("outsider").await?;
+        for (to, via) in ["10.96.0.0/14", "fd00:96::/64", "fd00:97::/64", "fd00:98::/64"]
+            .map(|to| (to, lab.node(0).addrs()))
+        {
+            outsider.route(to, of_family(!to.contains(':'), via)).await?;
+        }
+        for node in lab.nodes() {
+            // As every node has one: netfilter sees only what has a route.
+            node.route("0.0.0.0/0", FABRIC.v4).await?;
+            node.route("::/0", FABRIC.v6).await?;
+            // Else netfilter's refusals come at a rate.
+            node.netns().sysctl("ipv4/icmp_ratelimit", "0")?;
+            node.netns().sysctl("ipv4/icmp_msgs_per_sec", "1000000")?;
+            node.netns().sysctl("ipv6/icmp/ratelimit", "0")?;
+        }
+        for service in services {
+            publish(&cluster, service, &backends, &outsider)?;
+        }
+        match proxy {
+            Proxy::Nftables => {
+                for (node, number) in lab.nodes().iter().zip(1..) {
+                    for v4 in [true, false] {
+                        let addr = |machine: &Machine| of_family(v4, machine.addrs());
+                        let pods: Vec<_> = backends.iter().map(|pod| addr(pod)).collect();
+                        let view = View {
+                            node: number,
+                            node_addr: addr(node),
+                            pods: [pods[0], pods[1], pods[2], pods[3]],
+                            outsider: addr(&outsider),
+                        };
+                        node.nft(&table(services, &view)).await?;
+                    }
+                }
+            }
+            Proxy::SocketPath => {
+                cluster.start_agents(|_, options| options.flag("--devices", "auto")).await?;
+            }
+            Proxy::PacketPath => {
+                let own = |node: &Node| node.cgroup().display().to_string();
+                let options = |node: &Node, options: AgentOptions| {
+                    options.flag("--devices", "auto").flag("--cgroup-root", &own(node))
+                };
+                cluster.start_agents(options).await?;
+            }
+        }
+        Ok(Self { proxy, cluster, clients, backends, outsider })
+    }
+
+    /// Asks up to `times` times; everything that comes of it. Who is refused or ignored is so
+    /// again.
+    pub(crate) async fn ask(
+        &self,
+        question: &Question<'_>,
+        times: usize,
+        patience: Duration,
+    ) -> BTreeSet<Answer> {
+        let from: &Machine = match question.client {
+            Client::Pod(node) => &self.clients[usize::from(node) - 1],
+            Client::Backend => &self.backends[0],
+            Client::Node => self.cluster.lab.node(0),
+            Client::Outsider => &self.outsider,
+        };
+        let to = self.destination(question);
+        let ask = if question.transport == Transport::Tcp { Ask::tcp(to) } else { Ask::udp(to) };
+        let ask = ask.timeout(patience);
+        let mut answers = BTreeSet::new();
+        for turn in 0..times {
+            let answer = answer(from.ask(ask.clone()).await);
+            let is_served = matches!(answer, Answer::From(..));
+            let _ = answers.insert(answer);
+            if !is_served && turn > 0 {
+                break;
+            }
+        }
+        answers
+    }
+
+    /// How often Shunt's programs ended in each way, for who reads of a fault.
+    pub(crate) async fn outcomes(&self) -> Result<String> {
+        let mut text = String::new();
+        for (index, node) in self.cluster.lab.nodes().iter().enumerate() {
+            let status = self.cluster.shunt(index, &["status"]).await?;
+            for row in status["outcomes"].as_array().into_iter().flatten() {
+                let (program, outcome, count) = (&row["program"], &row["outcome"], &row["count"]);
+                writeln!(text, "{:?}, {}: {program} {outcome} {count}", self.proxy, node.name())?;
+            }
+        }
+        Ok(text)
+    }
+
+    fn destination(&self, question: &Question<'_>) -> SocketAddr {
+        let Question { service, frontend, v4, .. } = *question;
+        match frontend {
+            Frontend::NodePort(node) => {
+                let node = self.cluster.lab.node(usize::from(node) - 1);
+                SocketAddr::new(of_family(v4, node.addrs()), service.node_port())
+            }
+            Frontend::UnservedPort => SocketAddr::new(service.addr(frontend, v4), UNSERVED),
+            _ => SocketAddr::new(service.addr(frontend, v4), 80),
+        }
+    }
+}
+
+fn answer(result: Result<Reply, Failure>) -> Answer {
+    match result {
+        Ok(reply) => Answer::From(reply.name, reply.client.ip()),
+        Err(failure) => match failure.kind {
+            FailureKind::Refused => Answer::Refusal,
+            FailureKind::TimedOut => Answer::Silence,
+            FailureKind::NotPermitted => Answer::Forbidden,
+            _ => Answer::Failure(failure.message),
+        },
+    }
+}
+
+fn of_family(v4: bool, addrs: Addrs) -> IpAddr {
+    if v4 { addrs.v4.into() } else { addrs.v6.into() }
+}
+
+/// Tells the API of a Service and its endpoints.
+fn publish(cluster: &Cluster, service: &Service, pods: &[Pod], outsider: &Machine) -> Result<()> {
+    let name = format!("svc-{}", service.number);
+    let both = |frontend| [true, false].map(|v4| service.addr(frontend, v4).to_string());
+    let [v4, v6] = both(Frontend::ClusterIp);
+    let mut object = objects::service(&name, &[&v4, &v6], &PORTS);
+    let spec = &mut object["spec"];
+    let local = |is_local| if is_local { "Local" } else { "Cluster" };
+    spec["type"] = json!(format!("{:?}", service.kind).replace("ClusterIp", "ClusterIP"));
+    spec["internalTrafficPolicy"] = json!(local(service.internal_local));
+    if service.kind != Kind::ClusterIp || service.external_ip {
+        spec["externalTrafficPolicy"] = json!(local(service.external_local));
+    }
+    if service.kind != Kind::ClusterIp {
+        for index in 0..PORTS.len() {
+            spec["ports"][index]["nodePort"] = json!(service.node_port());
+        }
+    }
+    if service.external_ip {
+        spec["externalIPs"] = json!(both(Frontend::ExternalIp));
+    }
+    if service.restricted && !Gap::SourceRanges.is_known() {
+        let Addrs { v4, v6 } = outsider.addrs();
+        spec["loadBalancerSourceRanges"] = json!([format!("{v4}/32"), format!("{v6}/128")]);
+    }
+    if service.kind == Kind::LoadBalancer {
+        let ingress = both(Frontend::LoadBalancer).map(|ip| json!({ "ip": ip, "ipMode": "VIP" }));
+        object["status"] = json!({ "loadBalancer": { "ingress": ingress } });
+    }
+    cluster.api.apply(&object)?;
+    let endpoints: Vec<_> = service.endpoints.iter().map(|(pod, _)| &pods[*pod]).collect();
+    for mut slice in objects::slices(&name, &PORTS, &endpoints) {
+        for (index, (_, state)) in service.endpoints.iter().enumerate() {
+            slice["endpoints"][index]["conditions"] = conditions(*state);
+        }
+        cluster.api.apply(&slice)?;
+    }
+    Ok(())
+}
+
+fn conditions(state: State) -> Value {
+    match state {
+        State::Ready => json!({ "ready": true, "serving": true, "terminating": false }),
+        State::Unready => json!({ "ready": false, "serving": false, "terminating": false }),
+        State::Draining => objects::terminating(true),
+        State::Dead => objects::terminating(false),
+    }
+}
