@@ -10,6 +10,7 @@ mod report;
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
 use crate::config::AgentConfig;
 use crate::health::Health;
+use crate::health::checks::HealthChecks;
 use crate::loader::store::MapStore;
 use crate::loader::{self, Dataplane, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
@@ -91,6 +92,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
     report.spawn_follow(&mut tasks, interfaces_in);
     report.spawn_servers(&mut tasks, &config, &health, &metrics, pinned);
+    let (health_checks, checks) = watch::channel(HealthChecks::new());
+    report.spawn_health_checks(&mut tasks, &config, &health, checks);
 
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
@@ -107,6 +110,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         last_pass: None,
         next_publish: None,
         reclaim: None,
+        health_checks,
         health,
         metrics,
         report,
@@ -164,6 +168,7 @@ struct Agent {
     next_publish: Option<Instant>,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
+    health_checks: watch::Sender<HealthChecks>,
     health: Health,
     metrics: Metrics,
     report: Report,
@@ -260,6 +265,14 @@ impl Agent {
             self.next_publish = Some(Instant::now());
             tracing::info!(services = self.world.services().len(), "in sync");
         }
+        self.health_checks.send_if_modified(|known| {
+            let checks = self.planner.health_checks();
+            let changed = known != checks;
+            if changed {
+                known.clone_from(checks);
+            }
+            changed
+        });
         self.finish_pass(began, &errors);
     }
 

@@ -207,6 +207,17 @@ pub struct Warning {
     pub message: String,
 }
 
+/// Something about a Service that its owner should see, as a Warning event in Kubernetes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Notice {
+    /// The Service.
+    pub service: ObjectName,
+    /// Why, in one word, such as `FailedToStartServiceHealthcheck`.
+    pub reason: &'static str,
+    /// What happened.
+    pub message: String,
+}
+
 /// A step from one state of the cluster to the next.
 ///
 /// The three `All…` changes replace everything of their kind, as a list or a relist does. A

@@ -3,25 +3,28 @@
 use crate::apply::ApplyError;
 use crate::config::AgentConfig;
 use crate::control;
+use crate::health::checks::{self, HealthChecks};
 use crate::health::{self, Health};
 use crate::loader::{Dataplane, devices};
 use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
-use crate::source::SourceConfig;
+use crate::source::{self, SourceConfig};
 use crate::status::{Attachment, Drift, Objects, Status};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// How often the programs' log is read.
 const LOG_PERIOD: Duration = Duration::from_millis(50);
 /// How many Services are named when a table has no room for them.
 const SERVICES_NAMED: usize = 10;
+/// How many notices may wait for the API server; what is more is in the status alone.
+const NOTICES: usize = 64;
 
 /// What went wrong, told by any task; clones are the same.
 #[derive(Clone, Default)]
@@ -154,6 +157,22 @@ impl Report {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         });
+    }
+
+    /// Answers load balancers that ask about Services.
+    pub(super) fn spawn_health_checks(
+        &self,
+        tasks: &mut JoinSet<()>,
+        config: &AgentConfig,
+        health: &Health,
+        checks: watch::Receiver<HealthChecks>,
+    ) {
+        let (notices_in, notices) = mpsc::channel(NOTICES);
+        let problems = self.problems.clone();
+        let tell = move |warnings| problems.set("health checks", warnings);
+        tasks.spawn(checks::serve(checks, health.clone(), tell, notices_in));
+        let (source, node) = (config.source.clone(), config.node_name.clone());
+        tasks.spawn(async move { source::publish(&source, &node, notices).await });
     }
 
     /// Answers health checks, scrapes and the command line.

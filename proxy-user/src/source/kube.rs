@@ -6,6 +6,7 @@
 //! cannot read, and lets a list on a dead connection hang.
 
 mod backoff;
+pub(super) mod events;
 mod explain;
 mod feed;
 mod watch;

@@ -24,7 +24,7 @@ const MODULES: [(&str, &[&str]); 18] = [
     ("config", &["source"]),
     ("preflight", &["config", "model"]),
     ("http", &["model"]),
-    ("health", &["http", "metrics", "model"]),
+    ("health", &["http", "metrics", "model", "tables"]),
     ("metrics", &["http", "model", "pinned"]),
     ("control", &["status"]),
     ("show", &["model", "pinned", "status"]),
