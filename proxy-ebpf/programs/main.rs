@@ -2,7 +2,7 @@
 //!
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
 //! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
-//! `reject` answers what is refused.
+//! `reject` answers what is refused, `retired` moves UDP sockets whose backend is gone.
 
 #![no_std]
 #![no_main]
@@ -18,6 +18,7 @@ mod icmp;
 mod maps;
 mod packet;
 mod reject;
+mod retired;
 mod socket;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};

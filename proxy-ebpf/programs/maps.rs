@@ -10,7 +10,7 @@ use aya_ebpf::{Global, helpers};
 use core::ptr;
 use proxy_ebpf::choose::{NodePortRange, Tables};
 use proxy_ebpf::flow::Hook;
-use proxy_ebpf::flow::{FlowKey, FlowValue, Stamp};
+use proxy_ebpf::flow::{End, FlowKey, FlowValue, Stamp};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
@@ -45,6 +45,9 @@ pub(crate) static CLUSTER_CIDRS: LpmTrie<Addr, u32, { maps::CLUSTER_CIDRS as usi
 
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
+
+#[btf_map(name = "retired")]
+pub(crate) static RETIRED: LruHashMap<End, u32, { maps::RETIRED as usize }> = LruHashMap::new();
 
 #[btf_map(name = "flows")]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue, { maps::FLOWS as usize }> =

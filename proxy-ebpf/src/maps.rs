@@ -9,6 +9,7 @@
 //! | `node_addrs` | hash | [`Addr`] | [`NodeAddr`] | agent |
 //! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
+//! | `retired` | LRU hash | [`End`] | `u32`, 1 | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `snat_cursors` | array | digest of the backend | `u32` | programs |
 //! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
@@ -31,6 +32,7 @@
 //! [`ServiceCounters`]: crate::service::ServiceCounters
 //! [`NodeAddr`]: crate::node::NodeAddr
 //! [`Device`]: crate::node::Device
+//! [`End`]: crate::flow::End
 //! [`FlowKey`]: crate::flow::FlowKey
 //! [`FlowValue`]: crate::flow::FlowValue
 //! [`counter_index`]: crate::outcome::counter_index
@@ -39,7 +41,7 @@
 
 /// The version of every key and value in this crate, and the name of the directory in which the
 /// maps are pinned. Any change of a layout changes it.
-pub const LAYOUT: &str = "v1";
+pub const LAYOUT: &str = "v2";
 
 /// Frontends of all services; preallocated, 5.8 MB.
 pub const FRONTENDS: u32 = 65_536;
@@ -55,13 +57,15 @@ pub const NODE_ADDRS: u32 = 1_024;
 pub const CLUSTER_CIDRS: u32 = 64;
 /// Devices that the packet path is attached to.
 pub const DEVICES: u32 = 4_096;
+/// Backends that UDP sockets may still be connected to although they serve no longer.
+pub const RETIRED: u32 = 16_384;
 /// Entries of flows: two or four a flow.
 pub const FLOWS: u32 = 524_288;
 /// Cursors into the SNAT range; a power of two.
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "frontends",
     "slots",
     "backends",
@@ -69,6 +73,7 @@ pub const NAMES: [&str; 13] = [
     "node_addrs",
     "cluster_cidrs",
     "devices",
+    "retired",
     "flows",
     "snat_cursors",
     "service_counters",

@@ -18,7 +18,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::flow::{FlowKey, FlowValue};
+use proxy_ebpf::flow::{End, FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::{self, globals};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -300,6 +300,7 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "node_addrs" => of::<Addr, NodeAddr>(maps::NODE_ADDRS),
         "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
         "devices" => of::<u32, Device>(maps::DEVICES),
+        "retired" => of::<End, u32>(maps::RETIRED),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
         "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
         "service_counters" => of::<u32, ServiceCounters>(maps::SERVICES),

@@ -194,6 +194,8 @@ pub struct Interface {
     pub ethernet: bool,
     /// Whether it is a port of a bridge, bond or other interface.
     pub has_controller: bool,
+    /// The id of the network namespace that its peer is in, if that is another one.
+    pub peer_netns: Option<i32>,
     /// Its addresses of global scope, with their prefixes.
     pub addrs: Vec<IpNetwork>,
 }

@@ -17,6 +17,7 @@ struct Fake {
     services: BTreeMap<ServiceId, ServiceInfo>,
     frontends: BTreeMap<FrontendKey, FrontendValue>,
     frontend_room: Option<usize>,
+    retired: BTreeSet<End>,
     writes: usize,
 }
 
@@ -39,6 +40,10 @@ impl Store for Fake {
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.writes += 1;
         self.backends.insert(id, state);
+    }
+    fn retire(&mut self, gone: &[End], back: &[End]) {
+        self.retired.retain(|end| !back.contains(end));
+        self.retired.extend(gone);
     }
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {
         Ok(self.services.iter().map(|(id, info)| (*id, *info)).collect())

@@ -7,10 +7,12 @@ use crate::apply::{Store, StoreError};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
+use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -19,6 +21,9 @@ pub struct MapStore {
     frontends: MapData,
     services: MapData,
     counters: PerCpuArray<MapData, ServiceCounters>,
+    retired: MapData,
+    /// What `retired` holds, and what the kernel has evicted from it.
+    known_retired: HashSet<End>,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
     cpus: usize,
@@ -28,13 +33,20 @@ impl MapStore {
     /// Takes the maps out of `ebpf`.
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<Self, LoadError> {
         let mut take = |name: &str| match ebpf.take_map(name) {
-            Some(Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map)) => Ok(map),
+            Some(
+                Map::Array(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::PerCpuArray(map),
+            ) => Ok(map),
             _ => Err(LoadError::Missing(name.to_owned())),
         };
         let mapped = |e| LoadError::Kernel("map the slot and backend arrays into memory", e);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
+        let retired = take("retired")?;
+        let known_retired = sys::entries::<End, u32>(retired.fd().as_fd())
+            .map_err(|e| LoadError::Kernel("read the retired backends", e))?;
         Ok(Self {
+            retired,
+            known_retired: known_retired.into_iter().map(|(end, _)| end).collect(),
             frontends: take("frontends")?,
             services: take("services")?,
             counters: counters.try_into().map_err(|e| LoadError::Map("service_counters", e))?,
@@ -68,6 +80,26 @@ impl Store for MapStore {
 
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.backends.set(id.0, state);
+    }
+
+    fn retire(&mut self, gone: &[End], back: &[End]) {
+        let map = self.retired.fd().as_fd();
+        let known = &mut self.known_retired;
+        let back: Vec<_> = back.iter().copied().filter(|end| known.remove(end)).collect();
+        let gone: Vec<_> = gone.iter().map(|end| (*end, 1_u32)).collect();
+        known.extend(gone.iter().map(|(end, _)| *end));
+        let removed = each_batch(map, &back, sys::delete_batch).into_iter();
+        let removed = removed.filter(|(_, e)| e.kind() != io::ErrorKind::NotFound).map(|(_, e)| e);
+        let added = each_batch(map, &gone, sys::update_batch).into_iter().map(|(_, e)| e);
+        for error in removed.chain(added) {
+            tracing::warn!("cannot write the map `retired`, so UDP sockets stay: {error}");
+        }
+        // The kernel evicts; what it has evicted need not be known.
+        if known.len() > maps::RETIRED as usize
+            && let Ok(entries) = sys::entries::<End, u32>(map)
+        {
+            *known = entries.into_iter().map(|(end, _)| end).collect();
+        }
     }
 
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {

@@ -56,7 +56,7 @@ mod tests {
         one.endpoints[2].conditions.ready = false;
         one.endpoints[2].conditions.terminating = true;
         let two = slice("web-2", "web", [PODS[0]]);
-        let mut two = crate::model::Slice { ports: one.ports.clone(), ..two };
+        let mut two = Slice { ports: one.ports.clone(), ..two };
         place(&mut two.endpoints[0], "a");
         let slices = [Arc::new(one), Arc::new(two)];
         assert_eq!(plan(&service, &slices, "a"), None, "no port, no check");

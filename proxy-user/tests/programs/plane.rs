@@ -197,7 +197,7 @@ impl Plane {
             Via::Unnumbered => (Addr::UNSPECIFIED_V4, Addr::UNSPECIFIED_V6),
             _ => (v4, v6),
         };
-        rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod });
+        rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod, netns: -1 });
         self.dataplane.write_node(&rows).unwrap();
     }
 
