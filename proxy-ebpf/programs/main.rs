@@ -15,6 +15,7 @@ mod entries;
 mod flow;
 mod fragment;
 mod icmp;
+mod list;
 mod maps;
 mod packet;
 mod reject;
@@ -91,6 +92,13 @@ fn ingress_bare(ctx: TcContext) -> i32 {
 #[classifier]
 fn egress_bare(ctx: TcContext) -> i32 {
     flow::at_hook(&ctx, Hook::Egress, 0)
+}
+
+/// Lists what the socket path remembers of UDP sockets; aya has no macro for iterators.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+extern "C" fn udp_sockets(element: &list::Element) -> i32 {
+    list::udp_peers(element)
 }
 
 #[panic_handler]

@@ -8,7 +8,7 @@ mod node;
 mod report;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, PortRange};
 use crate::health::Health;
 use crate::health::checks::HealthChecks;
 use crate::loader::store::MapStore;
@@ -22,6 +22,7 @@ use crate::source::{self, SourceError};
 use crate::sweep;
 use jiff::Timestamp;
 use node::NodeState;
+use proxy_ebpf::Proto;
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::Stamp;
 use report::{Report, chain};
@@ -31,7 +32,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
@@ -80,6 +81,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let applier = Applier::restore(dataplane.take_store()?)?;
     dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
     let flows = Arc::new(dataplane.flow_table()?);
+    let sockets = dataplane.socket_table()?;
     let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);
 
     let mut tasks = JoinSet::new();
@@ -91,7 +93,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let health = Health::default();
     report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
     report.spawn_follow(&mut tasks, interfaces_in);
-    report.spawn_servers(&mut tasks, &config, &health, &metrics, pinned);
+    report.spawn_servers(&mut tasks, &config, &health, &metrics, Arc::clone(&pinned));
+    let udp_changed = Arc::new(Notify::new());
+    report.spawn_close_stale(&mut tasks, &config, &metrics, &udp_changed, sockets, pinned);
     let (health_checks, checks) = watch::channel(HealthChecks::new());
     report.spawn_health_checks(&mut tasks, &config, &health, checks);
 
@@ -110,6 +114,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         last_pass: None,
         next_publish: None,
         reclaim: None,
+        udp_changed,
         health_checks,
         health,
         metrics,
@@ -141,13 +146,15 @@ async fn lock(bpffs_root: &Path) -> Result<File, LoadError> {
 fn settings(config: &AgentConfig) -> Settings {
     Settings {
         bpffs_root: config.bpffs_root.clone(),
-        node_ports: NodePortRange {
-            first: config.node_port_range.first,
-            last: config.node_port_range.last,
-        },
+        node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
     }
+}
+
+fn node_ports(config: &AgentConfig) -> NodePortRange {
+    let PortRange { first, last } = config.node_port_range;
+    NodePortRange { first, last }
 }
 
 /// All state of the agent.
@@ -168,6 +175,8 @@ struct Agent {
     next_publish: Option<Instant>,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
+    /// Tells that UDP sockets may have lost their backend.
+    udp_changed: Arc<Notify>,
     health_checks: watch::Sender<HealthChecks>,
     health: Health,
     metrics: Metrics,
@@ -253,6 +262,7 @@ impl Agent {
         self.next_pass = None;
         let touched = std::mem::take(&mut self.touched);
         let delta = self.planner.update(&self.world, &touched);
+        let udp = !self.synced || delta.services.keys().any(|key| key.port.proto == Proto::UDP);
         let errors = if self.synced {
             self.applier.apply(delta)
         } else {
@@ -264,6 +274,9 @@ impl Agent {
             self.report.synced();
             self.next_publish = Some(Instant::now());
             tracing::info!(services = self.world.services().len(), "in sync");
+        }
+        if udp {
+            self.udp_changed.notify_one();
         }
         self.health_checks.send_if_modified(|known| {
             let checks = self.planner.health_checks();
@@ -327,6 +340,7 @@ impl Agent {
         }
         let (repaired, errors) = self.node.update(self.world.node());
         self.report.node_errors(&errors);
+        self.udp_changed.notify_one();
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {
                 self.report.apply_errors(&errors);

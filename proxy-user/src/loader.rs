@@ -6,15 +6,16 @@
 //! or link that is not in its own directory.
 
 pub mod devices;
+pub mod diag;
 pub mod links;
 pub mod store;
 pub mod sys;
 
 use crate::tables::NodeRows;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapInfo};
-use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
-use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use aya::maps::{LpmTrie, Map, MapInfo};
+use aya::programs::{CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, SchedClassifier};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Pod};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::NodePortRange;
@@ -26,9 +27,9 @@ use proxy_ebpf::outcome::COUNTERS;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
 use proxy_ebpf::socket::{Translation, UdpPeers};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,9 @@ pub const SOCKET_PROGRAMS: [&str; 8] = [
 
 /// The programs of the packet path.
 pub const PACKET_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_bare", "egress_bare"];
+
+/// The iterator over what is remembered of UDP sockets.
+const SOCKET_LISTER: &str = "udp_sockets";
 
 /// The kernel programs, as built with this binary.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -185,6 +189,10 @@ impl Dataplane {
         for name in PACKET_PROGRAMS {
             packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
+        let btf = Btf::from_sys_fs().map_err(|e| LoadError::Object(e.into()))?;
+        lister(&mut ebpf)?
+            .load("bpf_sk_storage_map", &btf)
+            .map_err(|e| LoadError::Program(SOCKET_LISTER, e))?;
         Ok(Self { ebpf, pins })
     }
 
@@ -231,6 +239,17 @@ impl Dataplane {
         self.ebpf.programs()
     }
 
+    /// What the socket path remembers of UDP sockets, to be read apart from everything else.
+    pub fn socket_table(&self) -> Result<SocketTable, LoadError> {
+        let Some(Map::SkStorage(map)) = self.ebpf.map("udp_peers") else {
+            return Err(LoadError::Missing("udp_peers".to_owned()));
+        };
+        let again = |e| LoadError::Kernel("open the UDP peers once more", e);
+        let peers = map.fd().as_fd().try_clone_to_owned().map_err(again)?;
+        let lister = program_fd(&self.ebpf, SOCKET_LISTER)?.as_fd();
+        Ok(SocketTable { peers, lister: lister.try_clone_to_owned().map_err(again)? })
+    }
+
     /// The table of flows, to be read and swept apart from everything else.
     pub fn flow_table(&self) -> Result<FlowTable, LoadError> {
         let Some(Map::LruHashMap(map)) = self.ebpf.map("flows") else {
@@ -238,6 +257,27 @@ impl Dataplane {
         };
         let fd = map.fd().as_fd().try_clone_to_owned();
         fd.map(FlowTable).map_err(|e| LoadError::Kernel("open the flows once more", e))
+    }
+}
+
+/// What the socket path remembers of UDP sockets, in every network namespace.
+#[derive(Debug)]
+pub struct SocketTable {
+    peers: OwnedFd,
+    lister: OwnedFd,
+}
+
+impl SocketTable {
+    /// What is remembered, by the sockets' cookies.
+    pub fn udp_peers(&self) -> Result<HashMap<u64, UdpPeers>, LoadError> {
+        const COOKIE: usize = size_of::<u64>();
+        let failed = |e| LoadError::Kernel("list the sockets that are remembered", e);
+        let mut bytes = Vec::new();
+        sys::map_iterator(self.lister.as_fd(), self.peers.as_fd())
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(failed)?;
+        let row = |row: &[u8]| Some((sys::read_plain(row)?, sys::read_plain(row.get(COOKIE..)?)?));
+        Ok(bytes.chunks_exact(COOKIE + size_of::<UdpPeers>()).filter_map(row).collect())
     }
 }
 
@@ -332,7 +372,7 @@ where
 {
     let failed = |e| LoadError::Map(name, e);
     let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
-    let mut map: HashMap<_, K, V> = map.try_into().map_err(failed)?;
+    let mut map: aya::maps::HashMap<_, K, V> = map.try_into().map_err(failed)?;
     let known: BTreeMap<K, V> = map.iter().filter_map(Result::ok).collect();
     let mut written = 0;
     for (key, value) in rows.iter().filter(|(key, value)| known.get(key) != Some(value)) {
@@ -349,6 +389,11 @@ where
 fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {
     let missing = || LoadError::Missing(name.to_owned());
     ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
+}
+
+fn lister(ebpf: &mut Ebpf) -> Result<&mut Iter, LoadError> {
+    let missing = || LoadError::Missing(SOCKET_LISTER.to_owned());
+    ebpf.program_mut(SOCKET_LISTER).ok_or_else(missing)?.try_into().map_err(|_| missing())
 }
 
 fn packet_program<'a>(

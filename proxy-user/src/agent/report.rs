@@ -5,10 +5,11 @@ use crate::config::AgentConfig;
 use crate::control;
 use crate::health::checks::{self, HealthChecks};
 use crate::health::{self, Health};
-use crate::loader::{Dataplane, devices};
+use crate::loader::{Dataplane, SocketTable, devices};
 use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
+use crate::sockets;
 use crate::source::{self, SourceConfig};
 use crate::status::{Attachment, Drift, Objects, Status};
 use jiff::Timestamp;
@@ -155,6 +156,41 @@ impl Report {
                     problems.set("devices", vec![Warning { subject, message }]);
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    /// Closes the node's UDP sockets whose backend is gone, whenever `changed` says that there may
+    /// be some.
+    pub(super) fn spawn_close_stale(
+        &self,
+        tasks: &mut JoinSet<()>,
+        config: &AgentConfig,
+        metrics: &Metrics,
+        changed: &Arc<Notify>,
+        table: SocketTable,
+        maps: Arc<PinnedMaps>,
+    ) {
+        let (problems, metrics, changed) =
+            (self.problems.clone(), metrics.clone(), Arc::clone(changed));
+        let node_ports = super::node_ports(config);
+        let table = Arc::new(table);
+        tasks.spawn(async move {
+            loop {
+                changed.notified().await;
+                let (table, maps) = (Arc::clone(&table), Arc::clone(&maps));
+                let closing = move || sockets::close_stale(&table, &maps, node_ports);
+                let warning = match tokio::task::spawn_blocking(closing).await {
+                    Ok(Ok(closed)) => {
+                        metrics.purged(closed);
+                        None
+                    }
+                    Ok(Err(error)) => Some(chain(&error)),
+                    Err(error) => Some(chain(&error)),
+                };
+                let subject = "UDP sockets".to_owned();
+                let warning = warning.map(|message| Warning { subject, message });
+                problems.set("sockets", warning.into_iter().collect());
             }
         });
     }
