@@ -14,11 +14,11 @@ use crate::health::checks::HealthChecks;
 use crate::loader::store::MapStore;
 use crate::loader::{self, Dataplane, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
-use crate::model::{Change, Interface, Touched, Warning, World};
+use crate::model::{Change, Interface, Node, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceConfig, SourceError};
 use crate::sweep;
 use jiff::Timestamp;
 use node::NodeState;
@@ -91,8 +91,13 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let report = Report::new(&config, machine.warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let health = Health::default();
+    if matches!(config.source, SourceConfig::Files { .. }) {
+        // A folder need not say anything of the node, and a Node that is not there is not leaving.
+        health.node(Some(&Node::default()));
+    }
     report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
     report.spawn_follow(&mut tasks, interfaces_in);
+    report.spawn_watch_for_kube_proxy(&mut tasks);
     report.spawn_servers(&mut tasks, &config, &health, &metrics, Arc::clone(&pinned));
     let udp_changed = Arc::new(Notify::new());
     report.spawn_close_stale(&mut tasks, &config, &metrics, &udp_changed, sockets, pinned);
@@ -102,7 +107,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
         world: World::default(),
-        planner: Planner::new(config.node_name.as_str()),
+        planner: planner(&config),
         applier,
         node,
         flows,
@@ -150,6 +155,11 @@ fn settings(config: &AgentConfig) -> Settings {
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
     }
+}
+
+fn planner(config: &AgentConfig) -> Planner {
+    let planner = Planner::new(config.node_name.as_str());
+    if config.external_ips { planner } else { planner.without_external_ips() }
 }
 
 fn node_ports(config: &AgentConfig) -> NodePortRange {

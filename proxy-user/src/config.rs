@@ -42,6 +42,8 @@ pub struct AgentConfig {
     pub pod_devices: Vec<String>,
     /// The addresses of the cluster's pods.
     pub cluster_cidrs: Vec<IpNetwork>,
+    /// Whether `spec.externalIPs` are served.
+    pub external_ips: bool,
     /// Where NodePorts are reached.
     pub node_port_addresses: NodePortAddresses,
     /// The ports that the API server gives to NodePorts.
@@ -226,6 +228,7 @@ impl AgentArgs {
             devices: values.read("devices", value::devices)?,
             pod_devices: values.read("pod-devices", value::patterns)?,
             cluster_cidrs: values.optional("cluster-cidr", value::networks)?.unwrap_or_default(),
+            external_ips: values.read("external-ips", value::switch)?,
             node_port_addresses: values.read("node-port-addresses", value::node_port_addresses)?,
             node_port_range: node,
             snat_port_range: snat,

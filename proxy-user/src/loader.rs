@@ -8,6 +8,8 @@
 pub mod devices;
 pub mod diag;
 pub mod links;
+mod netlink;
+pub mod nft;
 pub mod store;
 pub mod sys;
 
@@ -141,8 +143,13 @@ pub fn pin_directory(bpffs_root: &Path) -> PathBuf {
 }
 
 /// Removes every pin of every layout below `bpffs_root`: programs are detached, maps go. Does
-/// nothing if there is nothing.
-pub fn cleanup(bpffs_root: &Path) -> io::Result<()> {
+/// nothing if there is nothing. An error of kind `ResourceBusy` if an agent runs, which would make
+/// everything again, unless `force`.
+pub fn cleanup(bpffs_root: &Path, force: bool) -> io::Result<()> {
+    let busy = || File::open(pin_directory(bpffs_root)).is_ok_and(|pins| pins.try_lock().is_err());
+    if !force && busy() {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     // The kernel lets go of a removed pin's link some time later; this is at once.
     for link in links::pins(&pin_directory(bpffs_root)) {
         if let Some(link) = sys::open_pin(&link)? {

@@ -9,6 +9,7 @@ use crate::loader::{Dataplane, SocketTable, devices};
 use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
+use crate::preflight;
 use crate::sockets;
 use crate::source::{self, SourceConfig};
 use crate::status::{Attachment, Drift, Objects, Status};
@@ -22,6 +23,10 @@ use tokio::task::JoinSet;
 
 /// How often the programs' log is read.
 const LOG_PERIOD: Duration = Duration::from_millis(50);
+/// How soon the control socket is tried again.
+const CONTROL_RETRY: Duration = Duration::from_secs(1);
+/// How soon it is noticed that kube-proxy's rules are gone.
+const KUBE_PROXY_PERIOD: Duration = Duration::from_secs(30);
 /// How many Services are named when a table has no room for them.
 const SERVICES_NAMED: usize = 10;
 /// How many notices may wait for the API server; what is more is in the status alone.
@@ -195,6 +200,22 @@ impl Report {
         });
     }
 
+    /// Warns of kube-proxy's rules for as long as they are there. If there are none at first, who
+    /// makes some later knows what they do.
+    pub(super) fn spawn_watch_for_kube_proxy(&self, tasks: &mut JoinSet<()>) {
+        let problems = self.problems.clone();
+        tasks.spawn(async move {
+            while let Ok(warning) = tokio::task::spawn_blocking(preflight::kube_proxy).await {
+                let is_gone = warning.is_none();
+                problems.set("kube-proxy", warning.into_iter().collect());
+                if is_gone {
+                    return;
+                }
+                tokio::time::sleep(KUBE_PROXY_PERIOD).await;
+            }
+        });
+    }
+
     /// Answers load balancers that ask about Services.
     pub(super) fn spawn_health_checks(
         &self,
@@ -232,9 +253,11 @@ impl Report {
         let (path, status) = (config.control_socket.clone(), self.published.subscribe());
         let report = problem("control socket");
         tasks.spawn(async move {
-            if let Err(error) = control::serve(&path, status).await {
+            // Another agent may answer for a moment more, or a directory be missing.
+            while let Err(error) = control::serve(&path, status.clone(), || report(None)).await {
                 let subject = "--control-socket".to_owned();
                 report(Some(Warning { subject, message: chain(&error) }));
+                tokio::time::sleep(CONTROL_RETRY).await;
             }
         });
     }

@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 20] = [
+pub(super) const SETTINGS: [Setting; 21] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -105,6 +105,13 @@ pub(super) const SETTINGS: [Setting; 20] = [
         default: None,
         help: "The addresses of the cluster's pods, separated by commas; what comes from elsewhere \
                is from outside",
+    },
+    Setting {
+        name: "external-ips",
+        value: "on|off",
+        default: Some("on"),
+        help: "Whether spec.externalIPs of Services are served; whoever may write a Service can \
+               claim any address with them (CVE-2020-8554)",
     },
     Setting {
         name: "node-port-addresses",

@@ -43,6 +43,7 @@ fn the_defaults_suit_a_kubeadm_node() {
                 .map(str::to_owned)
                 .into(),
             cluster_cidrs: vec![],
+            external_ips: true,
             node_port_addresses: NodePortAddresses::Primary,
             node_port_range: PortRange { first: 30_000, last: 32_767 },
             snat_port_range: PortRange { first: 61_000, last: 65_535 },
@@ -65,7 +66,7 @@ fn every_setting_can_be_given_in_a_file() {
         "source: files\nmanifests: here\nnode-name: n\ncgroup-root: /c\nbpffs-root: /b\n\
          devices: [eth0, 'ens*']\npod-devices: p*\ncluster-cidr: [10.0.0.0/8, 'fd00::/8']\n\
          node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nsnat-port-range: 3-3\n\
-         min-sync-period: 0\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
+         min-sync-period: 0\nexternal-ips: off\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
          metrics-bind-address: 127.0.0.1:2\ncontrol-socket: /s\nlog-format: json\n\
          log-level: trace\nkubeconfig:\n",
     );
@@ -80,6 +81,7 @@ fn every_setting_can_be_given_in_a_file() {
             devices: DeviceSelection::Named(vec!["eth0".to_owned(), "ens*".to_owned()]),
             pod_devices: vec!["p*".to_owned()],
             cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            external_ips: false,
             node_port_addresses: NodePortAddresses::Cidrs(vec!["192.168.0.0/16".parse().unwrap()]),
             node_port_range: PortRange { first: 1, last: 2 },
             snat_port_range: PortRange { first: 3, last: 3 },

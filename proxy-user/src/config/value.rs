@@ -101,6 +101,15 @@ pub(super) fn node_port_addresses(text: &str) -> Parsed<NodePortAddresses> {
     Ok(NodePortAddresses::Cidrs(networks))
 }
 
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    match text {
+        // What YAML and Go call them, too.
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(format!("{text:?} is neither: write on or off")),
+    }
+}
+
 pub(super) fn port_range(text: &str) -> Parsed<PortRange> {
     text.split_once('-')
         .and_then(|(first, last)| {

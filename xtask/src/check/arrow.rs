@@ -23,7 +23,7 @@ const MODULES: [(&str, &[&str]); 19] = [
     ("sockets", &["loader", "pinned"]),
     ("status", &["model"]),
     ("config", &["source"]),
-    ("preflight", &["config", "model"]),
+    ("preflight", &["config", "loader", "model"]),
     ("http", &["model"]),
     ("health", &["http", "metrics", "model", "tables"]),
     ("metrics", &["http", "model", "pinned"]),
