@@ -49,6 +49,12 @@ pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = Ha
 #[btf_map(name = "retired")]
 pub(crate) static RETIRED: LruHashMap<End, u32, { maps::RETIRED as usize }> = LruHashMap::new();
 
+#[btf_map(name = "opted_out")]
+pub(crate) static OPTED_OUT: HashMap<u64, u32, { maps::OPTED_OUT as usize }> = HashMap::new();
+
+#[btf_map(name = "opt_outs")]
+pub(crate) static OPT_OUTS: Array<u32, 1> = Array::new();
+
 #[btf_map(name = "flows")]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue, { maps::FLOWS as usize }> =
     LruHashMap::new();

@@ -5,11 +5,13 @@
 //! All hooks fail open: what they cannot decide they leave alone, and the packet path sees it.
 
 use crate::maps::{
-    HOST_NETNS_COOKIE, KernelTables, TCP_PEERS, UDP_PEERS, backend_state, count, count_service,
-    node_ports, random,
+    HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS, UDP_PEERS, backend_state,
+    count, count_service, node_ports, random,
 };
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_set_retval,
+};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use core::ptr;
@@ -115,7 +117,32 @@ fn is_in_host_namespace(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValue> {
     let loopback = to.addr.is_loopback() && is_in_host_namespace(ctx);
-    find_frontend(&KernelTables, to, node_ports(), loopback).map(|(_, value)| value)
+    let (_, value) = find_frontend(&KernelTables, to, node_ports(), loopback)?;
+    (!is_opted_out()).then_some(value)
+}
+
+/// How far below the root a pod's cgroup is looked for. A pod of kind, in a node that is a
+/// container, is at 6.
+const CGROUP_LEVELS: i32 = 12;
+
+/// Whether the process is in a pod that wants the packet path alone. Costs nothing where no pod
+/// does; asked only for connections to a service.
+#[inline(always)]
+fn is_opted_out() -> bool {
+    if OPT_OUTS.get(0).is_none_or(|&pods| pods == 0) {
+        return false;
+    }
+    for level in 1..=CGROUP_LEVELS {
+        // SAFETY: no preconditions; in these hooks since Linux 6.1. 0 means no such level.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            return false;
+        }
+        if OPTED_OUT.get_ptr(&id).is_some() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.

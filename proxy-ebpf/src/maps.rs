@@ -10,6 +10,8 @@
 //! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
 //! | `retired` | LRU hash | [`End`] | `u32`, 1 | agent |
+//! | `opted_out` | hash | id of a pod's cgroup | `u32`, 1 | agent |
+//! | `opt_outs` | array | 0 | `u32`, how many | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `snat_cursors` | array | digest of the backend | `u32` | programs |
 //! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
@@ -59,13 +61,15 @@ pub const CLUSTER_CIDRS: u32 = 64;
 pub const DEVICES: u32 = 4_096;
 /// Backends that UDP sockets may still be connected to although they serve no longer.
 pub const RETIRED: u32 = 16_384;
+/// Pods of this node whose sockets the socket path leaves alone.
+pub const OPTED_OUT: u32 = 1_024;
 /// Entries of flows: two or four a flow.
 pub const FLOWS: u32 = 524_288;
 /// Cursors into the SNAT range; a power of two.
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 16] = [
     "frontends",
     "slots",
     "backends",
@@ -74,6 +78,8 @@ pub const NAMES: [&str; 14] = [
     "cluster_cidrs",
     "devices",
     "retired",
+    "opted_out",
+    "opt_outs",
     "flows",
     "snat_cursors",
     "service_counters",

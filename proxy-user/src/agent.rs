@@ -5,6 +5,7 @@
 //! again; on SIGTERM everything is left forwarding.
 
 mod node;
+mod opt_out;
 mod report;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
@@ -22,6 +23,7 @@ use crate::source::{self, SourceConfig, SourceError};
 use crate::sweep;
 use jiff::Timestamp;
 use node::NodeState;
+use opt_out::OptOut;
 use proxy_ebpf::Proto;
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::Stamp;
@@ -119,6 +121,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         last_pass: None,
         next_publish: None,
         reclaim: None,
+        opt_out: OptOut::default(),
         udp_changed,
         health_checks,
         health,
@@ -185,6 +188,7 @@ struct Agent {
     next_publish: Option<Instant>,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
+    opt_out: OptOut,
     /// Tells that UDP sockets may have lost their backend.
     udp_changed: Arc<Notify>,
     health_checks: watch::Sender<HealthChecks>,
@@ -221,6 +225,7 @@ impl Agent {
                     self.update_node();
                 }
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
+                () = at(self.opt_out.next_search) => self.search_opted_out(),
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
@@ -247,6 +252,9 @@ impl Agent {
         let is_node = matches!(change, Change::Node(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
+        if let Some(uids) = self.world.opted_out_pods() {
+            self.opt_out.set(uids);
+        }
         if is_node {
             self.health.node(self.world.node());
             self.update_node();
@@ -343,6 +351,11 @@ impl Agent {
         }
     }
 
+    fn search_opted_out(&mut self) {
+        let warnings = self.node.search_opted_out(&mut self.opt_out);
+        self.report.problem("opt-out", warnings);
+    }
+
     /// Compares maps and links with what they should be, and repairs them.
     fn check_drift(&mut self) {
         if !self.synced {
@@ -351,6 +364,7 @@ impl Agent {
         let (repaired, errors) = self.node.update(self.world.node());
         self.report.node_errors(&errors);
         self.udp_changed.notify_one();
+        self.search_opted_out();
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {
                 self.report.apply_errors(&errors);

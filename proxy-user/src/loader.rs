@@ -5,6 +5,7 @@
 //! maps are used again, links get the new programs in one atomic step. Never touches a program
 //! or link that is not in its own directory.
 
+pub mod cgroups;
 pub mod devices;
 pub mod diag;
 pub mod links;
@@ -15,7 +16,7 @@ pub mod sys;
 
 use crate::tables::NodeRows;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{LpmTrie, Map, MapInfo};
+use aya::maps::{Array, LpmTrie, Map, MapInfo};
 use aya::programs::{CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Pod};
 use ipnetwork::IpNetwork;
@@ -223,6 +224,17 @@ impl Dataplane {
         Ok(addrs + devices)
     }
 
+    /// Makes the socket path leave alone just the pods with these `cgroups`.
+    pub fn write_opted_out(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), LoadError> {
+        let rows: BTreeMap<u64, u32> = cgroups.iter().map(|&id| (id, 1)).collect();
+        let _written = sync_hash(&mut self.ebpf, "opted_out", &rows)?;
+        let failed = |e| LoadError::Map("opt_outs", e);
+        let map = self.ebpf.map_mut("opt_outs");
+        let map = map.ok_or_else(|| LoadError::Missing("opt_outs".to_owned()))?;
+        let mut map: Array<_, u32> = map.try_into().map_err(failed)?;
+        map.set(0, cgroups.len() as u32, 0).map_err(failed)
+    }
+
     /// Makes the map of the pods' prefixes say just `cidrs`.
     pub fn write_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), LoadError> {
         let failed = |e| LoadError::Map("cluster_cidrs", e);
@@ -348,6 +360,8 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
         "devices" => of::<u32, Device>(maps::DEVICES),
         "retired" => of::<End, u32>(maps::RETIRED),
+        "opted_out" => of::<u64, u32>(maps::OPTED_OUT),
+        "opt_outs" => of::<u32, u32>(1),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
         "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
         "service_counters" => of::<u32, ServiceCounters>(maps::SERVICES),

@@ -12,6 +12,7 @@ pub use world::{Touched, World};
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::{Port, Proto};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -241,6 +242,9 @@ pub enum Change {
     Slice(Box<Slice>),
     /// An EndpointSlice is gone, or no longer belongs to a Service.
     SliceGone(ObjectName),
+    /// The UIDs, as the kubelet names cgroups by, of all pods of this node that want the packet
+    /// path alone. Not waited for.
+    OptedOutPods(BTreeSet<Arc<str>>),
     /// What the source itself finds wrong (a file that does not parse, say), replacing what it
     /// said before.
     SourceWarnings(Vec<Warning>),

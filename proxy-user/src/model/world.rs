@@ -23,6 +23,7 @@ pub struct World {
     /// Invariant: the names of those objects that carry warnings.
     faulty_services: BTreeSet<ObjectName>,
     faulty_slices: BTreeSet<ObjectName>,
+    opted_out_pods: Option<BTreeSet<Arc<str>>>,
     source_warnings: Vec<Warning>,
 }
 
@@ -92,6 +93,7 @@ impl World {
             Change::ServiceGone(name) => self.remove_service(&name, &mut touched),
             Change::Slice(slice) => self.put_slice(*slice, &mut touched),
             Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
+            Change::OptedOutPods(uids) => self.opted_out_pods = Some(uids),
             Change::SourceWarnings(warnings) => self.source_warnings = warnings,
         }
         touched
@@ -121,6 +123,12 @@ impl World {
     /// This node as last seen; a deleted Node object stays, `None` means that it was never seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The UIDs of this node's pods that want the packet path alone; `None` until a source has said
+    /// so.
+    pub fn opted_out_pods(&self) -> Option<&BTreeSet<Arc<str>>> {
+        self.opted_out_pods.as_ref()
     }
 
     /// How many slices there are.

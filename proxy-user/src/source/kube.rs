@@ -13,7 +13,7 @@ mod watch;
 
 use super::{Closed, SourceError, send};
 use crate::model::{Change, Warning};
-use feed::{OwnNode, Services, Slices};
+use feed::{OwnNode, OwnPods, Services, Slices};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::BTreeMap;
@@ -35,6 +35,7 @@ pub(super) async fn run(
         () = changes.closed() => Closed,
         closed = Watch::new(Services::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(Slices::default(), kubeconfig, &connection, &report).run() => closed,
+        closed = Watch::new(OwnPods::new(node_name), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(OwnNode::new(node_name), kubeconfig, &connection, &report).run() => closed,
     };
     Ok(())

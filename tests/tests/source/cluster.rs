@@ -63,6 +63,7 @@ impl Seen {
             Change::SliceGone(name) => {
                 self.slices.as_mut().expect(FIRST).remove(&name);
             }
+            Change::OptedOutPods(_) => {}
             Change::SourceWarnings(warnings) => self.warnings = warnings,
         }
     }
@@ -135,7 +136,7 @@ impl Cluster {
     /// The source has everything, and its three watches are open.
     pub(super) async fn synced(&mut self) -> Result<()> {
         self.seen.synced().await?;
-        wait(|| self.api.watches() == 3).await
+        wait(|| self.api.watches() == 4).await
     }
 
     /// A new Service reaches the source.

@@ -9,6 +9,7 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// A file younger than this may change again without a new time stamp.
@@ -50,6 +51,7 @@ struct Objects {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, Slice>,
     node: Option<Node>,
+    opted_out: BTreeSet<Arc<str>>,
 }
 
 impl Folder {
@@ -164,6 +166,9 @@ impl Folder {
                 }
             }
         }
+        let pods = self.files.values().flat_map(|file| &file.manifest.opted_out);
+        let own = pods.filter(|(node, _)| *node == self.node_name);
+        objects.opted_out.extend(own.map(|(_, uid)| uid.clone()));
         if objects.node.is_none() {
             warnings.push(crate::source::no_node(&self.node_name));
         }
@@ -213,6 +218,7 @@ impl Objects {
             Change::AllServices(self.services.values().cloned().collect()),
             Change::AllSlices(self.slices.values().cloned().collect()),
             Change::Node(self.node.clone()),
+            Change::OptedOutPods(self.opted_out.clone()),
         ]
     }
 
@@ -227,7 +233,9 @@ impl Objects {
             Err(name) => Change::SliceGone(name.clone()),
         });
         let node = (before.node != self.node).then(|| Change::Node(self.node.clone()));
-        services.chain(slices).chain(node).collect()
+        let pods = (before.opted_out != self.opted_out)
+            .then(|| Change::OptedOutPods(self.opted_out.clone()));
+        services.chain(slices).chain(node).chain(pods).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The text of a manifest in, its Services, EndpointSlices and Nodes out.
+//! The text of a manifest in, its Services, EndpointSlices, Nodes and pods out.
 //!
 //! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
 //! that cannot be read makes the whole text unreadable: half a file is not what was meant.
@@ -8,6 +8,7 @@ use crate::source::convert::Converter;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// What one file says.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub(super) struct Manifest {
     pub(super) slices: Vec<Slice>,
     /// Its Nodes.
     pub(super) nodes: Vec<Node>,
+    /// The nodes and UIDs of its pods that opt out of the socket path.
+    pub(super) opted_out: Vec<(String, Arc<str>)>,
 }
 
 /// Why a text cannot be read.
@@ -82,6 +85,7 @@ fn typed_error(document: &str) -> Option<serde_yaml_ng::Error> {
     match (text(&value, "apiVersion"), text(&value, "kind")) {
         ("v1", "Service") => serde_yaml_ng::from_str::<core::Service>(document).err(),
         ("v1", "Node") => serde_yaml_ng::from_str::<core::Node>(document).err(),
+        ("v1", "Pod") => serde_yaml_ng::from_str::<core::Pod>(document).err(),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             serde_yaml_ng::from_str::<discovery::EndpointSlice>(document).err()
         }
@@ -107,6 +111,13 @@ impl Manifest {
                 self.slices.extend(converter.slice(&object));
                 return Ok(());
             }
+            ("v1", "Pod") => {
+                let object: core::Pod = typed(value)?;
+                let node = object.spec.as_ref().and_then(|spec| spec.node_name.clone());
+                let uid = converter.opted_out_pod(&object);
+                self.opted_out.extend(node.zip(uid));
+                return Ok(());
+            }
             ("v1", "Node") => {
                 self.nodes.push(converter.node(&typed(value)?));
                 return Ok(());
@@ -114,6 +125,7 @@ impl Manifest {
             ("v1", "List") => None,
             ("v1", "ServiceList") => Some(("v1", "Service")),
             ("v1", "NodeList") => Some(("v1", "Node")),
+            ("v1", "PodList") => Some(("v1", "Pod")),
             ("discovery.k8s.io/v1", "EndpointSliceList") => {
                 Some(("discovery.k8s.io/v1", "EndpointSlice"))
             }
