@@ -133,6 +133,46 @@ pub fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     }
 }
 
+/// The elements of a per-CPU array from the first one on, in order: each `cpus` values side by
+/// side, as many as the kernel has possible CPUs. Since Linux 5.13.
+pub fn per_cpu_elements<V: Pod>(
+    map: BorrowedFd<'_>,
+    cpus: usize,
+    mut visit: impl FnMut(&[V]),
+) -> io::Result<()> {
+    const { assert!(size_of::<V>().is_multiple_of(8), "the kernel pads values to 8 bytes") };
+    const ROOM: usize = 1_024;
+    let mut keys = vec![0_u32; ROOM];
+    let mut values: Vec<MaybeUninit<V>> = vec![const { MaybeUninit::uninit() }; ROOM * cpus];
+    let mut position: Option<u32> = None;
+    loop {
+        let mut next = 0_u32;
+        let mut attr = BatchAttr {
+            in_batch: position.as_ref().map_or(0, |position| ptr::from_ref(position) as u64),
+            out_batch: ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: ROOM as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        let end = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        for element in values.chunks_exact(cpus).take(attr.count as usize) {
+            // SAFETY: the kernel has written the first `count` elements whole, and `Pod` types
+            // are valid for all bytes; `MaybeUninit` changes no layout.
+            visit(unsafe { std::slice::from_raw_parts(element.as_ptr().cast(), cpus) });
+        }
+        if end {
+            return Ok(());
+        }
+        position = Some(next);
+    }
+}
+
 /// The value that `bytes` hold; `None` if they are too few.
 pub fn read_plain<T: Pod>(bytes: &[u8]) -> Option<T> {
     let bytes = bytes.get(..size_of::<T>())?;

@@ -243,7 +243,7 @@ impl Plane {
             let named = proxy_ebpf::service::unpadded(&info.name) == name;
             (named && info.proto == net.proto && info.family == family).then_some(*id)
         });
-        self.maps.service_counters(id.unwrap()).unwrap()
+        self.maps.service_counters().unwrap()[id.unwrap().0 as usize]
     }
 
     /// Writes a row of the map `name` past everything that keeps it right.
