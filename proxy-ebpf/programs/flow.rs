@@ -11,7 +11,7 @@ use crate::maps::{
     CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, hides_clients,
     is_service_addr, node_ports, now, random, scratch,
 };
-use crate::{filter, fragment, packet, reject};
+use crate::{filter, fragment, packet, reject, retired};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_redirect;
@@ -281,12 +281,17 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 /// A packet that no entry knows (or whose entry must be made anew: `known`).
 #[inline(never)]
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
-    let value = frontend(headers);
+    let from_pod = is_from_pod(ctx);
+    let mut value = frontend(headers);
+    let is_datagram = from_pod && headers.proto == Proto::UDP;
+    let moves = value.is_none() && is_datagram && retired::is_sent_to(ctx, headers);
+    if moves {
+        value = retired::frontend();
+    }
     if value.is_none() {
         make_way(headers);
         return no_frontend(headers);
     }
-    let from_pod = is_from_pod(ctx);
     let mut forward = FlowValue::default();
     let first = random();
     for choice in 0..CHOICES {
@@ -294,6 +299,8 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
         let random = first.wrapping_add(choice * (u32::MAX / CHOICES));
         match choose_backend(headers, value, from_pod, random, &mut forward) {
             CHOSEN => {}
+            // Nothing else serves: the socket stays where it is.
+            NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
             NO_ENDPOINT if known && headers.proto == Proto::UDP => return stay(ctx, headers),
             NO_ENDPOINT => {
                 debug!(

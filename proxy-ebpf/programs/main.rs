@@ -2,7 +2,8 @@
 //!
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
 //! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
-//! `reject` answers what is refused. For both, `filter` leaves early and `affinity` chooses.
+//! `reject` answers what is refused, `retired` moves UDP sockets whose backend is gone. For both,
+//! `filter` leaves early and `affinity` chooses.
 
 #![no_std]
 #![no_main]
@@ -17,9 +18,11 @@ mod filter;
 mod flow;
 mod fragment;
 mod icmp;
+mod list;
 mod maps;
 mod packet;
 mod reject;
+mod retired;
 mod socket;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
@@ -92,6 +95,13 @@ fn ingress_bare(ctx: TcContext) -> i32 {
 #[classifier]
 fn egress_bare(ctx: TcContext) -> i32 {
     flow::at_hook(&ctx, Hook::Egress, 0)
+}
+
+/// Lists what the socket path remembers of UDP sockets; aya has no macro for iterators.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+extern "C" fn udp_sockets(element: &list::Element) -> i32 {
+    list::udp_peers(element)
 }
 
 #[panic_handler]

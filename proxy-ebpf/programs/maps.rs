@@ -12,7 +12,7 @@ use core::ptr;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::{NodePortRange, Tables};
 use proxy_ebpf::flow::Hook;
-use proxy_ebpf::flow::{FlowKey, FlowValue, Stamp};
+use proxy_ebpf::flow::{End, FlowKey, FlowValue, Stamp};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
@@ -58,6 +58,15 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityRecord, { maps::AFFI
 
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
+
+#[btf_map(name = "retired")]
+pub(crate) static RETIRED: LruHashMap<End, u32, { maps::RETIRED as usize }> = LruHashMap::new();
+
+#[btf_map(name = "opted_out")]
+pub(crate) static OPTED_OUT: HashMap<u64, u32, { maps::OPTED_OUT as usize }> = HashMap::new();
+
+#[btf_map(name = "opt_outs")]
+pub(crate) static OPT_OUTS: Array<u32, 1> = Array::new();
 
 #[btf_map(name = "flows")]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue, { maps::FLOWS as usize }> =

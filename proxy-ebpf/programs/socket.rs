@@ -7,11 +7,13 @@
 use crate::affinity::choose;
 use crate::filter;
 use crate::maps::{
-    HOST_NETNS_COOKIE, KernelTables, TCP_PEERS, UDP_PEERS, backend_state, count, count_service,
-    hides_clients, node_ports, random,
+    HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS, UDP_PEERS, backend_state,
+    count, count_service, hides_clients, node_ports, random,
 };
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
+};
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use core::ptr;
@@ -137,7 +139,10 @@ fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValu
         return (flags.has(FrontendFlags::ADMITS_NODE) && is_in_host_namespace(ctx))
             .then_some(value);
     }
-    (!hides_clients(flags) || is_in_host_namespace(ctx)).then_some(value)
+    if hides_clients(flags) && !is_in_host_namespace(ctx) {
+        return None;
+    }
+    (!is_opted_out()).then_some(value)
 }
 
 /// The backend for a connection or a first datagram to a frontend with `value`.
@@ -146,6 +151,30 @@ fn choose_backend(ctx: &SockAddrContext, value: FrontendValue) -> Option<Choice>
     choose(value, Caller::Internal, random(), |service| {
         AffinityKey::namespace(service, namespace(ctx))
     })
+}
+
+/// How far below the root a pod's cgroup is looked for. A pod of kind, in a node that is a
+/// container, is at 6.
+const CGROUP_LEVELS: i32 = 12;
+
+/// Whether the process is in a pod that wants the packet path alone. Costs nothing where no pod
+/// does; asked only for connections to a service.
+#[inline(always)]
+fn is_opted_out() -> bool {
+    if OPT_OUTS.get(0).is_none_or(|&pods| pods == 0) {
+        return false;
+    }
+    for level in 1..=CGROUP_LEVELS {
+        // SAFETY: no preconditions; in these hooks since Linux 6.1. 0 means no such level.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            return false;
+        }
+        if OPTED_OUT.get_ptr(&id).is_some() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.

@@ -244,7 +244,7 @@ pub const fn idle_timeout_seconds(proto: Proto, flags: FlowFlags, fins: u32) -> 
 
 const _: () = assert!(size_of::<End>() == 20);
 const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowValue>() == 32);
-crate::plain_data!(FlowKey, FlowValue);
+crate::plain_data!(End, FlowKey, FlowValue);
 
 #[cfg(test)]
 mod tests {

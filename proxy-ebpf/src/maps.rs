@@ -11,6 +11,9 @@
 //! | `service_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `source_ranges` | LPM trie | prefix of a [`Source`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
+//! | `retired` | LRU hash | [`End`] | `u32`, 1 | agent |
+//! | `opted_out` | hash | id of a pod's cgroup | `u32`, 1 | agent |
+//! | `opt_outs` | array | 0 | `u32`, how many | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `addr_filter` | array, mmap | index | [`AddrBit`]s | agent |
 //! | `flow_filter` | array, mmap | index | bytes of [`flow_byte`] | programs, agent |
@@ -41,6 +44,7 @@
 //! [`Source`]: crate::source::Source
 //! [`AffinityKey`]: crate::affinity::AffinityKey
 //! [`AffinityRecord`]: crate::affinity::AffinityRecord
+//! [`End`]: crate::flow::End
 //! [`FlowKey`]: crate::flow::FlowKey
 //! [`FlowValue`]: crate::flow::FlowValue
 //! [`counter_index`]: crate::outcome::counter_index
@@ -50,7 +54,7 @@
 
 /// The version of every key and value in this crate, and the name of the directory in which the
 /// maps are pinned. Any change of a layout changes it.
-pub const LAYOUT: &str = "v1";
+pub const LAYOUT: &str = "v2";
 
 /// Frontends of all services; preallocated, 5.8 MB.
 pub const FRONTENDS: u32 = 65_536;
@@ -72,13 +76,17 @@ pub const SOURCE_RANGES: u32 = 65_536;
 pub const AFFINITY: u32 = 131_072;
 /// Devices that the packet path is attached to.
 pub const DEVICES: u32 = 4_096;
+/// Backends that UDP sockets may still be connected to although they serve no longer.
+pub const RETIRED: u32 = 16_384;
+/// Pods of this node whose sockets the socket path leaves alone.
+pub const OPTED_OUT: u32 = 1_024;
 /// Entries of flows: two or four a flow.
 pub const FLOWS: u32 = 524_288;
 /// Cursors into the SNAT range; a power of two.
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 21] = [
     "frontends",
     "slots",
     "backends",
@@ -88,6 +96,9 @@ pub const NAMES: [&str; 18] = [
     "service_cidrs",
     "source_ranges",
     "devices",
+    "retired",
+    "opted_out",
+    "opt_outs",
     "flows",
     "addr_filter",
     "flow_filter",

@@ -30,6 +30,8 @@ pub struct Device {
     pub snat_v6: Addr,
     /// 1 for the node's side of a pod's veth, 0 for a device of the node.
     pub pod: u32,
+    /// The id of the pod's network namespace in the node's own, negative if there is none.
+    pub netns: i32,
 }
 
 impl Device {
@@ -40,5 +42,5 @@ impl Device {
     }
 }
 
-const _: () = assert!(size_of::<NodeAddr>() == 4 && size_of::<Device>() == 36);
+const _: () = assert!(size_of::<NodeAddr>() == 4 && size_of::<Device>() == 40);
 crate::plain_data!(NodeAddr, Device);

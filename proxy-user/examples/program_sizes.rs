@@ -16,6 +16,7 @@ fn main() -> Result<()> {
         bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
         node_ports: NodePortRange { first: 30_000, last: 32_767 },
         snat_ports: 61_000..=65_535,
+        masquerade_all: false,
         log_level: None,
     })?;
     let mut rows = dataplane

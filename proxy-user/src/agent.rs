@@ -5,22 +5,26 @@
 //! again; on SIGTERM everything is left forwarding.
 
 mod node;
+mod opt_out;
 mod report;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, PortRange};
 use crate::health::Health;
+use crate::health::checks::HealthChecks;
 use crate::loader::store::MapStore;
 use crate::loader::{self, Dataplane, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
-use crate::model::{Change, Interface, Touched, Warning, World};
+use crate::model::{Change, Interface, Node, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceConfig, SourceError};
 use crate::sweep;
 use jiff::Timestamp;
 use node::NodeState;
+use opt_out::OptOut;
+use proxy_ebpf::Proto;
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::Stamp;
 use report::{Report, chain};
@@ -30,7 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
@@ -79,6 +83,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let applier = Applier::restore(dataplane.take_store()?)?;
     dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
     let flows = Arc::new(dataplane.flow_table()?);
+    let sockets = dataplane.socket_table()?;
     let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);
 
     let mut tasks = JoinSet::new();
@@ -88,9 +93,18 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let report = Report::new(&config, machine.warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let health = Health::default();
+    if matches!(config.source, SourceConfig::Files { .. }) {
+        // A folder need not say anything of the node, and a Node that is not there is not leaving.
+        health.node(Some(&Node::default()));
+    }
     report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
     report.spawn_follow(&mut tasks, interfaces_in);
-    report.spawn_servers(&mut tasks, &config, &health, &metrics, pinned);
+    report.spawn_watch_for_kube_proxy(&mut tasks);
+    report.spawn_servers(&mut tasks, &config, &health, &metrics, Arc::clone(&pinned));
+    let udp_changed = Arc::new(Notify::new());
+    report.spawn_close_stale(&mut tasks, &config, &metrics, &udp_changed, sockets, pinned);
+    let (health_checks, checks) = watch::channel(HealthChecks::new());
+    report.spawn_health_checks(&mut tasks, &config, &health, checks);
 
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
@@ -107,6 +121,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         last_pass: None,
         next_publish: None,
         reclaim: None,
+        opt_out: OptOut::default(),
+        udp_changed,
+        health_checks,
         health,
         metrics,
         report,
@@ -137,11 +154,8 @@ async fn lock(bpffs_root: &Path) -> Result<File, LoadError> {
 fn settings(config: &AgentConfig) -> Settings {
     Settings {
         bpffs_root: config.bpffs_root.clone(),
-        node_ports: NodePortRange {
-            first: config.node_port_range.first,
-            last: config.node_port_range.last,
-        },
         masquerade_all: config.masquerade_all,
+        node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
     }
@@ -150,6 +164,11 @@ fn settings(config: &AgentConfig) -> Settings {
 fn planner(config: &AgentConfig) -> Planner {
     let planner = Planner::new(config.node_name.as_str());
     if config.external_ips { planner } else { planner.without_external_ips() }
+}
+
+fn node_ports(config: &AgentConfig) -> NodePortRange {
+    let PortRange { first, last } = config.node_port_range;
+    NodePortRange { first, last }
 }
 
 /// All state of the agent.
@@ -170,6 +189,10 @@ struct Agent {
     next_publish: Option<Instant>,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
+    opt_out: OptOut,
+    /// Tells that UDP sockets may have lost their backend.
+    udp_changed: Arc<Notify>,
+    health_checks: watch::Sender<HealthChecks>,
     health: Health,
     metrics: Metrics,
     report: Report,
@@ -203,6 +226,7 @@ impl Agent {
                     self.update_node();
                 }
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
+                () = at(self.opt_out.next_search) => self.search_opted_out(),
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
@@ -229,6 +253,9 @@ impl Agent {
         let is_node = matches!(change, Change::Node(_) | Change::ServiceCidrs(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
+        if let Some(uids) = self.world.opted_out_pods() {
+            self.opt_out.set(uids);
+        }
         if is_node {
             self.health.node(self.world.node());
             self.update_node();
@@ -254,6 +281,7 @@ impl Agent {
         self.next_pass = None;
         let touched = std::mem::take(&mut self.touched);
         let delta = self.planner.update(&self.world, &touched);
+        let udp = !self.synced || delta.services.keys().any(|key| key.port.proto == Proto::UDP);
         let errors = if self.synced {
             self.applier.apply(delta)
         } else {
@@ -266,6 +294,17 @@ impl Agent {
             self.next_publish = Some(Instant::now());
             tracing::info!(services = self.world.services().len(), "in sync");
         }
+        if udp {
+            self.udp_changed.notify_one();
+        }
+        self.health_checks.send_if_modified(|known| {
+            let checks = self.planner.health_checks();
+            let changed = known != checks;
+            if changed {
+                known.clone_from(checks);
+            }
+            changed
+        });
         self.finish_pass(began, &errors);
     }
 
@@ -313,6 +352,11 @@ impl Agent {
         }
     }
 
+    fn search_opted_out(&mut self) {
+        let warnings = self.node.search_opted_out(&mut self.opt_out);
+        self.report.problem("opt-out", warnings);
+    }
+
     /// Compares maps and links with what they should be, and repairs them.
     fn check_drift(&mut self) {
         if !self.synced {
@@ -320,6 +364,8 @@ impl Agent {
         }
         let (repaired, errors) = self.node.update(&self.world);
         self.report.node_errors(&errors);
+        self.udp_changed.notify_one();
+        self.search_opted_out();
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {
                 self.report.apply_errors(&errors);

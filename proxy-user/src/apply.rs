@@ -5,7 +5,7 @@
 //! program that reads meanwhile:
 //!
 //! 1. names, states of new backends, source ranges that open, and complete new ranges of slots,
-//!    which nothing names yet;
+//!    which nothing names yet; and, of UDP, the backends that will be gone, as programs look for them only then;
 //! 2. frontends, one atomic word each: from here on new connections see the new backends;
 //! 3. frontends that go;
 //! 4. states of backends that went, so that UDP flows leave them and find the new ones; source
@@ -25,6 +25,8 @@ pub use store::{Store, StoreError};
 
 use crate::tables::{BackendRow, FrontendRow, Prefix, ServiceKey, TableDelta, describe};
 use pool::{IdPool, RangePool};
+use proxy_ebpf::Proto;
+use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::ServiceId;
@@ -89,6 +91,22 @@ struct Placed {
     source_ranges: BTreeSet<Prefix>,
 }
 
+/// Backends that leave in a pass.
+#[derive(Debug, Default)]
+struct Departed {
+    backends: Vec<BackendId>,
+    /// Those that UDP sockets may be connected to.
+    retired: Vec<End>,
+    /// Those that serve UDP from now on.
+    returned: Vec<End>,
+}
+
+/// The addresses and ports of `rows` if the service speaks UDP, else none.
+fn udp_ends<'a>(key: &ServiceKey, rows: impl Iterator<Item = &'a BackendRow>) -> Vec<End> {
+    let is_udp = key.port.proto == Proto::UDP;
+    rows.filter(|_| is_udp).map(|row| End { addr: row.addr, port: row.port }).collect()
+}
+
 /// Ids and ranges that wait to be free again: see [`Applier::take_quarantine`].
 #[derive(Debug, Default)]
 pub struct Quarantine {
@@ -129,14 +147,14 @@ impl<S: Store> Applier<S> {
         let TableDelta { services, frontends } = self.with_unwritten(delta);
         let mut errors = Vec::new();
         let mut publish = BTreeMap::new();
-        let mut gone_backends = Vec::new();
         let mut placed_rows = Vec::new();
+        let mut departed = Departed::default();
         let (kept, gone): (Vec<_>, Vec<_>) =
             services.into_iter().partition(|(_, row)| row.is_some());
 
         for (key, row) in kept {
             let Some(row) = row else { continue };
-            match self.place(&key, &row, &mut gone_backends) {
+            match self.place(&key, &row, &mut departed) {
                 Ok(moved) => {
                     if moved {
                         self.republish(&key, &mut publish);
@@ -157,12 +175,13 @@ impl<S: Store> Applier<S> {
                 None => removals.push(key),
             }
         }
+        self.store.retire(&departed.retired, &departed.returned);
         self.put_frontends(publish, &mut errors);
         self.remove_frontends(removals, &mut errors);
         for (key, row) in placed_rows {
             self.settle(&key, &row, &mut errors);
         }
-        for id in gone_backends {
+        for id in departed.backends {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);
         }
@@ -316,6 +335,8 @@ impl<S: Store> Applier<S> {
         if placed.affinity {
             self.affinity_ended.insert(placed.id, key.clone());
         }
+        // A Service of the same address may follow, and its sockets find it.
+        self.store.retire(&udp_ends(key, placed.backends.iter().map(|(row, _)| row)), &[]);
         for (_, id) in placed.backends {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);

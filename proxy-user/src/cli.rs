@@ -70,6 +70,9 @@ pub enum Command {
         /// The BPF file system below which the maps are pinned.
         #[arg(long, value_name = "PATH", env = "SHUNT_BPFFS_ROOT", default_value = BPFFS_ROOT)]
         bpffs_root: PathBuf,
+        /// Also while an agent runs, which then serves nothing until it is started again.
+        #[arg(long)]
+        force: bool,
     },
     /// A command that only reads.
     #[command(flatten)]

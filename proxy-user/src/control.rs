@@ -60,12 +60,14 @@ pub enum ControlError {
 
 /// Answers on the socket `path` until the sender of `status` is gone.
 ///
-/// A socket that a dead agent left behind is replaced.
+/// A socket that a dead agent left behind is replaced. `listening` is called once it answers.
 pub async fn serve(
     path: &Path,
     mut status: watch::Receiver<Arc<Status>>,
+    listening: impl FnOnce(),
 ) -> Result<(), ControlError> {
     let listener = listen(path)?;
+    listening();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -176,14 +178,14 @@ mod tests {
         let (send, receive) = watch::channel(example("a"));
         let serving = tokio::spawn({
             let path = path.clone();
-            async move { serve(&path, receive).await }
+            async move { serve(&path, receive, || ()).await }
         });
         assert_eq!(answered(&path).await, *example("a"));
         send.send(example("b")).unwrap();
         assert_eq!(answered(&path).await, *example("b"));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
-        let second = serve(&path, watch::channel(example("c")).1).await;
+        let second = serve(&path, watch::channel(example("c")).1, || ()).await;
         assert!(matches!(second, Err(ControlError::InUse(_))), "{second:?}");
         assert_eq!(answered(&path).await, *example("b"));
 

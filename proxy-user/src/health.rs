@@ -4,6 +4,7 @@
 //! object says; the answers are kube-proxy's (`/livez`, `/healthz`; KEP-3836). The clock is the
 //! caller's.
 
+pub mod checks;
 mod server;
 
 pub use server::serve;

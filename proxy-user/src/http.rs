@@ -5,7 +5,10 @@
 
 use crate::model::Warning;
 use axum::Router;
-use std::net::SocketAddr;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -15,17 +18,67 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// How long to wait at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Serves `router` on `addr` for ever. `what` says in words which listener this is; `report` is
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Where a listener listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// At an address.
+    Addr(SocketAddr),
+    /// At all IPv4 addresses, on this port.
+    AllV4(u16),
+    /// At all IPv6 addresses and no IPv4 ones, on this port.
+    AllV6(u16),
+}
+
+impl From<SocketAddr> for Place {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Addr(addr)
+    }
+}
+
+impl Place {
+    fn addr(self) -> SocketAddr {
+        match self {
+            Self::Addr(addr) => addr,
+            Self::AllV4(port) => (Ipv4Addr::UNSPECIFIED, port).into(),
+            Self::AllV6(port) => (Ipv6Addr::UNSPECIFIED, port).into(),
+        }
+    }
+
+    async fn bind(self) -> io::Result<TcpListener> {
+        if !matches!(self, Self::AllV6(_)) {
+            return TcpListener::bind(self.addr()).await;
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
+        sockopt::set_ipv6_v6only(&socket, true)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &self.addr())?;
+        listen(&socket, BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.addr().fmt(f)
+    }
+}
+
+/// Serves `router` at `place` for ever. `what` says in words which listener this is; `report` is
 /// told each time the address cannot be bound, and (`None`) when it was.
 pub async fn serve(
-    addr: SocketAddr,
+    place: impl Into<Place>,
     what: &str,
     router: Router,
     mut report: impl FnMut(Option<Warning>),
 ) {
+    let place = place.into();
     let mut wait = FIRST_WAIT;
     loop {
-        let error = match TcpListener::bind(addr).await {
+        let error = match place.bind().await {
             Ok(listener) => {
                 report(None);
                 wait = FIRST_WAIT;
@@ -36,7 +89,7 @@ pub async fn serve(
             }
             Err(error) => error,
         };
-        let message = format!("cannot listen on {addr}: {error}; retried until it can");
+        let message = format!("cannot listen on {place}: {error}; retried until it can");
         report(Some(Warning { subject: format!("listener for {what}"), message }));
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);

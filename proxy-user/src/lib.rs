@@ -19,6 +19,7 @@ pub mod pinned;
 pub mod plan;
 pub mod preflight;
 pub mod show;
+pub mod sockets;
 pub mod source;
 pub mod status;
 pub mod sweep;

@@ -5,10 +5,14 @@
 //! maps are used again, links get the new programs in one atomic step. Never touches a program
 //! or link that is not in its own directory.
 
+pub mod cgroups;
 pub mod devices;
+pub mod diag;
 mod filter;
 mod flows;
 pub mod links;
+mod netlink;
+pub mod nft;
 pub mod store;
 pub mod sys;
 
@@ -16,16 +20,16 @@ pub use flows::FlowTable;
 
 use crate::tables::{NodeRows, Prefix};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{HashMap, LpmTrie, Map, MapInfo};
-use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
-use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use aya::maps::{Array, LpmTrie, Map, MapInfo};
+use aya::programs::{CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, SchedClassifier};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Pod};
 use filter::SharedFilter;
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::filter::{ADDR_WORDS, FLOW_ELEMENTS};
-use proxy_ebpf::flow::{FlowKey, FlowValue};
+use proxy_ebpf::flow::{End, FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::{self, globals};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -34,11 +38,11 @@ use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
 use proxy_ebpf::socket::{TCP_PEERS, TcpPeer, UdpPeers};
 use proxy_ebpf::source::Source;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::RangeInclusive;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The programs of the socket path, all attached to the cgroup root.
@@ -55,6 +59,9 @@ pub const SOCKET_PROGRAMS: [&str; 8] = [
 
 /// The programs of the packet path.
 pub const PACKET_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_bare", "egress_bare"];
+
+/// The iterator over what is remembered of UDP sockets.
+const SOCKET_LISTER: &str = "udp_sockets";
 
 /// The kernel programs, as built with this binary.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -148,8 +155,13 @@ pub fn pin_directory(bpffs_root: &Path) -> PathBuf {
 }
 
 /// Removes every pin of every layout below `bpffs_root`: programs are detached, maps go. Does
-/// nothing if there is nothing.
-pub fn cleanup(bpffs_root: &Path) -> io::Result<()> {
+/// nothing if there is nothing. An error of kind `ResourceBusy` if an agent runs, which would make
+/// everything again, unless `force`.
+pub fn cleanup(bpffs_root: &Path, force: bool) -> io::Result<()> {
+    let busy = || File::open(pin_directory(bpffs_root)).is_ok_and(|pins| pins.try_lock().is_err());
+    if !force && busy() {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     // The kernel lets go of a removed pin's link some time later; this is at once.
     for link in links::pins(&pin_directory(bpffs_root)) {
         if let Some(link) = sys::open_pin(&link)? {
@@ -202,6 +214,10 @@ impl Dataplane {
             return Err(LoadError::Missing("addr_filter".to_owned()));
         };
         let addr_filter = SharedFilter::new(filter.fd().as_fd())?;
+        let btf = Btf::from_sys_fs().map_err(|e| LoadError::Object(e.into()))?;
+        lister(&mut ebpf)?
+            .load("bpf_sk_storage_map", &btf)
+            .map_err(|e| LoadError::Program(SOCKET_LISTER, e))?;
         Ok(Self { ebpf, pins, addr_filter })
     }
 
@@ -232,6 +248,17 @@ impl Dataplane {
         Ok(addrs + devices + cidrs)
     }
 
+    /// Makes the socket path leave alone just the pods with these `cgroups`.
+    pub fn write_opted_out(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), LoadError> {
+        let rows: BTreeMap<u64, u32> = cgroups.iter().map(|&id| (id, 1)).collect();
+        let _written = sync_hash(&mut self.ebpf, "opted_out", &rows)?;
+        let failed = |e| LoadError::Map("opt_outs", e);
+        let map = self.ebpf.map_mut("opt_outs");
+        let map = map.ok_or_else(|| LoadError::Missing("opt_outs".to_owned()))?;
+        let mut map: Array<_, u32> = map.try_into().map_err(failed)?;
+        map.set(0, cgroups.len() as u32, 0).map_err(failed)
+    }
+
     /// Makes the map of the pods' prefixes say just `cidrs`.
     pub fn write_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), LoadError> {
         let cidrs = cidrs.iter().copied().map(Prefix::from).collect();
@@ -243,6 +270,17 @@ impl Dataplane {
         self.ebpf.programs()
     }
 
+    /// What the socket path remembers of UDP sockets, to be read apart from everything else.
+    pub fn socket_table(&self) -> Result<SocketTable, LoadError> {
+        let Some(Map::SkStorage(map)) = self.ebpf.map("udp_peers") else {
+            return Err(LoadError::Missing("udp_peers".to_owned()));
+        };
+        let again = |e| LoadError::Kernel("open the UDP peers once more", e);
+        let peers = map.fd().as_fd().try_clone_to_owned().map_err(again)?;
+        let lister = program_fd(&self.ebpf, SOCKET_LISTER)?.as_fd();
+        Ok(SocketTable { peers, lister: lister.try_clone_to_owned().map_err(again)? })
+    }
+
     /// The table of flows, to be read and swept apart from everything else.
     pub fn flow_table(&self) -> Result<FlowTable, LoadError> {
         let Some(Map::LruHashMap(map)) = self.ebpf.map("flows") else {
@@ -252,6 +290,27 @@ impl Dataplane {
             return Err(LoadError::Missing("flow_filter".to_owned()));
         };
         FlowTable::open(map.fd().as_fd(), filter.fd().as_fd())
+    }
+}
+
+/// What the socket path remembers of UDP sockets, in every network namespace.
+#[derive(Debug)]
+pub struct SocketTable {
+    peers: OwnedFd,
+    lister: OwnedFd,
+}
+
+impl SocketTable {
+    /// What is remembered, by the sockets' cookies.
+    pub fn udp_peers(&self) -> Result<HashMap<u64, UdpPeers>, LoadError> {
+        const COOKIE: usize = size_of::<u64>();
+        let failed = |e| LoadError::Kernel("list the sockets that are remembered", e);
+        let mut bytes = Vec::new();
+        sys::map_iterator(self.lister.as_fd(), self.peers.as_fd())
+            .and_then(|mut file| file.read_to_end(&mut bytes))
+            .map_err(failed)?;
+        let row = |row: &[u8]| Some((sys::read_plain(row)?, sys::read_plain(row.get(COOKIE..)?)?));
+        Ok(bytes.chunks_exact(COOKIE + size_of::<UdpPeers>()).filter_map(row).collect())
     }
 }
 
@@ -297,6 +356,9 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "source_ranges" => of::<Key<Source>, u32>(maps::SOURCE_RANGES),
         "affinity" => of::<AffinityKey, AffinityRecord>(maps::AFFINITY),
         "devices" => of::<u32, Device>(maps::DEVICES),
+        "retired" => of::<End, u32>(maps::RETIRED),
+        "opted_out" => of::<u64, u32>(maps::OPTED_OUT),
+        "opt_outs" => of::<u32, u32>(1),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
         "addr_filter" => of::<u32, u64>(ADDR_WORDS),
         "flow_filter" => of::<u32, u64>(FLOW_ELEMENTS),
@@ -321,7 +383,7 @@ where
 {
     let failed = |e| LoadError::Map(name, e);
     let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
-    let mut map: HashMap<_, K, V> = map.try_into().map_err(failed)?;
+    let mut map: aya::maps::HashMap<_, K, V> = map.try_into().map_err(failed)?;
     let known: BTreeMap<K, V> = map.iter().filter_map(Result::ok).collect();
     let mut written = 0;
     for (key, value) in rows.iter().filter(|(key, value)| known.get(key) != Some(value)) {
@@ -358,6 +420,11 @@ fn sync_trie(
 fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {
     let missing = || LoadError::Missing(name.to_owned());
     ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
+}
+
+fn lister(ebpf: &mut Ebpf) -> Result<&mut Iter, LoadError> {
+    let missing = || LoadError::Missing(SOCKET_LISTER.to_owned());
+    ebpf.program_mut(SOCKET_LISTER).ok_or_else(missing)?.try_into().map_err(|_| missing())
 }
 
 fn packet_program<'a>(

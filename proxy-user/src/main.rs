@@ -1,12 +1,13 @@
 //! The `shunt` binary: reads the command line, runs the command, turns errors into exit codes.
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use clap::Parser as _;
 use proxy_user::agent;
 use proxy_user::cli::{self, Cli, Command};
 use proxy_user::config::{AgentArgs, AgentConfig, LogFormat};
 use proxy_user::loader;
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
+use std::path::Path;
 use std::process::ExitCode;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -23,15 +24,22 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(args) => run_agent(args)?,
-        Command::Cleanup { bpffs_root } => {
-            loader::cleanup(&bpffs_root).with_context(|| {
-                format!("cannot remove {}: run as root", bpffs_root.join("shunt").display())
-            })?;
-        }
+        Command::Cleanup { bpffs_root, force } => clean_up(&bpffs_root, force)?,
         Command::Query(query) => return Ok(ExitCode::from(cli::answer(&query)? as u8)),
         Command::Completions { shell } => cli::complete(shell)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn clean_up(bpffs_root: &Path, force: bool) -> anyhow::Result<()> {
+    loader::cleanup(bpffs_root, force).map_err(|error| match error.kind() {
+        ErrorKind::ResourceBusy => anyhow!(
+            "an agent runs on this node and needs what is to be removed: stop it first (`kubectl \
+             delete -k`, not the pod alone, which would come back), or use --force"
+        ),
+        _ => anyhow::Error::new(error)
+            .context(format!("cannot remove {}: run as root", bpffs_root.join("shunt").display())),
+    })
 }
 
 fn run_agent(args: AgentArgs) -> anyhow::Result<()> {

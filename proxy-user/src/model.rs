@@ -12,6 +12,7 @@ pub use world::{Touched, World};
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::{Port, Proto};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -194,6 +195,8 @@ pub struct Interface {
     pub ethernet: bool,
     /// Whether it is a port of a bridge, bond or other interface.
     pub has_controller: bool,
+    /// The id of the network namespace that its peer is in, if that is another one.
+    pub peer_netns: Option<i32>,
     /// Its addresses of global scope, with their prefixes.
     pub addrs: Vec<IpNetwork>,
 }
@@ -204,6 +207,17 @@ pub struct Warning {
     /// The object, file or sysctl, such as `Service default/web`.
     pub subject: String,
     /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// Something about a Service that its owner should see, as a Warning event in Kubernetes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Notice {
+    /// The Service.
+    pub service: ObjectName,
+    /// Why, in one word, such as `FailedToStartServiceHealthcheck`.
+    pub reason: &'static str,
+    /// What happened.
     pub message: String,
 }
 
@@ -231,6 +245,9 @@ pub enum Change {
     /// All networks that ClusterIPs are taken from; none in a cluster that has no ServiceCIDRs.
     /// Nothing waits for this change.
     ServiceCidrs(Vec<IpNetwork>),
+    /// The UIDs, as the kubelet names cgroups by, of all pods of this node that want the packet
+    /// path alone. Not waited for.
+    OptedOutPods(BTreeSet<Arc<str>>),
     /// What the source itself finds wrong (a file that does not parse, say), replacing what it
     /// said before.
     SourceWarnings(Vec<Warning>),

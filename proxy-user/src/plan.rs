@@ -9,6 +9,7 @@
 
 mod backends;
 mod claims;
+mod health;
 pub mod node;
 mod service;
 mod sources;
@@ -19,7 +20,7 @@ mod properties;
 mod tests;
 
 use crate::model::{ObjectName, Touched, Warning, World};
-use crate::tables::{Family, ServiceKey, ServicePortName, TableDelta, Tables};
+use crate::tables::{Family, HealthCheck, ServiceKey, ServicePortName, TableDelta, Tables};
 use claims::Claims;
 use proxy_ebpf::Proto;
 use proxy_ebpf::frontend::FrontendKey;
@@ -34,6 +35,7 @@ pub struct Planner {
     external_ips: bool,
     tables: Tables,
     claims: Claims,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
     warnings: BTreeMap<ObjectName, Vec<String>>,
     services_planned: u64,
 }
@@ -46,6 +48,7 @@ impl Planner {
             external_ips: true,
             tables: Tables::default(),
             claims: Claims::default(),
+            health_checks: BTreeMap::new(),
             warnings: BTreeMap::new(),
             services_planned: 0,
         }
@@ -84,6 +87,11 @@ impl Planner {
     /// What the maps ought to hold after the last update.
     pub fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// What load balancers may ask this node about Services.
+    pub fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
     }
 
     /// What cannot be served as it was asked for.
@@ -138,6 +146,12 @@ impl Planner {
         }
         let created = service.map_or(0, |service| service.created);
         self.claims.replace(name, created, plan.frontends, affected);
+        let check = service
+            .and_then(|service| health::plan(service, world.slices_of(name), &self.node_name));
+        match check {
+            Some(check) => drop(self.health_checks.insert(name.clone(), check)),
+            None => drop(self.health_checks.remove(name)),
+        }
         if plan.warnings.is_empty() {
             self.warnings.remove(name);
         } else {

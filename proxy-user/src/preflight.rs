@@ -4,6 +4,7 @@
 //! works only in part is a warning.
 
 use crate::config::{AgentConfig, PortRange};
+use crate::loader::nft::{Chain, find_chain};
 use crate::model::Warning;
 use std::fs;
 use std::io;
@@ -15,6 +16,8 @@ const OLDEST_KERNEL: (u32, u32) = (6, 6);
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// `CGROUP2_SUPER_MAGIC` of the same.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
+const KUBE_PROXY: &str = "kube-proxy";
 
 /// Why the agent cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +106,24 @@ pub fn check(config: &AgentConfig) -> Result<Machine, PreflightError> {
         return Err(PreflightError::LocalPorts { snat, local });
     }
     Ok(Machine { cgroup_root, warnings: forwarding_warnings(|path| fs::read_to_string(path)) })
+}
+
+/// Whether kube-proxy's rules are on this node. Takes some 10 ms where they are many.
+///
+/// `None` also where the kernel has no nftables; rules of `iptables-legacy` are not seen.
+pub fn kube_proxy() -> Option<Warning> {
+    let is_its = |chain: &Chain| chain.table == KUBE_PROXY || chain.name == "KUBE-SERVICES";
+    let rules = match find_chain(is_its) {
+        Ok(Some(chain)) => format!("chain {} of table {}", chain.name, chain.table),
+        _ if Path::new("/sys/class/net/kube-ipvs0").exists() => "device kube-ipvs0".to_owned(),
+        _ => return None,
+    };
+    let message = format!(
+        "its rules are on this node ({rules}) and go on translating what Shunt leaves alone, \
+         also when they are out of date: delete the DaemonSet kube-proxy, then run `kube-proxy \
+         --cleanup` on the node, or boot it anew"
+    );
+    Some(Warning { subject: KUBE_PROXY.to_owned(), message })
 }
 
 /// Major and minor number of a kernel release such as `6.18.1-cloud`.

@@ -9,10 +9,10 @@ pub mod convert;
 mod files;
 mod kube;
 
-use crate::model::{Change, Warning};
+use crate::model::{Change, Notice, Warning};
 use ::kube::config::{InferConfigError, KubeconfigError};
 use std::path::PathBuf;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{Receiver, Sender};
 
 /// Where objects come from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,6 +77,17 @@ pub async fn run(
             kube::run(kubeconfig.as_deref(), node_name, &changes).await
         }
         SourceConfig::Files { manifests } => files::run(manifests, node_name, &changes).await,
+    }
+}
+
+/// Tells the owners of Services of `notices`, where the source has a way to, until their sender is
+/// gone.
+pub async fn publish(config: &SourceConfig, node_name: &str, mut notices: Receiver<Notice>) {
+    match config {
+        SourceConfig::Kube { kubeconfig } => {
+            kube::events::publish(kubeconfig.as_deref(), node_name, notices).await;
+        }
+        SourceConfig::Files { .. } => while notices.recv().await.is_some() {},
     }
 }
 

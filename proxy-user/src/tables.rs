@@ -174,6 +174,15 @@ pub struct Tables {
     pub frontends: BTreeMap<FrontendKey, FrontendRow>,
 }
 
+/// What a Service's `healthCheckNodePort` answers with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HealthCheck {
+    /// The port, at all addresses of the node.
+    pub port: u16,
+    /// How many addresses of ready endpoints are on this node, for each family of the Service.
+    pub ready: BTreeMap<Family, usize>,
+}
+
 /// A step from one state of [`Tables`] to the next; `None` removes a row.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TableDelta {

@@ -102,7 +102,7 @@ async fn pinned_maps_of_another_layout_are_left_alone_until_cleanup() -> Result<
         fs::rename(pins.join(other), pins.join(name))?;
         let ended = web.cluster.start_agent(0, &options)?.wait_synced().await;
         let error = format!("{:#}", ended.err().context("the agent runs")?);
-        let named = format!("v1/{name} has another layout");
+        let named = format!("/{name} has another layout");
         for word in ["exit status: 1", &named, "`shunt cleanup`"] {
             assert!(error.contains(word), "no {word:?} in: {error}");
         }

@@ -428,3 +428,17 @@ async fn cleanup_removes_everything_of_its_node_and_can_be_repeated() -> Result<
     restart(&mut web).await?;
     web.wait_reached().await.context("and a new agent makes everything again")
 }
+
+#[tokio::test]
+async fn cleanup_is_refused_while_an_agent_runs() -> Result<()> {
+    let web = Web::start(1).await?;
+    let node = web.cluster.lab.node(0);
+    let refused = node.shunt(&["cleanup"]).await?;
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("an agent runs on this node"), "{refused:?}");
+    web.client.tcp(VIPS[0]).await.context("nothing was removed")?;
+    let forced = node.shunt(&["cleanup", "--force"]).await?;
+    assert_eq!(forced.status, Some(0), "{forced:?}");
+    assert!(!reaches(&web, VIPS[0]).await?, "what was asked for twice is done");
+    Ok(())
+}

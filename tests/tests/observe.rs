@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use lab::cluster::eventually;
 use lab::objects::{self, Port};
 use lab::web::{self, VIPS, Web};
-use lab::{Ask, FailureKind, Load, Machine};
+use lab::{AgentOptions, Ask, FailureKind, Load, Machine};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -264,5 +264,43 @@ async fn quiet_agent_takes_little() -> Result<()> {
     eprintln!("{kib} KiB, {} ms of CPU time in 2 s", busy * 10);
     assert!(kib < 200 * 1024, "{kib} KiB");
     assert!(busy < 20, "{busy} ticks of 10 ms in 2 s");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rules_of_kube_proxy_are_named() -> Result<()> {
+    for rules in [
+        "add table ip kube-proxy; add chain ip kube-proxy services",
+        "add table ip nat; add chain ip nat KUBE-SERVICES",
+    ] {
+        let mut web = Web::without_agents(1).await?;
+        let made = web.cluster.lab.node(0).exec("nft", &[rules]).await?;
+        ensure!(made.status == Some(0), "{made:?}");
+        let options = web.cluster.options();
+        let is_named = |status: &Value| {
+            let warnings = status["warnings"].as_array().cloned().unwrap_or_default();
+            let said = |warning: &Value| warning["message"].to_string().contains("--cleanup");
+            warnings.iter().any(|warning| warning["subject"] == "kube-proxy" && said(warning))
+        };
+        let _status = web.cluster.start_agent(0, &options)?.wait_status(is_named).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_node_without_a_manifest_of_its_own_is_healthy() -> Result<()> {
+    let mut web = Web::without_agents(1).await?;
+    let folder = web.cluster.lab.scratch().join("manifests");
+    fs::create_dir(&folder)?;
+    let mut service = objects::service("web", &["10.96.7.1"], &HTTP);
+    service["spec"]["externalIPs"] = json!(["192.0.2.7"]);
+    objects::write(&folder, &service)?;
+    let options = AgentOptions::files(&folder).flag("--external-ips", "off");
+    let agent = web.cluster.start_agent(0, &options)?;
+    let _status = agent.wait_synced().await?;
+    let healthz = agent.healthz();
+    assert_eq!(get(&web.outside, healthz, "/healthz")?.0, 200);
+    let external = web.cluster.lab.node(0).shunt(&["explain", "192.0.2.7:80"]).await?;
+    assert_eq!(external.status, Some(3), "external IPs are off: {external:?}");
     Ok(())
 }

@@ -192,7 +192,7 @@ async fn a_broken_watch_goes_on_where_it_was() -> Result<()> {
     cluster.synced().await?;
     cluster.api.drop_watches();
     cluster.follows("a", "b").await?;
-    wait(|| cluster.api.watches() == 3).await?;
+    wait(|| cluster.api.watches() == 4).await?;
     cluster.api.truncate_watches();
     cluster.follows("a b", "c").await?;
     assert_eq!(cluster.seen.lists, (1, 1), "no second list is needed");
@@ -232,7 +232,7 @@ async fn a_version_that_is_too_old_leads_to_a_list() -> Result<()> {
     cluster.api.expire_watches();
     cluster.follows("a", "b").await?;
     cluster.seen.until("a second list", |seen| seen.lists.0 == 2).await?;
-    wait(|| cluster.api.watches() == 3).await?;
+    wait(|| cluster.api.watches() == 4).await?;
     // After the server was away.
     let addr = cluster.api.addr();
     cluster.api.refuse_connections();

@@ -1,5 +1,6 @@
 //! The node as the agent keeps it: its devices and addresses, and what is attached to them.
 
+use super::opt_out::OptOut;
 use super::report::chain;
 use crate::config::{AgentConfig, DeviceSelection, NodePortAddresses};
 use crate::loader::Dataplane;
@@ -67,6 +68,11 @@ impl NodeState {
         }
         self.attachments = self.dataplane.attachments().into_iter().collect();
         (repaired, warnings)
+    }
+
+    /// Tells the programs which pods opt out of the socket path.
+    pub(super) fn search_opted_out(&mut self, opt_out: &mut OptOut) -> Vec<Warning> {
+        opt_out.search(&mut self.dataplane, &self.cgroup_root)
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {

@@ -3,25 +3,34 @@
 use crate::apply::ApplyError;
 use crate::config::AgentConfig;
 use crate::control;
+use crate::health::checks::{self, HealthChecks};
 use crate::health::{self, Health};
-use crate::loader::{Dataplane, devices};
+use crate::loader::{Dataplane, SocketTable, devices};
 use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
-use crate::source::SourceConfig;
+use crate::preflight;
+use crate::sockets;
+use crate::source::{self, SourceConfig};
 use crate::status::{Attachment, Drift, Objects, Status};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 /// How often the programs' log is read.
 const LOG_PERIOD: Duration = Duration::from_millis(50);
+/// How soon the control socket is tried again.
+const CONTROL_RETRY: Duration = Duration::from_secs(1);
+/// How soon it is noticed that kube-proxy's rules are gone.
+const KUBE_PROXY_PERIOD: Duration = Duration::from_secs(30);
 /// How many Services are named when a table has no room for them.
 const SERVICES_NAMED: usize = 10;
+/// How many notices may wait for the API server; what is more is in the status alone.
+const NOTICES: usize = 64;
 
 /// What went wrong, told by any task; clones are the same.
 #[derive(Clone, Default)]
@@ -156,6 +165,73 @@ impl Report {
         });
     }
 
+    /// Closes the node's UDP sockets whose backend is gone, whenever `changed` says that there may
+    /// be some.
+    pub(super) fn spawn_close_stale(
+        &self,
+        tasks: &mut JoinSet<()>,
+        config: &AgentConfig,
+        metrics: &Metrics,
+        changed: &Arc<Notify>,
+        table: SocketTable,
+        maps: Arc<PinnedMaps>,
+    ) {
+        let (problems, metrics, changed) =
+            (self.problems.clone(), metrics.clone(), Arc::clone(changed));
+        let node_ports = super::node_ports(config);
+        let table = Arc::new(table);
+        tasks.spawn(async move {
+            loop {
+                changed.notified().await;
+                let (table, maps) = (Arc::clone(&table), Arc::clone(&maps));
+                let closing = move || sockets::close_stale(&table, &maps, node_ports);
+                let warning = match tokio::task::spawn_blocking(closing).await {
+                    Ok(Ok(closed)) => {
+                        metrics.purged(closed);
+                        None
+                    }
+                    Ok(Err(error)) => Some(chain(&error)),
+                    Err(error) => Some(chain(&error)),
+                };
+                let subject = "UDP sockets".to_owned();
+                let warning = warning.map(|message| Warning { subject, message });
+                problems.set("sockets", warning.into_iter().collect());
+            }
+        });
+    }
+
+    /// Warns of kube-proxy's rules for as long as they are there. If there are none at first, who
+    /// makes some later knows what they do.
+    pub(super) fn spawn_watch_for_kube_proxy(&self, tasks: &mut JoinSet<()>) {
+        let problems = self.problems.clone();
+        tasks.spawn(async move {
+            while let Ok(warning) = tokio::task::spawn_blocking(preflight::kube_proxy).await {
+                let is_gone = warning.is_none();
+                problems.set("kube-proxy", warning.into_iter().collect());
+                if is_gone {
+                    return;
+                }
+                tokio::time::sleep(KUBE_PROXY_PERIOD).await;
+            }
+        });
+    }
+
+    /// Answers load balancers that ask about Services.
+    pub(super) fn spawn_health_checks(
+        &self,
+        tasks: &mut JoinSet<()>,
+        config: &AgentConfig,
+        health: &Health,
+        checks: watch::Receiver<HealthChecks>,
+    ) {
+        let (notices_in, notices) = mpsc::channel(NOTICES);
+        let problems = self.problems.clone();
+        let tell = move |warnings| problems.set("health checks", warnings);
+        tasks.spawn(checks::serve(checks, health.clone(), tell, notices_in));
+        let (source, node) = (config.source.clone(), config.node_name.clone());
+        tasks.spawn(async move { source::publish(&source, &node, notices).await });
+    }
+
     /// Answers health checks, scrapes and the command line.
     pub(super) fn spawn_servers(
         &self,
@@ -177,9 +253,11 @@ impl Report {
         let (path, status) = (config.control_socket.clone(), self.published.subscribe());
         let report = problem("control socket");
         tasks.spawn(async move {
-            if let Err(error) = control::serve(&path, status).await {
+            // Another agent may answer for a moment more, or a directory be missing.
+            while let Err(error) = control::serve(&path, status.clone(), || report(None)).await {
                 let subject = "--control-socket".to_owned();
                 report(Some(Warning { subject, message: chain(&error) }));
+                tokio::time::sleep(CONTROL_RETRY).await;
             }
         });
     }

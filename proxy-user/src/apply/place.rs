@@ -3,7 +3,7 @@
 //! Writes only where nothing reads: to a free range, to the states of backends. What is replaced
 //! goes to the quarantine.
 
-use super::{Applier, ApplyError, Placed, Quarantine, Store};
+use super::{Applier, ApplyError, Departed, Placed, Quarantine, Store, udp_ends};
 use crate::tables::{BackendRow, Family, ServiceKey, ServiceRow};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
@@ -15,7 +15,7 @@ impl<S: Store> Applier<S> {
         &mut self,
         key: &ServiceKey,
         row: &ServiceRow,
-        gone: &mut Vec<BackendId>,
+        departed: &mut Departed,
     ) -> Result<bool, ApplyError> {
         let old = self.services.remove(key);
         let placed = self.place_over(old.as_ref(), key, row);
@@ -25,10 +25,15 @@ impl<S: Store> Applier<S> {
             }
             return placed.map(|_| false);
         };
+        let is_new = |row: &&BackendRow| {
+            let known = |old: &Placed| old.backends.binary_search_by_key(row, |(r, _)| r).is_ok();
+            !old.as_ref().is_some_and(known)
+        };
+        departed.returned.extend(udp_ends(key, row.all.keys().filter(is_new)));
         if let Some(old) = old {
-            let gone_rows =
-                old.backends.iter().filter(|(backend, _)| !row.all.contains_key(backend));
-            gone.extend(gone_rows.map(|(_, id)| *id));
+            let gone = || old.backends.iter().filter(|(backend, _)| !row.all.contains_key(backend));
+            departed.backends.extend(gone().map(|(_, id)| *id));
+            departed.retired.extend(udp_ends(key, gone().map(|(backend, _)| backend)));
             self.quarantine.ranges.push((old.range, old.len));
             placed.frontends = old.frontends;
             placed.affinity = old.affinity;

@@ -1,6 +1,7 @@
 //! The store: the maps, as far as apply reads and writes them.
 
 use crate::tables::Prefix;
+use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
@@ -18,6 +19,9 @@ pub trait Store {
     fn backends(&self) -> Vec<BackendId>;
     /// Writes one backend's state, in one word.
     fn write_backend(&mut self, id: BackendId, state: BackendState);
+    /// Notes that UDP sockets may still be connected to the backends `gone`, and that those in
+    /// `back` serve again. What is in both is gone. Where that fails, sockets are not moved.
+    fn retire(&mut self, gone: &[End], back: &[End]);
     /// All services that the map holds.
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError>;
     /// Writes a service's names, and zeroes its counters.

@@ -23,6 +23,7 @@ struct Fake {
     source_ranges: BTreeSet<(ServiceId, Prefix)>,
     source_room: Option<usize>,
     forgotten: Vec<ServiceId>,
+    retired: BTreeSet<End>,
     writes: usize,
 }
 
@@ -45,6 +46,10 @@ impl Store for Fake {
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.writes += 1;
         self.backends.insert(id, state);
+    }
+    fn retire(&mut self, gone: &[End], back: &[End]) {
+        self.retired.retain(|end| !back.contains(end));
+        self.retired.extend(gone);
     }
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {
         Ok(self.services.iter().map(|(id, info)| (*id, *info)).collect())
@@ -381,4 +386,33 @@ fn programs_can_choose_from_what_apply_wrote() {
     assert!(matches!(choice(1, 0), Some(Choice::Backend(_, slot)) if slot.addr == addr(11)));
     assert!(matches!(choice(1, u32::MAX), Some(Choice::Backend(_, slot)) if slot.addr == addr(12)));
     assert!(matches!(choice(2, 0), Some(Choice::Refuse(_))));
+}
+
+#[test]
+fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
+    let key = ServiceKey {
+        port: ServicePortName { proto: Proto::UDP, ..service("dns").port },
+        ..service("dns")
+    };
+    let udp = |cluster: &[u8]| {
+        let mut tables = Tables::default();
+        tables.services.insert(key.clone(), row(cluster, &[]).into());
+        let row = FrontendRow { service: key.clone(), flags: FrontendFlags::NONE };
+        tables.frontends.insert(FrontendKey::service(addr(1), Port::new(53), Proto::UDP), row);
+        tables
+    };
+    let end = |last| End { addr: addr(last), port: Port::new(8080) };
+    let mut applier = applier();
+    assert_eq!(applier.apply_all(udp(&[11, 12])), []);
+    assert_eq!(applier.store.retired, [].into());
+    assert_eq!(applier.apply_all(udp(&[12])), []);
+    assert_eq!(applier.store.retired, [end(11)].into());
+    let mut next = Applier::restore(applier.store).unwrap();
+    assert_eq!(next.apply_all(udp(&[11])), []);
+    assert_eq!(next.store.retired, [end(12)].into(), "gone while nobody looked");
+    assert_eq!(next.apply_all(Tables::default()), []);
+    assert_eq!(next.store.retired, [end(11), end(12)].into(), "gone with its service");
+    assert_eq!(next.apply_all(tables(&[("web", 2, &[21])])), []);
+    assert_eq!(next.apply_all(tables(&[("web", 2, &[22])])), []);
+    assert_eq!(next.store.retired.len(), 2, "TCP sockets stay with their backend");
 }

@@ -76,6 +76,11 @@ async fn list(handle: &Handle) -> Result<Vec<Interface>, DevicesError> {
         });
         let has_controller =
             link.attributes.iter().any(|a| matches!(a, LinkAttribute::Controller(_)));
+        // Asking for it is what makes the kernel give the namespace an id.
+        let peer_netns = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::LinkNetNsId(id) => Some(*id),
+            _ => None,
+        });
         let Some(name) = name else { continue };
         let index = link.header.index;
         let interface = Interface {
@@ -85,6 +90,7 @@ async fn list(handle: &Handle) -> Result<Vec<Interface>, DevicesError> {
             loopback: link.header.flags.contains(LinkFlags::Loopback),
             ethernet: link.header.link_layer_type == LinkLayerType::Ether,
             has_controller,
+            peer_netns,
             addrs: Vec::new(),
         };
         interfaces.insert(index, interface);

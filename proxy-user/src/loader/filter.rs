@@ -1,7 +1,7 @@
 //! The filter of addresses: which of them the programs look up (see [`proxy_ebpf::filter`]).
 //!
-//! Frontends come and go with services, prefixes of services with the node's rows; so two writers
-//! share one filter. A bit that is set too much costs a lookup, no more: what goes stays until the
+//! Frontends and retired backends come and go with services, prefixes of services with the node's
+//! rows; so two writers share one filter. A bit that is set too much costs a lookup, no more: what goes stays until the
 //! frontends are read again.
 
 use super::LoadError;

@@ -11,12 +11,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
+use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::source::Source;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -27,6 +28,9 @@ pub struct MapStore {
     source_ranges: LpmTrie<MapData, Source, u32>,
     affinity: MapData,
     counters: PerCpuArray<MapData, ServiceCounters>,
+    retired: MapData,
+    /// What `retired` holds, and what the kernel has evicted from it.
+    known_retired: HashSet<End>,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
     addr_filter: SharedFilter,
@@ -50,7 +54,12 @@ impl MapStore {
         let source_ranges = Map::LpmTrie(take("source_ranges")?);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
+        let retired = take("retired")?;
+        let known_retired = sys::entries::<End, u32>(retired.fd().as_fd())
+            .map_err(|e| LoadError::Kernel("read the retired backends", e))?;
         Ok(Self {
+            retired,
+            known_retired: known_retired.into_iter().map(|(end, _)| end).collect(),
             frontends: take("frontends")?,
             services: take("services")?,
             source_ranges: source_ranges
@@ -89,6 +98,28 @@ impl Store for MapStore {
 
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.backends.set(id.0, state);
+    }
+
+    fn retire(&mut self, gone: &[End], back: &[End]) {
+        let map = self.retired.fd().as_fd();
+        let known = &mut self.known_retired;
+        let back: Vec<_> = back.iter().copied().filter(|end| known.remove(end)).collect();
+        let gone: Vec<_> = gone.iter().map(|end| (*end, 1_u32)).collect();
+        known.extend(gone.iter().map(|(end, _)| *end));
+        let mut filter = self.addr_filter.lock();
+        gone.iter().for_each(|(end, _)| filter.add(end.addr));
+        let removed = each_batch(map, &back, sys::delete_batch).into_iter();
+        let removed = removed.filter(|(_, e)| e.kind() != io::ErrorKind::NotFound).map(|(_, e)| e);
+        let added = each_batch(map, &gone, sys::update_batch).into_iter().map(|(_, e)| e);
+        for error in removed.chain(added) {
+            tracing::warn!("cannot write the map `retired`, so UDP sockets stay: {error}");
+        }
+        // The kernel evicts; what it has evicted need not be known.
+        if known.len() > maps::RETIRED as usize
+            && let Ok(entries) = sys::entries::<End, u32>(map)
+        {
+            *known = entries.into_iter().map(|(end, _)| end).collect();
+        }
     }
 
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {
@@ -156,7 +187,9 @@ impl Store for MapStore {
         let frontends: Vec<(FrontendKey, FrontendValue)> =
             sys::entries(self.frontends.fd().as_fd())
                 .map_err(|e| error("frontends", "read", &e))?;
-        self.addr_filter.lock().retain(frontends.iter().map(|(key, _)| key.addr));
+        let retired = self.known_retired.iter().map(|end| end.addr);
+        let served = frontends.iter().map(|(key, _)| key.addr);
+        self.addr_filter.lock().retain(served.chain(retired));
         Ok(frontends)
     }
 

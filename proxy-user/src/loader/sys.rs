@@ -7,6 +7,7 @@
 
 use aya::Pod;
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -19,7 +20,9 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// Calls `bpf(2)` with `attr`, one of the variants of the kernel's `union bpf_attr`.
@@ -128,6 +131,53 @@ pub fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
         }
         position = Some(next);
     }
+}
+
+/// The elements of a per-CPU array from the first one on, in order: each `cpus` values side by
+/// side, as many as the kernel has possible CPUs. Since Linux 5.13.
+pub fn per_cpu_elements<V: Pod>(
+    map: BorrowedFd<'_>,
+    cpus: usize,
+    mut visit: impl FnMut(&[V]),
+) -> io::Result<()> {
+    const { assert!(size_of::<V>().is_multiple_of(8), "the kernel pads values to 8 bytes") };
+    const ROOM: usize = 1_024;
+    let mut keys = vec![0_u32; ROOM];
+    let mut values: Vec<MaybeUninit<V>> = vec![const { MaybeUninit::uninit() }; ROOM * cpus];
+    let mut position: Option<u32> = None;
+    loop {
+        let mut next = 0_u32;
+        let mut attr = BatchAttr {
+            in_batch: position.as_ref().map_or(0, |position| ptr::from_ref(position) as u64),
+            out_batch: ptr::from_mut(&mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: ROOM as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..BatchAttr::default()
+        };
+        let end = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        for element in values.chunks_exact(cpus).take(attr.count as usize) {
+            // SAFETY: the kernel has written the first `count` elements whole, and `Pod` types
+            // are valid for all bytes; `MaybeUninit` changes no layout.
+            visit(unsafe { std::slice::from_raw_parts(element.as_ptr().cast(), cpus) });
+        }
+        if end {
+            return Ok(());
+        }
+        position = Some(next);
+    }
+}
+
+/// The value that `bytes` hold; `None` if they are too few.
+pub fn read_plain<T: Pod>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: as many bytes as `T` has, and `Pod` types are valid for all bytes.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// A BPF array that was made with `BPF_F_MMAPABLE`, in this process's memory.
@@ -239,6 +289,44 @@ pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
         link_fd: u32,
     }
     bpf(BPF_LINK_DETACH, &mut Attr { link_fd: link.as_raw_fd() as u32 }).map(drop)
+}
+
+/// The output of the iterator `program` over the elements of `map`. Since Linux 5.9.
+pub fn map_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    const BPF_TRACE_ITER: u32 = 28;
+    #[repr(C)]
+    struct LinkAttr {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        flags: u32,
+        iter_info: u64,
+        iter_info_len: u32,
+        zero: u32,
+    }
+    #[repr(C)]
+    struct IterAttr {
+        link_fd: u32,
+        flags: u32,
+    }
+    // The variant `map` of `union bpf_iter_link_info`, padded to the union's first size.
+    let info = [map.as_raw_fd() as u32, 0, 0, 0];
+    let mut attr = LinkAttr {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: 0,
+        attach_type: BPF_TRACE_ITER,
+        flags: 0,
+        iter_info: info.as_ptr() as u64,
+        iter_info_len: size_of_val(&info) as u32,
+        zero: 0,
+    };
+    let link = bpf(BPF_LINK_CREATE, &mut attr)?;
+    // SAFETY: a new descriptor that nothing else owns.
+    let link = unsafe { OwnedFd::from_raw_fd(link as i32) };
+    let mut attr = IterAttr { link_fd: link.as_raw_fd() as u32, flags: 0 };
+    let file = bpf(BPF_ITER_CREATE, &mut attr)?;
+    // SAFETY: as above; the iterator keeps its link.
+    Ok(unsafe { File::from_raw_fd(file as i32) })
 }
 
 /// What a link is attached to: the first eight bytes behind the common part of

@@ -25,6 +25,7 @@ pub struct World {
     /// Invariant: the names of those objects that carry warnings.
     faulty_services: BTreeSet<ObjectName>,
     faulty_slices: BTreeSet<ObjectName>,
+    opted_out_pods: Option<BTreeSet<Arc<str>>>,
     source_warnings: Vec<Warning>,
 }
 
@@ -95,6 +96,7 @@ impl World {
             Change::Slice(slice) => self.put_slice(*slice, &mut touched),
             Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
             Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
+            Change::OptedOutPods(uids) => self.opted_out_pods = Some(uids),
             Change::SourceWarnings(warnings) => self.source_warnings = warnings,
         }
         touched
@@ -129,6 +131,12 @@ impl World {
     /// The networks that ClusterIPs are taken from; `None` while that is not known.
     pub fn service_cidrs(&self) -> Option<&[IpNetwork]> {
         self.service_cidrs.as_deref()
+    }
+
+    /// The UIDs of this node's pods that want the packet path alone; `None` until a source has said
+    /// so.
+    pub fn opted_out_pods(&self) -> Option<&BTreeSet<Arc<str>>> {
+        self.opted_out_pods.as_ref()
     }
 
     /// How many slices there are.

@@ -61,6 +61,7 @@ impl PinnedMaps {
     /// Reads all numbers.
     pub fn counters(&self) -> Result<Counters, PinnedError> {
         let services = self.services()?;
+        let carried = self.service_counters()?;
         let frontends = self.frontends()?;
         let (slots, no_local) = self.ranges_in_use(&frontends)?;
         let fill = |map, used, max| Fill { map, used, max };
@@ -68,8 +69,11 @@ impl PinnedMaps {
             outcomes: self.outcomes()?,
             services: services
                 .iter()
-                .map(|(&id, &info)| Ok(ServiceCount { info, counters: self.service_counters(id)? }))
-                .collect::<Result<_, PinnedError>>()?,
+                .map(|(id, &info)| {
+                    let counters = carried.get(id.0 as usize).copied().unwrap_or_default();
+                    ServiceCount { info, counters }
+                })
+                .collect(),
             fill: vec![
                 fill("frontends", frontends.len() as u32, self.frontends.max),
                 fill("slots", slots, self.slots.max),
@@ -81,15 +85,13 @@ impl PinnedMaps {
     }
 
     fn outcomes(&self) -> Result<Vec<OutcomeCount>, PinnedError> {
-        let table = &self.outcomes;
+        let counts = self.outcomes.sums(|sum, cpu| sum + cpu)?;
         let pairs = Program::ALL.iter().flat_map(|p| Outcome::ALL.iter().map(move |o| (*p, *o)));
-        pairs
-            .map(|(program, outcome)| {
-                let per_cpu = table.map.get(&counter_index(program, outcome as u32), 0);
-                let count = per_cpu.map_err(|e| table.unreadable(e))?.iter().sum();
-                Ok(OutcomeCount { program, outcome, count })
-            })
-            .collect()
+        let count = |(program, outcome)| {
+            let index = counter_index(program, outcome as u32) as usize;
+            OutcomeCount { program, outcome, count: counts.get(index).copied().unwrap_or(0) }
+        };
+        Ok(pairs.map(count).collect())
     }
 
     /// How many elements of the slot array belong to ranges that a frontend names, and

@@ -65,7 +65,8 @@ pub fn plan_node(
         let own = |v6: bool| interface.addrs.iter().map(IpNetwork::ip).find(|a| a.is_ipv6() == v6);
         let snat = |v6: bool| own(v6).or(primary[usize::from(v6)]).map_or_else(none, Addr::from);
         let pod = u32::from(is_pod(interface));
-        let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod };
+        let netns = interface.peer_netns.unwrap_or(-1);
+        let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod, netns };
         plan.rows.devices.insert(interface.index, device);
         plan.attach.push(interface.clone());
     }
@@ -104,6 +105,7 @@ mod tests {
             loopback: name == "lo",
             ethernet: true,
             has_controller: false,
+            peer_netns: None,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
         }
     }

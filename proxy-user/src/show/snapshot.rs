@@ -70,9 +70,11 @@ impl Snapshot {
         let mut frontends = maps.frontends()?;
         let ranges = maps.ranges(&mut frontends)?;
         let services = maps.services()?;
-        let counters = services.keys().map(|id| Ok((*id, maps.service_counters(*id)?)));
+        let carried = maps.service_counters()?;
+        let of = |id: &ServiceId| carried.get(id.0 as usize).copied().unwrap_or_default();
+        let counters = services.keys().map(|id| (*id, of(id))).collect();
         Ok(Self {
-            counters: counters.collect::<Result<_, PinnedError>>()?,
+            counters,
             frontends,
             ranges,
             services,

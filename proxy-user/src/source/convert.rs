@@ -29,6 +29,13 @@ pub const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The label of an EndpointSlice that names its Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
+/// The annotation with which a pod chooses its path: `off` leaves it to the packet path, as
+/// sandboxes and meshes with a network stack of their own want.
+pub const SOCKET_PATH: &str = "shunt.dev/socket-path";
+/// The annotation of a static pod that has the UID by which the kubelet knows it; the API server
+/// gives its mirror another one.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -156,6 +163,19 @@ impl Converter {
             deleting: object.metadata.deletion_timestamp.is_some(),
             to_be_deleted: taints.iter().any(|taint| taint.key == TO_BE_DELETED),
         }
+    }
+
+    /// The UID of the pod if it runs, or will, and opts out of the socket path.
+    pub fn opted_out_pod(&mut self, object: &core::Pod) -> Option<Arc<str>> {
+        let metadata = &object.metadata;
+        let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
+        if annotation(metadata, SOCKET_PATH) != Some("off")
+            || matches!(phase, Some("Succeeded" | "Failed"))
+        {
+            return None;
+        }
+        let uid = annotation(metadata, STATIC_UID).or(metadata.uid.as_deref())?;
+        Some(self.strings.intern(uid))
     }
 
     /// The name of an object; without a namespace it is in `default`.

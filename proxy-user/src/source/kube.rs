@@ -6,13 +6,14 @@
 //! cannot read, and lets a list on a dead connection hang.
 
 mod backoff;
+pub(super) mod events;
 mod explain;
 mod feed;
 mod watch;
 
 use super::{Closed, SourceError, send};
 use crate::model::{Change, Warning};
-use feed::{OwnNode, ServiceCidrs, Services, Slices};
+use feed::{OwnNode, OwnPods, ServiceCidrs, Services, Slices};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ pub(super) async fn run(
         closed = Watch::new(Services::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(Slices::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(ServiceCidrs::default(), kubeconfig, &connection, &report).run() => closed,
+        closed = Watch::new(OwnPods::new(node_name), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(OwnNode::new(node_name), kubeconfig, &connection, &report).run() => closed,
     };
     Ok(())

@@ -212,7 +212,7 @@ impl Plane {
             _ => (v4, v6),
         };
         rows.service_cidrs = Some(self.service_cidrs.iter().copied().map(Prefix::from).collect());
-        rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod });
+        rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod, netns: -1 });
         self.dataplane.write_node(&rows).unwrap();
     }
 
@@ -265,7 +265,7 @@ impl Plane {
             let named = proxy_ebpf::service::unpadded(&info.name) == name;
             (named && info.proto == net.proto && info.family == family).then_some(*id)
         });
-        self.maps.service_counters(id.unwrap()).unwrap()
+        self.maps.service_counters().unwrap()[id.unwrap().0 as usize]
     }
 
     /// What is remembered of the clients of services with affinity.

@@ -19,3 +19,4 @@ mod packets;
 mod policy;
 mod scene;
 mod socket_path;
+mod stale_udp;

@@ -67,6 +67,7 @@ impl Seen {
                 self.slices.as_mut().expect(FIRST).remove(&name);
             }
             Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
+            Change::OptedOutPods(_) => {}
             Change::SourceWarnings(warnings) => self.warnings = warnings,
         }
     }

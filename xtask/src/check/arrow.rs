@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 18] = [
+const MODULES: [(&str, &[&str]); 19] = [
     ("model", &[]),
     ("tables", &[]),
     ("source", &["model"]),
@@ -20,11 +20,12 @@ const MODULES: [(&str, &[&str]); 18] = [
     ("glob", &[]),
     ("sweep", &[]),
     ("pinned", &["loader", "tables"]),
+    ("sockets", &["loader", "pinned"]),
     ("status", &["model"]),
     ("config", &["source"]),
-    ("preflight", &["config", "model"]),
+    ("preflight", &["config", "loader", "model"]),
     ("http", &["model"]),
-    ("health", &["http", "metrics", "model"]),
+    ("health", &["http", "metrics", "model", "tables"]),
     ("metrics", &["http", "model", "pinned"]),
     ("control", &["status"]),
     ("show", &["model", "pinned", "status"]),

@@ -10,6 +10,7 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// A file younger than this may change again without a new time stamp.
@@ -52,6 +53,7 @@ struct Objects {
     slices: BTreeMap<ObjectName, Slice>,
     node: Option<Node>,
     service_cidrs: BTreeSet<IpNetwork>,
+    opted_out: BTreeSet<Arc<str>>,
 }
 
 impl Folder {
@@ -167,6 +169,9 @@ impl Folder {
                 }
             }
         }
+        let pods = self.files.values().flat_map(|file| &file.manifest.opted_out);
+        let own = pods.filter(|(node, _)| *node == self.node_name);
+        objects.opted_out.extend(own.map(|(_, uid)| uid.clone()));
         if objects.node.is_none() {
             warnings.push(crate::source::no_node(&self.node_name));
         }
@@ -217,6 +222,7 @@ impl Objects {
             Change::AllSlices(self.slices.values().cloned().collect()),
             Change::Node(self.node.clone()),
             self.service_cidrs(),
+            Change::OptedOutPods(self.opted_out.clone()),
         ]
     }
 
@@ -236,7 +242,9 @@ impl Objects {
         });
         let node = (before.node != self.node).then(|| Change::Node(self.node.clone()));
         let cidrs = (before.service_cidrs != self.service_cidrs).then(|| self.service_cidrs());
-        services.chain(slices).chain(node).chain(cidrs).collect()
+        let pods = (before.opted_out != self.opted_out)
+            .then(|| Change::OptedOutPods(self.opted_out.clone()));
+        services.chain(slices).chain(node).chain(cidrs).chain(pods).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The text of a manifest in, its Services, EndpointSlices, Nodes and ServiceCIDRs out.
+//! The text of a manifest in, its Services, EndpointSlices, Nodes, ServiceCIDRs and pods out.
 //!
 //! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
 //! that cannot be read makes the whole text unreadable: half a file is not what was meant.
@@ -11,6 +11,7 @@ use k8s_openapi::api::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::sync::Arc;
 
 const NETWORKING: &str = "networking.k8s.io/v1";
 
@@ -25,6 +26,8 @@ pub(super) struct Manifest {
     pub(super) nodes: Vec<Node>,
     /// The networks of its ServiceCIDRs.
     pub(super) service_cidrs: Vec<IpNetwork>,
+    /// The nodes and UIDs of its pods that opt out of the socket path.
+    pub(super) opted_out: Vec<(String, Arc<str>)>,
 }
 
 /// Why a text cannot be read.
@@ -89,6 +92,7 @@ fn typed_error(document: &str) -> Option<serde_yaml_ng::Error> {
     match (text(&value, "apiVersion"), text(&value, "kind")) {
         ("v1", "Service") => serde_yaml_ng::from_str::<core::Service>(document).err(),
         ("v1", "Node") => serde_yaml_ng::from_str::<core::Node>(document).err(),
+        ("v1", "Pod") => serde_yaml_ng::from_str::<core::Pod>(document).err(),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             serde_yaml_ng::from_str::<discovery::EndpointSlice>(document).err()
         }
@@ -117,6 +121,13 @@ impl Manifest {
                 self.slices.extend(converter.slice(&object));
                 return Ok(());
             }
+            ("v1", "Pod") => {
+                let object: core::Pod = typed(value)?;
+                let node = object.spec.as_ref().and_then(|spec| spec.node_name.clone());
+                let uid = converter.opted_out_pod(&object);
+                self.opted_out.extend(node.zip(uid));
+                return Ok(());
+            }
             ("v1", "Node") => {
                 self.nodes.push(converter.node(&typed(value)?));
                 return Ok(());
@@ -129,6 +140,7 @@ impl Manifest {
             ("v1", "ServiceList") => Some(("v1", "Service")),
             ("v1", "NodeList") => Some(("v1", "Node")),
             (NETWORKING, "ServiceCIDRList") => Some((NETWORKING, "ServiceCIDR")),
+            ("v1", "PodList") => Some(("v1", "Pod")),
             ("discovery.k8s.io/v1", "EndpointSliceList") => {
                 Some(("discovery.k8s.io/v1", "EndpointSlice"))
             }

@@ -44,6 +44,7 @@ async fn first(changes: &mut Receiver<Change>) -> Vec<String> {
     assert!(matches!(next(changes).await, Change::AllSlices(_)));
     assert!(matches!(next(changes).await, Change::Node(_)));
     assert!(matches!(next(changes).await, Change::ServiceCidrs(_)));
+    assert!(matches!(next(changes).await, Change::OptedOutPods(_)));
     services.iter().map(|service| service.name.name.to_string()).collect()
 }
 
@@ -165,6 +166,7 @@ async fn the_own_node_is_picked_out_and_missed() {
     let [_, _, Change::Node(Some(node))] = seen else { panic!("{seen:?}") };
     assert_eq!(next(&mut changes).await, Change::ServiceCidrs(vec![]));
     assert_eq!(&*node.name, "node-a");
+    assert_eq!(next(&mut changes).await, Change::OptedOutPods(BTreeSet::new()));
     fs::write(dir.path().join("nodes.yaml"), other).unwrap();
     assert_eq!(next(&mut changes).await, Change::Node(None));
     let subjects: BTreeSet<_> =
@@ -177,4 +179,28 @@ async fn a_folder_that_is_not_there_ends_the_source_with_the_flag_to_mend() {
     let (sender, _receiver) = channel(1);
     let error = run(Path::new("/nonexistent"), "node-a", &sender).await.unwrap_err().to_string();
     assert!(error.contains("/nonexistent") && error.contains("--manifests"), "{error}");
+}
+
+#[tokio::test]
+async fn pods_of_the_own_node_that_opt_out_and_run_are_named() {
+    let pod = |name: &str, node: &str, path: &str, phase: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, uid: uid-{name}, \
+             annotations: {{shunt.dev/socket-path: '{path}'}}}}, spec: {{nodeName: {node}, \
+             containers: []}}, status: {{phase: {phase}}}}}\n"
+        )
+    };
+    let own = pod("a", "node-a", "off", "Running") + &pod("b", "node-b", "off", "Running");
+    let text = own + &pod("c", "node-a", "on", "Running") + &pod("d", "node-a", "off", "Failed");
+    let dir = folder(&[("pods.yaml", &text)]);
+    let mut changes = start(dir.path());
+    // The Services, the slices, the node and the ServiceCIDRs.
+    for _ in 0..4 {
+        let _ = next(&mut changes).await;
+    }
+    let uids = BTreeSet::from(["uid-a".into()]);
+    assert_eq!(next(&mut changes).await, Change::OptedOutPods(uids));
+    let _no_node = next(&mut changes).await;
+    fs::remove_file(dir.path().join("pods.yaml")).unwrap();
+    assert_eq!(next(&mut changes).await, Change::OptedOutPods(BTreeSet::new()));
 }

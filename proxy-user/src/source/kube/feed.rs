@@ -220,3 +220,53 @@ impl Feed for OwnNode {
         self.node.is_none().then(|| no_node(&self.name))
     }
 }
+
+/// The pods of the own node, of which only those matter that opt out of the socket path.
+pub(super) struct OwnPods {
+    node_name: String,
+    converter: Converter,
+    opted_out: BTreeMap<ObjectName, Arc<str>>,
+}
+
+impl OwnPods {
+    /// The feed of the pods of the Node `node_name`.
+    pub(super) fn new(node_name: &str) -> Self {
+        let node_name = node_name.to_owned();
+        Self { node_name, converter: Converter::default(), opted_out: BTreeMap::new() }
+    }
+}
+
+impl Feed for OwnPods {
+    type Object = core::Pod;
+    const RESOURCE: &'static str = "pods";
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (None, Some(format!("spec.nodeName={}", self.node_name)))
+    }
+
+    fn begin_list(&mut self) {
+        self.opted_out.clear();
+    }
+
+    fn listed(&mut self, object: &core::Pod) {
+        if let Some(uid) = self.converter.opted_out_pod(object) {
+            self.opted_out.insert(self.converter.name(&object.metadata), uid);
+        }
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::OptedOutPods(self.opted_out.values().cloned().collect())
+    }
+
+    fn applied(&mut self, object: &core::Pod) -> Option<Change> {
+        let before = self.opted_out.remove(&self.converter.name(&object.metadata));
+        self.listed(object);
+        let now = self.opted_out.get(&self.converter.name(&object.metadata));
+        (before.as_ref() != now).then(|| self.end_list())
+    }
+
+    fn deleted(&mut self, object: &core::Pod) -> Change {
+        self.opted_out.remove(&self.converter.name(&object.metadata));
+        self.end_list()
+    }
+}

@@ -1,0 +1,110 @@
+//! UDP sockets that are connected to a backend which serves no longer.
+//!
+//! The socket path translates once, at connect; a backend that goes takes the connected UDP
+//! sockets with it. Their datagrams still pass the device of their pod, addressed to the backend.
+//! There the packet path looks whose they are, and gives them a backend of the service that the
+//! socket asked for; the replies seem to come from the backend that it is connected to.
+
+use crate::maps::{DEVICES, KernelTables, RETIRED, UDP_PEERS, backend_state, node_ports};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::TcContext;
+use core::{mem, ptr};
+use proxy_ebpf::Proto;
+use proxy_ebpf::choose::{Destination, find_frontend};
+use proxy_ebpf::flow::End;
+use proxy_ebpf::frontend::FrontendValue;
+use proxy_ebpf::packet::Headers;
+use proxy_ebpf::socket::{Translation, UdpPeers};
+
+/// The last translation that [`is_sent_to`] found, out of the way of the 512-byte stack.
+#[btf_map(name = "retired_scratch")]
+static SCRATCH: PerCpuArray<Translation, 1> = PerCpuArray::new();
+
+/// Whether the datagram goes to a backend which serves no longer, from a socket that it was given
+/// to. [`frontend`] then has what the socket asked for.
+#[inline(never)]
+pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
+    // Spares every other datagram the search for its socket.
+    if RETIRED.get_ptr(&headers.dst).is_none() {
+        return false;
+    }
+    // SAFETY: the context is valid; the verifier checks the access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: one word is read; elements change only when a device does.
+    let Some(netns) = unsafe { DEVICES.get(ifindex) }.map(|device| device.netns) else {
+        return false;
+    };
+    if netns < 0 {
+        return false;
+    }
+    let socket = find(ctx, headers, netns as u64);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null, and held until it is released below; the verifier checks the access.
+    let connected = unsafe { (*socket).state } == BPF_TCP_ESTABLISHED;
+    // The kernel takes the address of the map's definition for the map.
+    let map = (&raw const UDP_PEERS).cast_mut().cast();
+    // SAFETY: as above; without a value nothing is made.
+    let peers = unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0) };
+    let peers = peers.cast::<UdpPeers>();
+    let scratch = SCRATCH.get_ptr_mut(0);
+    let mut found = false;
+    // SAFETY: null, or the socket's storage, which is copied before the socket is let go.
+    if let (Some(peers), Some(scratch), true) = (unsafe { peers.as_ref() }, scratch, connected)
+        && let Some(translation) = peers.receive_from(headers.dst)
+    {
+        // SAFETY: the copy of this CPU, where no other program writes while this one runs.
+        unsafe { *scratch = translation };
+        found = true;
+    }
+    // SAFETY: the reference that the lookup took.
+    let _always_zero = unsafe { bpf_sk_release(socket.cast()) };
+    found
+}
+
+/// The value of the frontend that the sender of the last datagram which [`is_sent_to`] a retired
+/// backend asked for; [`FrontendValue::NONE`] if that backend still serves it.
+#[inline(never)]
+pub(crate) fn frontend() -> FrontendValue {
+    let Some(translation) = SCRATCH.get(0) else { return FrontendValue::NONE };
+    let End { addr, port } = translation.backend();
+    if backend_state(translation.backend_id).serves(translation.service, addr, port) {
+        return FrontendValue::NONE;
+    }
+    let End { addr, port } = translation.frontend();
+    let to = Destination { addr, port, proto: Proto::UDP };
+    find_frontend(&KernelTables, to, node_ports(), false)
+        .map_or(FrontendValue::NONE, |(_, value)| value)
+}
+
+/// The socket that sent the packet, in the namespace of id `netns`; null if there is none. It
+/// must be released.
+#[inline(always)]
+fn find(ctx: &TcContext, headers: &Headers, netns: u64) -> *mut bpf_sock {
+    // As a packet to the socket would name them: the socket is the destination.
+    let (far, near) = (headers.dst, headers.src);
+    let (sport, dport) = (far.port.network(), near.port.network());
+    // SAFETY: a union of plain integers; all of it is written.
+    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
+    let size = if far.addr.is_v4() {
+        let (saddr, daddr) = (far.addr.v4_word(), near.addr.v4_word());
+        tuple.__bindgen_anon_1.ipv4 =
+            bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 { saddr, daddr, sport, dport };
+        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>()
+    } else {
+        let (saddr, daddr) = (far.addr.words(), near.addr.words());
+        tuple.__bindgen_anon_1.ipv6 =
+            bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 { saddr, daddr, sport, dport };
+        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>()
+    };
+    // SAFETY: the tuple is as long as the size says; since Linux 4.20.
+    unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size as u32, netns, 0) }
+}

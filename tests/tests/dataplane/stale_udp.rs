@@ -1,0 +1,150 @@
+//! UDP sockets that are connected to a backend which serves no longer: they are moved or closed,
+//! and never talk to nobody.
+
+use crate::scene::{Path, Scene, mapped_sockets, node_port, vip};
+use anyhow::{Context as _, Result};
+use lab::cluster::eventually;
+use lab::{Ask, Cni, Failure, FailureKind, LabConfig, Reply, RpFilter, Socket, Transport};
+use std::time::Duration;
+
+/// How long a datagram may take; what has no way fails after it.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Connected UDP sockets of the client pod, for both families and the mapped one, to the
+/// ClusterIP and the NodePort of service 1.
+async fn connected(scene: &Scene) -> Result<Vec<Socket>> {
+    let node_port = scene.cluster.lab.node(0).addrs().at(node_port(1));
+    let mut asks = [vip(1), node_port].concat().into_iter().map(Ask::udp).collect::<Vec<_>>();
+    asks.extend(mapped_sockets(vip(1)));
+    asks.retain(|ask| ask.transport == Transport::Udp);
+    let mut sockets = Vec::new();
+    for ask in asks {
+        sockets.push(scene.client.open(ask.timeout(PATIENCE)).await?);
+    }
+    Ok(sockets)
+}
+
+/// `socket` is answered by `name`, and sees the same peer and has the same port as before.
+async fn is_moved(socket: &Socket, name: &str) -> Result<()> {
+    let moved = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == name);
+    let reply = eventually("another backend", async || socket.ask().await, moved).await??;
+    assert_eq!((Some(reply.peer), reply.local), (socket.peer(), socket.local()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pods_connected_sockets_move_with_their_service() -> Result<()> {
+    for cni in [Cni::Routed, Cni::Bridge] {
+        let config = LabConfig { cni, rp_filter: RpFilter::Strict, ..LabConfig::default() };
+        sockets_move(Scene::prepare(config).await?).await.with_context(|| format!("{cni:?}"))?;
+    }
+    Ok(())
+}
+
+async fn sockets_move(mut scene: Scene) -> Result<()> {
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start(Path::Socket).await?;
+    let sockets = connected(&scene).await?;
+    let [web_0, web_1] = &scene.web;
+    for socket in &sockets {
+        is_moved(socket, web_1.name()).await?;
+    }
+    // The first has them again in the end.
+    for left in [web_0, web_1] {
+        scene.publish(1, &[left])?;
+        for socket in &sockets {
+            is_moved(socket, left.name()).await.context("after a change")?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn sockets_stay_while_nothing_serves_and_move_when_something_does() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let sockets = connected(&scene).await?;
+    for socket in &sockets {
+        is_moved(socket, scene.web[0].name()).await?;
+    }
+    let refused = async || scene.client.udp(vip(1)[0]).await;
+    scene.publish(1, &[])?;
+    eventually("no endpoints", refused, Result::is_err).await?.err();
+    for socket in &sockets {
+        let reply = socket.ask().await.context("the backend itself still answers")?;
+        assert_eq!(reply.name, scene.web[0].name());
+    }
+    scene.publish(1, &[&scene.web[1]])?;
+    for socket in &sockets {
+        is_moved(socket, scene.web[1].name()).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_socket_that_asks_for_the_backend_itself_is_left_alone() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let [web_0, web_1] = &scene.web;
+    let through = connected(&scene).await?;
+    let mut direct = Vec::new();
+    for addr in web_0.addrs().at(8080) {
+        direct.push(scene.client.open(Ask::udp(addr)).await?);
+        direct.push(scene.cluster.lab.node(0).open(Ask::udp(addr)).await?);
+    }
+    scene.publish(1, &[web_1])?;
+    for socket in &through {
+        is_moved(socket, web_1.name()).await?;
+    }
+    for socket in &direct {
+        assert_eq!(socket.ask().await?.name, web_0.name());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_nodes_own_connected_sockets_are_closed_with_an_error() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let node = scene.cluster.lab.node(0);
+    let mut asks: Vec<_> = vip(1).into_iter().map(Ask::udp).collect();
+    asks.push(Ask::udp(format!("127.0.0.1:{}", node_port(1))));
+    asks.extend(mapped_sockets(vip(1)).into_iter().filter(|a| a.transport == Transport::Udp));
+    let mut sockets = Vec::new();
+    for ask in asks {
+        let socket = node.open(ask.clone().timeout(PATIENCE)).await?;
+        assert_eq!(socket.ask().await?.name, scene.web[0].name());
+        sockets.push((ask, socket));
+    }
+    scene.publish(1, &[&scene.web[1]])?;
+    for (ask, socket) in &sockets {
+        let is_closed = |reply: &Result<Reply, Failure>| {
+            reply.as_ref().is_err_and(|failure| failure.kind != FailureKind::TimedOut)
+        };
+        eventually("closed", async || socket.ask().await, is_closed).await?.err();
+        assert_eq!(node.ask(ask.clone()).await?.name, scene.web[1].name(), "a new one");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_changes_while_no_agent_runs_moves_sockets_when_one_does() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let sockets = connected(&scene).await?;
+    let own = scene.cluster.lab.node(0).open(Ask::udp(vip(1)[0]).timeout(PATIENCE)).await?;
+    let _ = own.ask().await?;
+    scene.cluster.kill_agent(0).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    let options = scene.cluster.options();
+    scene.cluster.start_agent(0, &options)?.wait_synced().await?;
+    for socket in &sockets {
+        is_moved(socket, scene.web[1].name()).await?;
+    }
+    eventually("closed", async || own.ask().await, Result::is_err).await?.err();
+    Ok(())
+}
