@@ -8,8 +8,8 @@
 use crate::affinity::choose;
 use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, node_ports, now,
-    random, scratch,
+    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, is_service_addr,
+    node_ports, now, random, scratch,
 };
 use crate::{fragment, packet, reject};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -106,12 +106,11 @@ fn leave(unread: Unread) -> Verdict {
 fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
-        // A connection begins with a SYN. Anything else is of a connection that another proxy
-        // still translates, or of one from this node whose port looks like a NodePort.
-        if !headers.has_transport() || headers.proto == Proto::TCP && !headers.tcp_flags.opens() {
-            return pass(Outcome::NotOurs);
-        }
-        return new_flow(ctx, headers, false);
+        return if begins_flow(headers) {
+            new_flow(ctx, headers, false)
+        } else {
+            pass(Outcome::NotOurs)
+        };
     };
     if headers.has_transport() && begins_anew(headers, value) {
         let known = serves(value);
@@ -127,7 +126,7 @@ fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
 fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
     let key = FlowKey::new(Hook::Egress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
-        return pass(Outcome::NotOurs);
+        return if begins_flow(headers) { leave_node(headers) } else { pass(Outcome::NotOurs) };
     };
     if value.is_pending()
         && let Err(outcome) = give_snat(ctx, &key, value)
@@ -136,6 +135,50 @@ fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
         return drop(outcome);
     }
     matched(ctx, headers, &key, value)
+}
+
+/// Whether a packet without a flow may begin one.
+///
+/// A connection begins with a SYN. Anything else is of a connection that another proxy still
+/// translates, or of one from this node whose port looks like a NodePort.
+#[inline(always)]
+fn begins_flow(headers: &Headers) -> bool {
+    headers.has_transport() && (headers.proto != Proto::TCP || headers.tcp_flags.opens())
+}
+
+/// A packet without a flow that is about to leave the node.
+///
+/// What the socket path has left alone, or has not seen (a process that is opted out), is still on
+/// its way to the service's address. The default route leads it to a stranger at best.
+#[inline(never)]
+fn leave_node(headers: &Headers) -> Verdict {
+    let value = frontend(headers);
+    if value.is_none() {
+        return no_frontend(headers);
+    }
+    let flags = value.flags();
+    if flags.has(FrontendFlags::REFUSED) {
+        drop(Outcome::NoPort)
+    } else if flags.has(FrontendFlags::INTERNAL_LOCAL) {
+        drop(Outcome::NoLocalEndpoint)
+    } else if flags.is_cluster_ip() {
+        drop(Outcome::Untranslated)
+    } else if flags.has(FrontendFlags::RESTRICTED) && !flags.has(FrontendFlags::ADMITS_NODE) {
+        drop(Outcome::SourceNotAllowed)
+    } else {
+        // A balancer or a router outside may have the address too.
+        pass(Outcome::NotOurs)
+    }
+}
+
+/// A packet to an address, port and protocol that no service has.
+#[inline(always)]
+fn no_frontend(headers: &Headers) -> Verdict {
+    if is_service_addr(&headers.dst.addr) {
+        drop(Outcome::Unallocated)
+    } else {
+        pass(Outcome::NotOurs)
+    }
 }
 
 /// Whether the packet asks for a choice although its flow is known: a connection that begins, or
@@ -221,7 +264,7 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     let value = frontend(headers);
     if value.is_none() {
-        return pass(Outcome::NotOurs);
+        return no_frontend(headers);
     }
     let from_pod = is_from_pod(ctx);
     let mut forward = FlowValue::default();

@@ -46,6 +46,9 @@ static NODE_ADDRS: HashMap<Addr, NodeAddr, { maps::NODE_ADDRS as usize }> = Hash
 pub(crate) static CLUSTER_CIDRS: LpmTrie<Addr, u32, { maps::CLUSTER_CIDRS as usize }> =
     LpmTrie::new();
 
+#[btf_map(name = "service_cidrs")]
+static SERVICE_CIDRS: LpmTrie<Addr, u32, { maps::SERVICE_CIDRS as usize }> = LpmTrie::new();
+
 #[btf_map(name = "source_ranges")]
 static SOURCE_RANGES: LpmTrie<Source, u32, { maps::SOURCE_RANGES as usize }> = LpmTrie::new();
 
@@ -130,6 +133,12 @@ impl Tables for KernelTables {
     fn admits(&self, source: &Source) -> bool {
         SOURCE_RANGES.get(&Key::new(Source::BITS, *source)).is_some()
     }
+}
+
+/// Whether Services take their ClusterIPs from a range that holds `addr`.
+#[inline(always)]
+pub(crate) fn is_service_addr(addr: &Addr) -> bool {
+    SERVICE_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
 }
 
 /// The state of a backend; "no backend" for an id that is out of range.

@@ -8,6 +8,7 @@
 //! | `services` | hash | [`ServiceId`] | [`ServiceInfo`] | agent |
 //! | `node_addrs` | hash | [`Addr`] | [`NodeAddr`] | agent |
 //! | `cluster_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
+//! | `service_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `source_ranges` | LPM trie | prefix of a [`Source`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
@@ -58,6 +59,8 @@ pub const SERVICES: u32 = 32_768;
 pub const NODE_ADDRS: u32 = 1_024;
 /// Prefixes of pods' addresses.
 pub const CLUSTER_CIDRS: u32 = 64;
+/// Prefixes that ClusterIPs are taken from.
+pub const SERVICE_CIDRS: u32 = 64;
 /// Prefixes of sources, over all services with `loadBalancerSourceRanges`.
 pub const SOURCE_RANGES: u32 = 65_536;
 /// Clients of services with affinity, the longest unseen of which are forgotten; 16 MB.
@@ -70,13 +73,14 @@ pub const FLOWS: u32 = 524_288;
 pub const SNAT_CURSORS: u32 = 1_024;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 16] = [
     "frontends",
     "slots",
     "backends",
     "services",
     "node_addrs",
     "cluster_cidrs",
+    "service_cidrs",
     "source_ranges",
     "devices",
     "flows",

@@ -60,6 +60,10 @@ pub enum Outcome {
     NoLocalEndpoint,
     /// Dropped: the source is none of those that the load balancer's address is open to.
     SourceNotAllowed,
+    /// Dropped: the address lies in a ServiceCIDR, and no Service has it.
+    Unallocated,
+    /// Dropped: a packet was about to leave the node for a ClusterIP that nothing translated.
+    Untranslated,
     /// A fragment or a header that the packet path does not read: left alone.
     Unsupported,
     /// A packet whose headers are cut off or contradict themselves: left alone.
@@ -81,7 +85,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::NotOurs,
         Self::Chosen,
         Self::Matched,
@@ -89,6 +93,8 @@ impl Outcome {
         Self::NoPort,
         Self::NoLocalEndpoint,
         Self::SourceNotAllowed,
+        Self::Unallocated,
+        Self::Untranslated,
         Self::Unsupported,
         Self::Malformed,
         Self::Collision,
@@ -109,6 +115,8 @@ impl Outcome {
             Self::NoPort => "no_port",
             Self::NoLocalEndpoint => "no_local_endpoint",
             Self::SourceNotAllowed => "source_not_allowed",
+            Self::Unallocated => "unallocated",
+            Self::Untranslated => "untranslated",
             Self::Unsupported => "unsupported",
             Self::Malformed => "malformed",
             Self::Collision => "collision",

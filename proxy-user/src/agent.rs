@@ -220,7 +220,7 @@ impl Agent {
             Change::SliceGone(_) => self.metrics.changes(0, 1),
             _ => {}
         }
-        let is_node = matches!(change, Change::Node(_));
+        let is_node = matches!(change, Change::Node(_) | Change::ServiceCidrs(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
         if is_node {
@@ -302,7 +302,7 @@ impl Agent {
     /// Brings devices and addresses to what is planned for the node.
     fn update_node(&mut self) {
         if self.synced {
-            let (_made, errors) = self.node.update(self.world.node());
+            let (_made, errors) = self.node.update(&self.world);
             self.report.node_errors(&errors);
         }
     }
@@ -312,7 +312,7 @@ impl Agent {
         if !self.synced {
             return;
         }
-        let (repaired, errors) = self.node.update(self.world.node());
+        let (repaired, errors) = self.node.update(&self.world);
         self.report.node_errors(&errors);
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {

@@ -207,25 +207,17 @@ impl Dataplane {
     pub fn write_node(&mut self, rows: &NodeRows) -> Result<u64, LoadError> {
         let addrs = sync_hash(&mut self.ebpf, "node_addrs", &rows.addrs)?;
         let devices = sync_hash(&mut self.ebpf, "devices", &rows.devices)?;
-        Ok(addrs + devices)
+        let cidrs = match &rows.service_cidrs {
+            Some(cidrs) => sync_trie(&mut self.ebpf, "service_cidrs", cidrs)?,
+            None => 0,
+        };
+        Ok(addrs + devices + cidrs)
     }
 
     /// Makes the map of the pods' prefixes say just `cidrs`.
     pub fn write_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), LoadError> {
-        let failed = |e| LoadError::Map("cluster_cidrs", e);
-        let map = self.ebpf.map_mut("cluster_cidrs");
-        let map = map.ok_or_else(|| LoadError::Missing("cluster_cidrs".to_owned()))?;
-        let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
-        let wanted: BTreeSet<Prefix> = cidrs.iter().copied().map(Prefix::from).collect();
-        let prefix = |key: Key<Addr>| Prefix { addr: key.data(), bits: key.prefix_len() };
-        let known: BTreeSet<Prefix> = map.keys().filter_map(Result::ok).map(prefix).collect();
-        for &Prefix { addr, bits } in wanted.difference(&known) {
-            map.insert(&Key::new(bits, addr), 1, 0).map_err(failed)?;
-        }
-        for &Prefix { addr, bits } in known.difference(&wanted) {
-            map.remove(&Key::new(bits, addr)).map_err(failed)?;
-        }
-        Ok(())
+        let cidrs = cidrs.iter().copied().map(Prefix::from).collect();
+        sync_trie(&mut self.ebpf, "cluster_cidrs", &cidrs).map(drop)
     }
 
     /// The loaded programs and their names, to be measured or run on made packets.
@@ -301,6 +293,7 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "services" => of::<ServiceId, ServiceInfo>(maps::SERVICES),
         "node_addrs" => of::<Addr, NodeAddr>(maps::NODE_ADDRS),
         "cluster_cidrs" => of::<Key<Addr>, u32>(maps::CLUSTER_CIDRS),
+        "service_cidrs" => of::<Key<Addr>, u32>(maps::SERVICE_CIDRS),
         "source_ranges" => of::<Key<Source>, u32>(maps::SOURCE_RANGES),
         "affinity" => of::<AffinityKey, AffinityRecord>(maps::AFFINITY),
         "devices" => of::<u32, Device>(maps::DEVICES),
@@ -338,6 +331,26 @@ where
         written += 1;
     }
     Ok(written)
+}
+
+/// Makes the trie `name` say just `wanted`. Returns how many rows that took.
+fn sync_trie(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    wanted: &BTreeSet<Prefix>,
+) -> Result<u64, LoadError> {
+    let failed = |e| LoadError::Map(name, e);
+    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
+    let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
+    let prefix = |key: Key<Addr>| Prefix { addr: key.data(), bits: key.prefix_len() };
+    let known: BTreeSet<Prefix> = map.keys().filter_map(Result::ok).map(prefix).collect();
+    for &Prefix { addr, bits } in wanted.difference(&known) {
+        map.insert(&Key::new(bits, addr), 1, 0).map_err(failed)?;
+    }
+    for &Prefix { addr, bits } in known.difference(wanted) {
+        map.remove(&Key::new(bits, addr)).map_err(failed)?;
+    }
+    Ok(wanted.symmetric_difference(&known).count() as u64)
 }
 
 fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {

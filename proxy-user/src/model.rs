@@ -228,6 +228,9 @@ pub enum Change {
     Slice(Box<Slice>),
     /// An EndpointSlice is gone, or no longer belongs to a Service.
     SliceGone(ObjectName),
+    /// All networks that ClusterIPs are taken from; none in a cluster that has no ServiceCIDRs.
+    /// Nothing waits for this change.
+    ServiceCidrs(Vec<IpNetwork>),
     /// What the source itself finds wrong (a file that does not parse, say), replacing what it
     /// said before.
     SourceWarnings(Vec<Warning>),

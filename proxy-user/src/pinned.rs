@@ -98,6 +98,7 @@ pub struct PinnedMaps {
     services: Table<HashMap<MapData, ServiceId, ServiceInfo>>,
     node_addrs: Table<HashMap<MapData, Addr, NodeAddr>>,
     cluster_cidrs: Table<LpmTrie<MapData, Addr, u32>>,
+    service_cidrs: Table<LpmTrie<MapData, Addr, u32>>,
     source_ranges: Table<LpmTrie<MapData, Source, u32>>,
     devices: Table<HashMap<MapData, u32, Device>>,
     flows: Table<HashMap<MapData, FlowKey, FlowValue>>,
@@ -125,6 +126,7 @@ impl PinnedMaps {
             services: Table::open(&dir, "services")?,
             node_addrs: Table::open(&dir, "node_addrs")?,
             cluster_cidrs: Table::open(&dir, "cluster_cidrs")?,
+            service_cidrs: Table::open(&dir, "service_cidrs")?,
             source_ranges: Table::open(&dir, "source_ranges")?,
             devices: Table::open(&dir, "devices")?,
             flows: Table::open(&dir, "flows")?,
@@ -153,15 +155,12 @@ impl PinnedMaps {
 
     /// The prefixes of the pods' addresses.
     pub fn cluster_cidrs(&self) -> Result<Vec<IpNetwork>, PinnedError> {
-        let mut cidrs = Vec::new();
-        for key in self.cluster_cidrs.map.keys().take(2 * self.cluster_cidrs.max as usize) {
-            let key = key.map_err(|source| self.cluster_cidrs.unreadable(source))?;
-            // The agent writes whole prefixes, so no key is left out.
-            cidrs.extend(Prefix { addr: key.data(), bits: key.prefix_len() }.network());
-        }
-        cidrs.sort();
-        cidrs.dedup();
-        Ok(cidrs)
+        self.cluster_cidrs.networks()
+    }
+
+    /// The networks that ClusterIPs are taken from.
+    pub fn service_cidrs(&self) -> Result<Vec<IpNetwork>, PinnedError> {
+        self.service_cidrs.networks()
     }
 
     /// The networks that the restricted frontends of services are open to.
@@ -274,6 +273,18 @@ impl<M: TryFrom<Map, Error = MapError>> Table<M> {
 impl<M> Table<M> {
     fn unreadable(&self, source: MapError) -> PinnedError {
         PinnedError::Read { map: self.name, source: Box::new(source) }
+    }
+}
+
+impl Table<LpmTrie<MapData, Addr, u32>> {
+    fn networks(&self) -> Result<Vec<IpNetwork>, PinnedError> {
+        let mut networks = BTreeSet::new();
+        for key in self.map.keys().take(2 * self.max as usize) {
+            let key = key.map_err(|source| self.unreadable(source))?;
+            // The agent writes whole prefixes, so no key is left out.
+            networks.extend(Prefix { addr: key.data(), bits: key.prefix_len() }.network());
+        }
+        Ok(networks.into_iter().collect())
     }
 }
 

@@ -190,6 +190,8 @@ pub struct NodeRows {
     pub addrs: BTreeMap<Addr, NodeAddr>,
     /// The devices of the packet path, by interface index.
     pub devices: BTreeMap<u32, Device>,
+    /// The networks that ClusterIPs are taken from; `None` while that is not known.
+    pub service_cidrs: Option<BTreeSet<Prefix>>,
 }
 
 impl TableDelta {

@@ -184,7 +184,7 @@ async fn nothing_is_removed_before_every_list_has_come() -> Result<()> {
             assert!(status["synced"].is_null(), "{what}");
         }
         let other_lists_came = async || anyhow::Ok(web.cluster.api.watches());
-        eventually(&what, other_lists_came, |n| n.as_ref().is_ok_and(|n| *n == 2)).await??;
+        eventually(&what, other_lists_came, |n| n.as_ref().is_ok_and(|n| *n == 3)).await??;
         assert_eq!(table(&web, 0).await?, before, "{what}");
         for vip in VIPS {
             web.client.tcp(vip).await.with_context(|| what.clone())?;

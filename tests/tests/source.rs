@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 #[tokio::test]
 async fn both_sources_say_the_same_of_the_same_objects() -> Result<()> {
-    let mut objects = NODE.to_string() + &NODE.replace("node-a", "node-b");
+    let mut objects = RANGES.to_string() + NODE + &NODE.replace("node-a", "node-b");
     for i in 0..7 {
         objects += &service(&format!("svc-{i}"));
         let labels = format!("kubernetes.io/service-name: svc-{i}");
@@ -46,6 +46,10 @@ async fn both_sources_say_the_same_of_the_same_objects() -> Result<()> {
     assert_eq!(cluster.seen.services, files.services);
     assert_eq!(cluster.seen.slices, files.slices);
     assert_eq!(cluster.seen.node, files.node);
+    let ranges = |seen: &Seen| seen.service_cidrs.as_ref().map(Vec::len) == Some(2);
+    cluster.seen.until("the ranges", ranges).await?;
+    files.until("the ranges", ranges).await?;
+    assert_eq!(cluster.seen.service_cidrs, files.service_cidrs);
     assert_eq!((cluster.seen.lists, files.lists), ((1, 1), (1, 1)));
 
     // The same edits, too.
@@ -90,6 +94,35 @@ async fn a_slice_that_leaves_its_service_is_gone() -> Result<()> {
         cluster.api.apply_yaml(&of_service)?;
         cluster.seen.until("the slice", |seen| count(seen) == Some(1)).await?;
     }
+    Ok(())
+}
+
+const RANGES: &str = "---
+{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: kubernetes}, \
+ spec: {cidrs: [10.96.0.0/16, 'fd00:96::/112']}}
+";
+
+#[tokio::test]
+async fn service_cidrs_are_followed_and_an_api_server_need_not_know_them() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.synced().await?;
+    let count = |seen: &Seen| seen.service_cidrs.as_ref().map(Vec::len);
+    cluster.seen.until("none", |seen| count(seen) == Some(0)).await?;
+    cluster.api.apply_yaml(RANGES)?;
+    cluster.seen.until("both", |seen| count(seen) == Some(2)).await?;
+    cluster.api.apply_yaml(&RANGES.replace(", 'fd00:96::/112'", ""))?;
+    cluster.seen.until("one", |seen| count(seen) == Some(1)).await?;
+    cluster.api.delete("servicecidrs", "", "kubernetes");
+    cluster.seen.until("none", |seen| count(seen) == Some(0)).await?;
+
+    let mut older = Cluster::with(|api| {
+        api.fail(always("", "servicecidrs", Refusal::NotFound));
+        Ok(())
+    })
+    .await?;
+    older.seen.until("none", |seen| count(seen) == Some(0)).await?;
+    older.seen.synced().await?;
+    assert_eq!(older.seen.warnings, []);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use super::report::chain;
 use crate::config::{AgentConfig, DeviceSelection, NodePortAddresses};
 use crate::loader::Dataplane;
 use crate::loader::links::Target;
-use crate::model::{Interface, Node, Warning};
+use crate::model::{Interface, Warning, World};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ impl NodeState {
 
     /// Writes the node's rows and attaches the programs where they should be. Does all that it
     /// can. Returns how many rows and links were not as they should be, and what failed.
-    pub(super) fn update(&mut self, node: Option<&Node>) -> (u64, Vec<Warning>) {
+    pub(super) fn update(&mut self, world: &World) -> (u64, Vec<Warning>) {
         let mut repaired = 0;
         let mut warnings = Vec::new();
         match self.dataplane.attach_cgroup(&self.cgroup_root) {
@@ -50,7 +50,7 @@ impl NodeState {
             Err(error) => warnings.push(warning("socket path", &error)),
         }
         if let Some(interfaces) = &self.interfaces {
-            let plan = plan_node(interfaces, node, &self.settings);
+            let plan = plan_node(interfaces, world.node(), world.service_cidrs(), &self.settings);
             match self.dataplane.write_node(&plan.rows) {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),

@@ -5,6 +5,7 @@
 //! nothing: what objects mean together is `plan`'s business.
 
 use super::{Change, Node, ObjectName, Service, Slice, Warning};
+use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub struct World {
     /// empty.
     slices_of: BTreeMap<ObjectName, Vec<Arc<Slice>>>,
     node: Option<Node>,
+    service_cidrs: Option<Vec<IpNetwork>>,
     arrived: Arrived,
     /// Invariant: the sum over `slices`.
     endpoints: usize,
@@ -92,6 +94,7 @@ impl World {
             Change::ServiceGone(name) => self.remove_service(&name, &mut touched),
             Change::Slice(slice) => self.put_slice(*slice, &mut touched),
             Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
+            Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
             Change::SourceWarnings(warnings) => self.source_warnings = warnings,
         }
         touched
@@ -121,6 +124,11 @@ impl World {
     /// This node as last seen; a deleted Node object stays, `None` means that it was never seen.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The networks that ClusterIPs are taken from; `None` while that is not known.
+    pub fn service_cidrs(&self) -> Option<&[IpNetwork]> {
+        self.service_cidrs.as_deref()
     }
 
     /// How many slices there are.

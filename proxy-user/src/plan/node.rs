@@ -1,11 +1,11 @@
 //! The plan for the node itself: which devices the packet path is attached to, at which addresses
 //! NodePorts are reached, and what the source of SNAT is on each device.
 //!
-//! A pure function of the interfaces, the Node and the settings.
+//! A pure function of the interfaces, the Node, the ServiceCIDRs and the settings.
 
 use crate::glob::matches_any;
 use crate::model::{Interface, Node};
-use crate::tables::NodeRows;
+use crate::tables::{NodeRows, Prefix};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -36,6 +36,7 @@ pub struct NodePlan {
 pub fn plan_node(
     interfaces: &[Interface],
     node: Option<&Node>,
+    service_cidrs: Option<&[IpNetwork]>,
     settings: &NodeSettings,
 ) -> NodePlan {
     let is_pod = |i: &Interface| matches_any(&settings.pod_devices, &i.name);
@@ -49,6 +50,8 @@ pub fn plan_node(
     let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
 
     let mut plan = NodePlan::default();
+    plan.rows.service_cidrs =
+        service_cidrs.map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
     // The loopback interface too: a VIP that announces itself may be an address of `lo`.
     for addr in interfaces.iter().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
         let accepted = match &settings.node_port_addresses {
@@ -126,7 +129,7 @@ mod tests {
 
     #[test]
     fn node_devices_have_addresses_and_pod_devices_match() {
-        let plan = plan_node(&interfaces(), None, &settings());
+        let plan = plan_node(&interfaces(), None, None, &settings());
         let names: Vec<_> = plan.attach.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(names, ["eth0", "eth1", "veth12"]);
         assert_eq!(plan.rows.devices.values().map(|d| d.pod).collect::<Vec<_>>(), [0, 0, 1]);
@@ -137,16 +140,16 @@ mod tests {
         let mut interfaces = interfaces();
         interfaces[1].has_controller = true;
         interfaces[2].up = false;
-        let plan = plan_node(&interfaces, None, &settings());
+        let plan = plan_node(&interfaces, None, None, &settings());
         assert_eq!(plan.attach.len(), 1);
         interfaces[3].has_controller = true;
-        assert_eq!(plan_node(&interfaces, None, &settings()).attach.len(), 1, "pods' always");
+        assert_eq!(plan_node(&interfaces, None, None, &settings()).attach.len(), 1, "pods' always");
     }
 
     #[test]
     fn primary_is_the_internal_ip_and_else_the_first_address() {
         let accepted = |node: Option<&Node>| -> Vec<String> {
-            let plan = plan_node(&interfaces(), node, &settings());
+            let plan = plan_node(&interfaces(), node, None, &settings());
             let accepted = plan.rows.addrs.iter().filter(|(_, a)| a.accepts_node_ports());
             accepted.map(|(addr, _)| addr.to_string()).collect()
         };
@@ -160,7 +163,7 @@ mod tests {
     fn listed_ranges_choose_the_addresses_and_all_are_known() {
         let mut settings = settings();
         settings.node_port_addresses = Some(vec!["10.0.0.0/8".parse().unwrap()]);
-        let plan = plan_node(&interfaces(), None, &settings);
+        let plan = plan_node(&interfaces(), None, None, &settings);
         assert!(plan.rows.addrs[&addr("10.1.0.2")].accepts_node_ports());
         assert!(!plan.rows.addrs[&addr("172.18.0.2")].accepts_node_ports());
         assert!(plan.rows.addrs.contains_key(&addr("192.168.7.7")));
@@ -168,7 +171,7 @@ mod tests {
 
     #[test]
     fn snat_takes_the_devices_own_address_or_the_primary_one() {
-        let plan = plan_node(&interfaces(), None, &settings());
+        let plan = plan_node(&interfaces(), None, None, &settings());
         assert_eq!(plan.rows.devices[&3].snat_v4, addr("10.1.0.2"));
         assert_eq!(plan.rows.devices[&3].snat_v6, addr("fd00::2"));
         assert_eq!(plan.rows.devices[&4].snat_v4, addr("172.18.0.2"));

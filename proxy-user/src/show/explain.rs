@@ -130,9 +130,16 @@ pub fn explain(snapshot: &Snapshot, question: Question) -> Explanation {
         Some((key, value)) => {
             follow(snapshot, question, caller, (key, value), &mut explanation);
         }
-        None => {
-            step("none at this address, port and protocol: Shunt leaves the connection alone");
-        }
+        None => match snapshot.service_cidrs.iter().find(|cidr| cidr.contains(to.addr.into())) {
+            Some(cidr) => {
+                step(&format!("none, and the address is in the ServiceCIDR {cidr}"));
+                let reason = "no Service has this address";
+                explanation.answers = vec![Answer::before_choice("dropped", reason)];
+            }
+            None => {
+                step("none at this address, port and protocol: Shunt leaves the connection alone");
+            }
+        },
     }
     explanation
 }

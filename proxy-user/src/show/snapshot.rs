@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub node_addrs: BTreeMap<Addr, NodeAddr>,
     /// The prefixes of the pods' addresses.
     pub cluster_cidrs: Vec<IpNetwork>,
+    /// The networks that ClusterIPs are taken from.
+    pub service_cidrs: Vec<IpNetwork>,
     /// The networks that restricted frontends are open to.
     pub source_ranges: BTreeMap<ServiceId, BTreeSet<IpNetwork>>,
 }
@@ -76,6 +78,7 @@ impl Snapshot {
             services,
             node_addrs: maps.node_addrs()?,
             cluster_cidrs: maps.cluster_cidrs()?,
+            service_cidrs: maps.service_cidrs()?,
             source_ranges: maps.source_ranges()?,
         })
     }

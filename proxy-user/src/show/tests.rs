@@ -123,6 +123,7 @@ fn cluster() -> Snapshot {
     let going = [("[fd00:244::7]:443", GOING)];
     let range = s.service(("default", "old-v6", "https"), Proto::TCP, [&going, &[], &[]], 0);
     s.at("[fd00:96::7]:443", Proto::TCP, range, F::NONE);
+    s.service_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
     s.node_addrs.insert(addr("192.168.0.1"), NodeAddr::NODE_PORT);
     s.node_addrs.insert(addr("172.17.0.1"), NodeAddr::LOCAL);
     s.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/56".parse().unwrap()];
@@ -223,6 +224,7 @@ fn explanations_name_the_cause() {
         ("[fd00:96::7]:443", Proto::TCP, None),
         ("10.244.0.9:8080", Proto::TCP, None),
         ("8.8.8.8:53", Proto::UDP, None),
+        ("10.111.0.1:53", Proto::UDP, None),
     ];
     let snapshot = cluster();
     let texts = cases.iter().map(|&(to, proto, from)| {

@@ -15,8 +15,10 @@ use crate::model::{
     TrafficPolicy,
 };
 use intern::Interner;
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_ebpf::{Port, Proto};
 use std::net::IpAddr;
@@ -120,6 +122,13 @@ impl Converter {
                 .map(jiff::Timestamp::as_millisecond),
             warnings,
         })
+    }
+
+    /// The networks of the ServiceCIDR. One that makes no sense is left out: nothing is dropped
+    /// for it.
+    pub fn service_cidrs(&mut self, object: &networking::ServiceCIDR) -> Vec<IpNetwork> {
+        let cidrs = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref());
+        cidrs.unwrap_or_default().iter().filter_map(|cidr| address::range(cidr)).collect()
     }
 
     /// The Node.

@@ -12,7 +12,7 @@ mod watch;
 
 use super::{Closed, SourceError, send};
 use crate::model::{Change, Warning};
-use feed::{OwnNode, Services, Slices};
+use feed::{OwnNode, ServiceCidrs, Services, Slices};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::BTreeMap;
@@ -34,6 +34,7 @@ pub(super) async fn run(
         () = changes.closed() => Closed,
         closed = Watch::new(Services::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(Slices::default(), kubeconfig, &connection, &report).run() => closed,
+        closed = Watch::new(ServiceCidrs::default(), kubeconfig, &connection, &report).run() => closed,
         closed = Watch::new(OwnNode::new(node_name), kubeconfig, &connection, &report).run() => closed,
     };
     Ok(())

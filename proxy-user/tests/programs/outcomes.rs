@@ -6,7 +6,7 @@
 use crate::net::Net;
 use crate::packet::{ACK, ETHERNET, FIN, Packet};
 use crate::plane::{Fate, Out, Plane, Via, passed};
-use crate::writer::{CLUSTER_IP, NODE_PORT, Served, frontend_key};
+use crate::writer::{CLUSTER_IP, NODE_PORT, REFUSED, Served, frontend_key};
 use proxy_ebpf::flow::Hook::{Egress, Ingress};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::Outcome;
@@ -35,6 +35,73 @@ fn with_services() -> (Plane, [(Net, Packet); 4]) {
         plane.serve(net, "web", Served { cluster: &net.there, frontends, ..Default::default() });
     }
     (plane, Net::ALL.map(|net| (net, net.opening(net.pod, net.vip))))
+}
+
+#[test]
+fn packets_to_unallocated_service_addresses_are_dropped_at_both_hooks_once_ranges_are_known() {
+    let mut plane = Plane::new();
+    for known in [false, true] {
+        if known {
+            plane.know_services();
+        }
+        for net in Net::ALL {
+            let opening = net.opening(net.pod, net.other_vip);
+            for hook in [Ingress, Egress] {
+                let out = plane.run(Via::Pod, hook, &opening);
+                let expected = if known {
+                    (Fate::Dropped, Outcome::Unallocated)
+                } else {
+                    (Fate::Passed, Outcome::NotOurs)
+                };
+                assert_eq!((out.fate, out.outcome), expected, "{net:?} {hook:?}");
+            }
+            let elsewhere = net.opening(net.pod, net.outsider);
+            for hook in [Ingress, Egress] {
+                assert_eq!(plane.run(Via::Pod, hook, &elsewhere).outcome, Outcome::NotOurs);
+            }
+            if net.has_tcp() {
+                let data = net.data(net.pod, net.other_vip);
+                assert_eq!(
+                    plane.run(Via::Pod, Ingress, &data).outcome,
+                    Outcome::NotOurs,
+                    "another proxy's"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn packet_that_leaves_the_node_for_a_cluster_ip_is_dropped_with_the_reason() {
+    use FrontendFlags as F;
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let Net { node_port, vip, other_vip, there, .. } = net;
+        let restricted = F::LOAD_BALANCER.with(F::RESTRICTED);
+        let cases = [
+            (F::NONE, Some(Outcome::Untranslated)),
+            (F::INTERNAL_LOCAL, Some(Outcome::NoLocalEndpoint)),
+            (F::EXTERNAL_IP, None),
+            (F::LOAD_BALANCER, None),
+            (restricted, Some(Outcome::SourceNotAllowed)),
+            (restricted.with(F::ADMITS_NODE), None),
+        ];
+        for (flags, outcome) in cases {
+            let frontends = &[(vip, flags)];
+            let cluster = &there[..1];
+            plane.serve(net, "web", Served { cluster, frontends, ..Default::default() });
+            let packet = net.opening(node_port, vip);
+            let expected = match outcome {
+                Some(outcome) => dropped(outcome, &packet),
+                None => passed(Outcome::NotOurs, &packet),
+            };
+            assert_eq!(plane.run(Via::Node, Egress, &packet), expected, "{net:?} {flags:?}");
+        }
+        let frontends = &[(other_vip, REFUSED)];
+        plane.serve(net, "web", Served { cluster: &there, frontends, ..Default::default() });
+        let packet = net.opening(node_port, other_vip);
+        assert_eq!(plane.run(Via::Node, Egress, &packet).outcome, Outcome::NoPort);
+    }
 }
 
 #[test]

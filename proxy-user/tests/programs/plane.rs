@@ -7,6 +7,7 @@ use crate::writer::{Served, Writer, end};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::Program as AyaProgram;
 use aya::{Pod, TestRun as _, TestRunOptions};
+use ipnetwork::IpNetwork;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::flow::{FlowFlags, FlowKey, FlowValue, Hook};
@@ -16,7 +17,7 @@ use proxy_ebpf::service::ServiceCounters;
 use proxy_ebpf::{Addr, Proto};
 use proxy_user::loader::{Dataplane, FlowTable, Settings, pin_directory};
 use proxy_user::pinned::PinnedMaps;
-use proxy_user::tables::{Family, NodeRows};
+use proxy_user::tables::{Family, NodeRows, Prefix};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -69,6 +70,9 @@ pub(crate) struct Plane {
     outcomes: PerCpuArray<MapData, u64>,
     counted: Vec<u64>,
     via: Option<Via>,
+    /// Where ClusterIPs are taken from, as far as the programs are told; see
+    /// [`Plane::know_services`].
+    service_cidrs: Vec<IpNetwork>,
     settings: Settings,
     _bpffs: OwnedFd,
 }
@@ -101,6 +105,7 @@ impl Plane {
             outcomes,
             counted,
             via: None,
+            service_cidrs: Vec::new(),
             settings,
             _bpffs: bpffs,
         }
@@ -199,6 +204,7 @@ impl Plane {
             Via::Unnumbered => (Addr::UNSPECIFIED_V4, Addr::UNSPECIFIED_V6),
             _ => (v4, v6),
         };
+        rows.service_cidrs = Some(self.service_cidrs.iter().copied().map(Prefix::from).collect());
         rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod });
         self.dataplane.write_node(&rows).unwrap();
     }
@@ -207,6 +213,13 @@ impl Plane {
     pub(crate) fn know_pods(&mut self) {
         let cidrs = ["10.244.0.0/15", "fd00:a:f4::/47"].map(|cidr| cidr.parse().unwrap());
         self.dataplane.write_cluster_cidrs(&cidrs).unwrap();
+    }
+
+    /// Makes the map of ServiceCIDRs say that 10.96.0.0/16 and its like are services' addresses.
+    pub(crate) fn know_services(&mut self) {
+        self.service_cidrs =
+            ["10.96.0.0/16", "fd00:a:60::/48"].map(|cidr| cidr.parse().unwrap()).into();
+        self.via = None;
     }
 
     /// Every flow entry of `net`, as a sorted line of text.

@@ -24,6 +24,8 @@ pub enum Refusal {
     Unauthorized,
     /// 403, as RBAC refuses.
     Forbidden,
+    /// 404, as for a kind that the API server does not know.
+    NotFound,
     /// 410, as for a version whose history was compacted.
     Gone,
     /// 422, as an API server without streamed lists answers a request for one.
@@ -57,6 +59,9 @@ impl Refusal {
                      cluster scope"
                 ),
             ),
+            Self::NotFound => {
+                (404, "NotFound", "the server could not find the requested resource".into())
+            }
             Self::Gone => (410, "Expired", "too old resource version".into()),
             Self::Invalid => (
                 422,

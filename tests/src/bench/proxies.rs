@@ -6,6 +6,7 @@ use super::population::{Entry, population};
 use super::rules;
 use crate::program;
 use anyhow::{Context, Result, ensure};
+use proxy_ebpf::frontend::Scope;
 use proxy_user::pinned::PinnedMaps;
 use std::path::Path;
 use std::process::Stdio;
@@ -155,6 +156,7 @@ pub(super) async fn wait_programmed(
 fn programmed(root: &Path) -> Result<usize> {
     let maps = PinnedMaps::open(root)?;
     let mut frontends = maps.frontends()?;
+    frontends.retain(|key, _| key.scope() != Scope::Address);
     let ranges = maps.ranges(&mut frontends)?;
     let has_backends = |range: &u32| ranges.get(range).is_some_and(|r| r.header.cluster > 0);
     Ok(frontends.values().filter(|value| has_backends(&value.range())).count())

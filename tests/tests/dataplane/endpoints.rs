@@ -1,7 +1,8 @@
 //! Endpoints: which of them are used, by their conditions, and what happens without any.
 
 use crate::scene::{
-    Path, Scene, answer, mapped_sockets, node_port, reaches, ready, refused, sockets, unready, vip,
+    Path, Scene, answer, mapped_sockets, node_port, reaches, ready, refused, silent, sockets,
+    unready, vip,
 };
 use anyhow::Result;
 use futures::future::try_join_all;
@@ -11,6 +12,9 @@ use lab::{Ask, Cni, Serve};
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+/// How long a packet that is dropped is waited for.
+const SOON: Duration = Duration::from_millis(50);
 
 #[tokio::test]
 async fn a_service_without_a_usable_endpoint_is_refused_at_once() -> Result<()> {
@@ -63,6 +67,40 @@ async fn a_port_that_a_cluster_ip_does_not_have_is_refused_at_once() -> Result<(
         let program = if path == Path::Socket { "connect" } else { "ingress" };
         assert!(scene.outcome(program, "no_port").await? >= 8, "{path:?}");
         answer("the port that it has", &scene.client, &Ask::tcp(vip(1)[0])).await?;
+    }
+    Ok(())
+}
+
+/// Scenario 25.
+#[tokio::test]
+async fn an_address_that_no_service_has_is_silent() -> Result<()> {
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::strict(Cni::Routed).await?;
+        scene.publish(1, &[&scene.web[0]])?;
+        scene.cluster.api.apply(&json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": { "name": "kubernetes" },
+            "spec": { "cidrs": ["10.96.0.0/16", "fd00:96::/64"] },
+        }))?;
+        scene.start(path).await?;
+        let outsider = scene.routed_outsider().await?;
+        let node = scene.cluster.lab.node(0);
+        // The node sends what it has no better route for to a stranger.
+        node.route("10.96.0.0/16", outsider.ipv4()).await?;
+        node.route("fd00:96::/64", outsider.ipv6()).await?;
+        // The ranges come when they come; nothing waits for them.
+        let to = vip(9)[0];
+        let dropped = async || {
+            let _silent = scene.client.ask(Ask::udp(to).timeout(SOON)).await;
+            scene.outcome("ingress", "unallocated").await
+        };
+        eventually("the ranges", dropped, |count| count.as_ref().is_ok_and(|n| *n > 0)).await??;
+        for from in [&*scene.client, &outsider, node] {
+            silent(&format!("{path:?}"), from, sockets(vip(9))).await?;
+        }
+        assert!(scene.outcome("egress", "unallocated").await? >= 4, "the node's own packets");
+        answer("a service", &scene.client, &Ask::tcp(vip(1)[0])).await?;
     }
     Ok(())
 }

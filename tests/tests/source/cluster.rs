@@ -1,6 +1,7 @@
 //! A source at work, the API server that it follows, and the objects that it meets.
 
 use anyhow::{Context as _, Result, bail};
+use ipnetwork::IpNetwork;
 use lab::api::{ApiServer, Fault, Refusal};
 use proxy_user::model::{Change, Node, ObjectName, Service, Slice, Warning};
 use proxy_user::source::{self, SourceConfig, SourceError};
@@ -20,6 +21,7 @@ pub(super) struct Seen {
     pub(super) services: Option<BTreeMap<ObjectName, Service>>,
     pub(super) slices: Option<BTreeMap<ObjectName, Slice>>,
     pub(super) node: Option<Option<Node>>,
+    pub(super) service_cidrs: Option<Vec<IpNetwork>>,
     pub(super) warnings: Vec<Warning>,
     /// How often everything of a kind came: Services, EndpointSlices.
     pub(super) lists: (usize, usize),
@@ -35,8 +37,9 @@ impl Seen {
     pub(super) fn start(config: SourceConfig) -> Self {
         let (sender, changes) = channel(16);
         let task = tokio::spawn(async move { source::run(&config, "node-a", sender).await });
-        let (services, slices, node) = (None, None, None);
-        Self { changes, task, services, slices, node, warnings: Vec::new(), lists: (0, 0) }
+        let (services, slices, node, service_cidrs) = (None, None, None, None);
+        let (warnings, lists) = (Vec::new(), (0, 0));
+        Self { changes, task, services, slices, node, service_cidrs, warnings, lists }
     }
 
     fn take(&mut self, change: Change) {
@@ -63,6 +66,7 @@ impl Seen {
             Change::SliceGone(name) => {
                 self.slices.as_mut().expect(FIRST).remove(&name);
             }
+            Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
             Change::SourceWarnings(warnings) => self.warnings = warnings,
         }
     }
@@ -132,10 +136,10 @@ impl Cluster {
         Ok(Self { api, seen, dir })
     }
 
-    /// The source has everything, and its three watches are open.
+    /// The source has everything, and its four watches are open.
     pub(super) async fn synced(&mut self) -> Result<()> {
         self.seen.synced().await?;
-        wait(|| self.api.watches() == 3).await
+        wait(|| self.api.watches() == 4).await
     }
 
     /// A new Service reaches the source.

@@ -33,6 +33,11 @@ fn rules() -> Value {
             "resources": ["endpointslices"],
             "verbs": ["list", "watch"]
         },
+        {
+            "apiGroups": ["networking.k8s.io"],
+            "resources": ["servicecidrs"],
+            "verbs": ["list", "watch"]
+        },
     ])
 }
 

@@ -4,6 +4,7 @@
 use super::manifest::{self, Manifest};
 use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
 use crate::source::convert::Converter;
+use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io;
@@ -50,6 +51,7 @@ struct Objects {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, Slice>,
     node: Option<Node>,
+    service_cidrs: BTreeSet<IpNetwork>,
 }
 
 impl Folder {
@@ -158,6 +160,7 @@ impl Folder {
                     objects.slices.insert(slice.name.clone(), slice.clone());
                 }
             }
+            objects.service_cidrs.extend(&file.manifest.service_cidrs);
             for node in file.manifest.nodes.iter().filter(|node| *node.name == *self.node_name) {
                 if first(format!("Node {}", node.name)) {
                     objects.node = Some(node.clone());
@@ -213,7 +216,12 @@ impl Objects {
             Change::AllServices(self.services.values().cloned().collect()),
             Change::AllSlices(self.slices.values().cloned().collect()),
             Change::Node(self.node.clone()),
+            self.service_cidrs(),
         ]
+    }
+
+    fn service_cidrs(&self) -> Change {
+        Change::ServiceCidrs(self.service_cidrs.iter().copied().collect())
     }
 
     /// What leads from `before` to these.
@@ -227,7 +235,8 @@ impl Objects {
             Err(name) => Change::SliceGone(name.clone()),
         });
         let node = (before.node != self.node).then(|| Change::Node(self.node.clone()));
-        services.chain(slices).chain(node).collect()
+        let cidrs = (before.service_cidrs != self.service_cidrs).then(|| self.service_cidrs());
+        services.chain(slices).chain(node).chain(cidrs).collect()
     }
 }
 

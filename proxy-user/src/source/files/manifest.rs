@@ -1,13 +1,18 @@
-//! The text of a manifest in, its Services, EndpointSlices and Nodes out.
+//! The text of a manifest in, its Services, EndpointSlices, Nodes and ServiceCIDRs out.
 //!
 //! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
 //! that cannot be read makes the whole text unreadable: half a file is not what was meant.
 
 use crate::model::{Node, Service, Slice};
 use crate::source::convert::Converter;
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+const NETWORKING: &str = "networking.k8s.io/v1";
 
 /// What one file says.
 #[derive(Debug, Default)]
@@ -18,6 +23,8 @@ pub(super) struct Manifest {
     pub(super) slices: Vec<Slice>,
     /// Its Nodes.
     pub(super) nodes: Vec<Node>,
+    /// The networks of its ServiceCIDRs.
+    pub(super) service_cidrs: Vec<IpNetwork>,
 }
 
 /// Why a text cannot be read.
@@ -85,6 +92,9 @@ fn typed_error(document: &str) -> Option<serde_yaml_ng::Error> {
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             serde_yaml_ng::from_str::<discovery::EndpointSlice>(document).err()
         }
+        (NETWORKING, "ServiceCIDR") => {
+            serde_yaml_ng::from_str::<networking::ServiceCIDR>(document).err()
+        }
         _ => None,
     }
 }
@@ -111,9 +121,14 @@ impl Manifest {
                 self.nodes.push(converter.node(&typed(value)?));
                 return Ok(());
             }
+            (NETWORKING, "ServiceCIDR") => {
+                self.service_cidrs.extend(converter.service_cidrs(&typed(value)?));
+                return Ok(());
+            }
             ("v1", "List") => None,
             ("v1", "ServiceList") => Some(("v1", "Service")),
             ("v1", "NodeList") => Some(("v1", "Node")),
+            (NETWORKING, "ServiceCIDRList") => Some((NETWORKING, "ServiceCIDR")),
             ("discovery.k8s.io/v1", "EndpointSliceList") => {
                 Some(("discovery.k8s.io/v1", "EndpointSlice"))
             }
@@ -185,6 +200,19 @@ mod tests {
         }
         let list = format!("{{apiVersion: v1, kind: List, items: [{SLICE}, {{kind: Pod}}]}}");
         assert_eq!(names(&list), "default/s");
+    }
+
+    #[test]
+    fn service_cidrs_are_read_alone_and_in_lists() {
+        let texts = [
+            "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: kubernetes}, \
+             spec: {cidrs: [10.96.0.0/12, 'fd00:96::/112', nonsense]}}",
+            "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDRList, items: \
+             [{metadata: {name: more}, spec: {cidrs: [10.112.0.0/16]}}]}",
+        ];
+        let cidrs = texts.map(|text| read(text, &mut Converter::default()).unwrap().service_cidrs);
+        let texts = cidrs.map(|cidrs| cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(texts, [vec!["10.96.0.0/12", "fd00:96::/112"], vec!["10.112.0.0/16"]]);
     }
 
     #[test]

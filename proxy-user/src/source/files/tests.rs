@@ -38,11 +38,12 @@ async fn next(changes: &mut Receiver<Change>) -> Change {
     change.expect("no change in 20 s").expect("the source ended")
 }
 
-/// The names of Services in the first three changes, which must be complete.
+/// The names of Services in the first four changes, which must be complete.
 async fn first(changes: &mut Receiver<Change>) -> Vec<String> {
     let Change::AllServices(services) = next(changes).await else { panic!("no Services") };
     assert!(matches!(next(changes).await, Change::AllSlices(_)));
     assert!(matches!(next(changes).await, Change::Node(_)));
+    assert!(matches!(next(changes).await, Change::ServiceCidrs(_)));
     services.iter().map(|service| service.name.name.to_string()).collect()
 }
 
@@ -162,6 +163,7 @@ async fn the_own_node_is_picked_out_and_missed() {
     let mut changes = start(dir.path());
     let seen = [next(&mut changes).await, next(&mut changes).await, next(&mut changes).await];
     let [_, _, Change::Node(Some(node))] = seen else { panic!("{seen:?}") };
+    assert_eq!(next(&mut changes).await, Change::ServiceCidrs(vec![]));
     assert_eq!(&*node.name, "node-a");
     fs::write(dir.path().join("nodes.yaml"), other).unwrap();
     assert_eq!(next(&mut changes).await, Change::Node(None));

@@ -4,9 +4,13 @@
 use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
 use crate::source::convert::{Converter, SERVICE_NAME, SERVICE_PROXY_NAME};
 use crate::source::no_node;
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use kube::Resource;
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
+use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::mem::take;
 use std::sync::Arc;
@@ -19,6 +23,9 @@ pub(super) trait Feed: Send {
 
     /// What RBAC calls the kind.
     const RESOURCE: &'static str;
+
+    /// Whether an API server may know nothing of the kind; then there is none.
+    const OPTIONAL: bool = false;
 
     /// The label selector and the field selector of what is asked for.
     fn selectors(&self) -> (Option<String>, Option<String>);
@@ -120,6 +127,45 @@ impl Feed for Slices {
     fn deleted(&mut self, object: &discovery::EndpointSlice) -> Change {
         let name: ObjectName = self.converter.name(&object.metadata);
         Change::SliceGone(name)
+    }
+}
+
+/// The ServiceCIDRs. There are few, and only all of them together mean something.
+#[derive(Default)]
+pub(super) struct ServiceCidrs {
+    converter: Converter,
+    known: BTreeMap<String, Vec<IpNetwork>>,
+}
+
+impl Feed for ServiceCidrs {
+    type Object = networking::ServiceCIDR;
+    const RESOURCE: &'static str = "servicecidrs.networking.k8s.io";
+    const OPTIONAL: bool = true;
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (None, None)
+    }
+
+    fn begin_list(&mut self) {
+        self.known.clear();
+    }
+
+    fn listed(&mut self, object: &networking::ServiceCIDR) {
+        self.known.insert(object.name_any(), self.converter.service_cidrs(object));
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::ServiceCidrs(self.known.values().flatten().copied().collect())
+    }
+
+    fn applied(&mut self, object: &networking::ServiceCIDR) -> Option<Change> {
+        self.listed(object);
+        Some(self.end_list())
+    }
+
+    fn deleted(&mut self, object: &networking::ServiceCIDR) -> Change {
+        self.known.remove(&object.name_any());
+        self.end_list()
     }
 }
 

@@ -23,6 +23,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 const LIST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a watch may be silent. API servers send a bookmark every minute.
 const WATCH_PAUSE: Duration = Duration::from_secs(180);
+/// How long a kind that the server does not know is not asked for again.
+const ABSENT: Duration = Duration::from_secs(600);
 /// A watch that ends sooner counts as a failure, so that the next one waits.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 
@@ -105,6 +107,15 @@ impl<'a, F: Feed> Watch<'a, F> {
                 }
                 Stop::NoStreamedLists => {
                     self.streamed_lists = false;
+                    continue;
+                }
+                // An older cluster, which may be upgraded one day.
+                Stop::Failed(Error::Api(status)) if F::OPTIONAL && status.code == 404 => {
+                    self.feed.begin_list();
+                    if self.listed().await.is_err() {
+                        return Closed;
+                    }
+                    sleep(ABSENT).await;
                     continue;
                 }
                 Stop::Failed(error) => Some(self.failed(&error).await),
