@@ -8,8 +8,8 @@
 use crate::affinity::choose;
 use crate::entries::{flow, give_snat, keep_sibling, remember, take_replies};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, is_service_addr,
-    node_ports, now, random, scratch,
+    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, hides_clients,
+    is_service_addr, node_ports, now, random, scratch,
 };
 use crate::{fragment, packet, reject};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -358,8 +358,9 @@ fn choose_backend(
             let backend = End { addr: slot.addr, port: slot.port };
             // The reply passes this node by itself if the backend is here or the client is. A
             // backend that is its own client would answer itself without SNAT.
-            let snat =
-                slot.addr == headers.src.addr || !from_pod && !slot.flags.has(BackendFlags::LOCAL);
+            let snat = slot.addr == headers.src.addr
+                || !from_pod && !slot.flags.has(BackendFlags::LOCAL)
+                || hides_clients(value.flags());
             let flags = if snat { FlowFlags::SNAT } else { FlowFlags::default() };
             *forward = FlowValue::new(backend, flags, service, slot.backend, now());
             CHOSEN

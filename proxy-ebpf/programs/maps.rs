@@ -13,7 +13,7 @@ use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::{NodePortRange, Tables};
 use proxy_ebpf::flow::Hook;
 use proxy_ebpf::flow::{FlowKey, FlowValue, Stamp};
-use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
 use proxy_ebpf::packet::Headers;
@@ -95,6 +95,8 @@ static NODE_PORT_FIRST: Global<u16> = Global::new(30_000);
 #[unsafe(no_mangle)]
 static NODE_PORT_LAST: Global<u16> = Global::new(32_767);
 #[unsafe(no_mangle)]
+static MASQUERADE_ALL: Global<u8> = Global::new(0);
+#[unsafe(no_mangle)]
 pub(crate) static SNAT_PORT_FIRST: Global<u16> = Global::new(61_000);
 #[unsafe(no_mangle)]
 pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(65_535);
@@ -103,6 +105,12 @@ pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(65_535);
 #[inline(always)]
 pub(crate) fn node_ports() -> NodePortRange {
     NodePortRange { first: NODE_PORT_FIRST.load(), last: NODE_PORT_LAST.load() }
+}
+
+/// Whether backends behind a frontend with `flags` are to see the node's address, whoever asks.
+#[inline(always)]
+pub(crate) fn hides_clients(flags: FrontendFlags) -> bool {
+    MASQUERADE_ALL.load() != 0 && flags.is_cluster_ip()
 }
 
 /// The maps as the decision reads them.

@@ -7,7 +7,7 @@
 use crate::affinity::choose;
 use crate::maps::{
     HOST_NETNS_COOKIE, KernelTables, TCP_PEERS, UDP_PEERS, backend_state, count, count_service,
-    node_ports, random,
+    hides_clients, node_ports, random,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
@@ -122,15 +122,18 @@ fn is_in_host_namespace(ctx: &SockAddrContext) -> bool {
 /// The frontend that the caller asks for.
 ///
 /// A socket has no source address yet, so one that is open to some sources only is left to the
-/// packet path; but what the node itself may reach is known.
+/// packet path, as is one whose backends must not see the client; but what the node itself may
+/// reach is known, and its address is the one that they are to see.
 #[inline(always)]
 fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValue> {
     let loopback = to.addr.is_loopback() && is_in_host_namespace(ctx);
     let (_, value) = find_frontend(&KernelTables, to, node_ports(), loopback)?;
     let flags = value.flags();
-    (!flags.has(FrontendFlags::RESTRICTED)
-        || flags.has(FrontendFlags::ADMITS_NODE) && is_in_host_namespace(ctx))
-    .then_some(value)
+    if flags.has(FrontendFlags::RESTRICTED) {
+        return (flags.has(FrontendFlags::ADMITS_NODE) && is_in_host_namespace(ctx))
+            .then_some(value);
+    }
+    (!hides_clients(flags) || is_in_host_namespace(ctx)).then_some(value)
 }
 
 /// The backend for a connection or a first datagram to a frontend with `value`.

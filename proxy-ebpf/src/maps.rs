@@ -100,6 +100,8 @@ pub mod globals {
     pub const NODE_PORT_FIRST: &str = "NODE_PORT_FIRST";
     /// `u16`: the highest NodePort.
     pub const NODE_PORT_LAST: &str = "NODE_PORT_LAST";
+    /// `u8`: 1 if backends of ClusterIPs are to see the node's address, whoever asks.
+    pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
     /// `u16`: the lowest port for SNAT.
     pub const SNAT_PORT_FIRST: &str = "SNAT_PORT_FIRST";
     /// `u16`: the highest port for SNAT.

@@ -15,6 +15,7 @@ fn main() -> Result<()> {
     let dataplane = Dataplane::load(&Settings {
         bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
         node_ports: NodePortRange { first: 30_000, last: 32_767 },
+        masquerade_all: false,
         snat_ports: 61_000..=65_535,
         log_level: None,
     })?;

@@ -95,7 +95,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
         world: World::default(),
-        planner: Planner::new(config.node_name.as_str()),
+        planner: planner(&config),
         applier,
         node,
         flows,
@@ -141,9 +141,15 @@ fn settings(config: &AgentConfig) -> Settings {
             first: config.node_port_range.first,
             last: config.node_port_range.last,
         },
+        masquerade_all: config.masquerade_all,
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
     }
+}
+
+fn planner(config: &AgentConfig) -> Planner {
+    let planner = Planner::new(config.node_name.as_str());
+    if config.external_ips { planner } else { planner.without_external_ips() }
 }
 
 /// All state of the agent.

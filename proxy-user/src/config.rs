@@ -48,6 +48,10 @@ pub struct AgentConfig {
     pub node_port_range: PortRange,
     /// The node's ports that the packet path uses for itself; none of them is a NodePort.
     pub snat_port_range: PortRange,
+    /// Whether backends of ClusterIPs see the node's address instead of the client's.
+    pub masquerade_all: bool,
+    /// Whether `spec.externalIPs` are served.
+    pub external_ips: bool,
     /// The least time between two writes to the kernel while changes keep coming; may be zero.
     pub min_sync_period: Duration,
     /// How often maps and links are compared with what they should be; a second or more.
@@ -229,6 +233,8 @@ impl AgentArgs {
             node_port_addresses: values.read("node-port-addresses", value::node_port_addresses)?,
             node_port_range: node,
             snat_port_range: snat,
+            masquerade_all: values.read("masquerade-all", value::truth)?,
+            external_ips: values.read("external-ips", value::truth)?,
             min_sync_period: values.read("min-sync-period", value::duration)?,
             drift_check_period: values.read("drift-check-period", value::at_least_a_second)?,
             healthz_bind_address: values.read("healthz-bind-address", value::socket_addr)?,

@@ -60,6 +60,8 @@ pub struct Settings {
     pub bpffs_root: PathBuf,
     /// The ports among which NodePorts are looked for.
     pub node_ports: NodePortRange,
+    /// Whether backends of ClusterIPs see the node's address instead of the client's.
+    pub masquerade_all: bool,
     /// The ports that SNAT takes.
     pub snat_ports: RangeInclusive<u16>,
     /// The level up to which the programs log, if they do.
@@ -168,12 +170,14 @@ impl Dataplane {
         let cookie = sys::netns_cookie()
             .map_err(|e| LoadError::Kernel("read the cookie of the network namespace", e))?;
         let log_level = settings.log_level.map_or(0, |level| level as u8);
+        let masquerade_all = u8::from(settings.masquerade_all);
         let snat = (*settings.snat_ports.start(), *settings.snat_ports.end());
         let mut loader = EbpfLoader::new();
         loader
             .override_global(globals::HOST_NETNS_COOKIE, &cookie, true)
             .override_global(globals::NODE_PORT_FIRST, &settings.node_ports.first, true)
             .override_global(globals::NODE_PORT_LAST, &settings.node_ports.last, true)
+            .override_global(globals::MASQUERADE_ALL, &masquerade_all, true)
             .override_global(globals::SNAT_PORT_FIRST, &snat.0, true)
             .override_global(globals::SNAT_PORT_LAST, &snat.1, true)
             .override_global(aya_log::LEVEL, &log_level, false);

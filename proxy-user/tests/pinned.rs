@@ -176,6 +176,7 @@ fn maps_of_the_loader_can_be_read() {
     let settings = Settings {
         bpffs_root: bpffs.root(),
         node_ports: NodePortRange { first: 30000, last: 32767 },
+        masquerade_all: false,
         snat_ports: 61000..=65535,
         log_level: None,
     };

@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 20] = [
+pub(super) const SETTINGS: [Setting; 22] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -125,6 +125,20 @@ pub(super) const SETTINGS: [Setting; 20] = [
         default: Some("61000-65535"),
         help: "The node's ports that the packet path uses for itself; they must lie outside the \
                NodePorts and net.ipv4.ip_local_port_range",
+    },
+    Setting {
+        name: "masquerade-all",
+        value: "true|false",
+        default: Some("false"),
+        help: "Whether backends of ClusterIPs see the node's address instead of the client's, \
+               whoever asks; pods are then served by the packet path there",
+    },
+    Setting {
+        name: "external-ips",
+        value: "true|false",
+        default: Some("true"),
+        help: "Whether `spec.externalIPs` are served; whoever may write a Service can claim any \
+               address with them (CVE-2020-8554)",
     },
     Setting {
         name: "min-sync-period",

@@ -46,6 +46,8 @@ fn the_defaults_suit_a_kubeadm_node() {
             node_port_addresses: NodePortAddresses::Primary,
             node_port_range: PortRange { first: 30_000, last: 32_767 },
             snat_port_range: PortRange { first: 61_000, last: 65_535 },
+            masquerade_all: false,
+            external_ips: true,
             min_sync_period: Duration::from_millis(50),
             drift_check_period: Duration::from_secs(30),
             healthz_bind_address: "0.0.0.0:10256".parse().unwrap(),
@@ -65,6 +67,7 @@ fn every_setting_can_be_given_in_a_file() {
         "source: files\nmanifests: here\nnode-name: n\ncgroup-root: /c\nbpffs-root: /b\n\
          devices: [eth0, 'ens*']\npod-devices: p*\ncluster-cidr: [10.0.0.0/8, 'fd00::/8']\n\
          node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nsnat-port-range: 3-3\n\
+         masquerade-all: true\nexternal-ips: 'false'\n\
          min-sync-period: 0\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
          metrics-bind-address: 127.0.0.1:2\ncontrol-socket: /s\nlog-format: json\n\
          log-level: trace\nkubeconfig:\n",
@@ -83,6 +86,8 @@ fn every_setting_can_be_given_in_a_file() {
             node_port_addresses: NodePortAddresses::Cidrs(vec!["192.168.0.0/16".parse().unwrap()]),
             node_port_range: PortRange { first: 1, last: 2 },
             snat_port_range: PortRange { first: 3, last: 3 },
+            masquerade_all: true,
+            external_ips: false,
             min_sync_period: Duration::ZERO,
             drift_check_period: Duration::from_secs(90),
             healthz_bind_address: "[::]:1".parse().unwrap(),

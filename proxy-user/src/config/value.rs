@@ -155,6 +155,12 @@ pub(super) fn socket_addr(text: &str) -> Parsed<SocketAddr> {
     })
 }
 
+pub(super) fn truth(text: &str) -> Parsed<bool> {
+    text.trim()
+        .parse()
+        .map_err(|_| format!("{text:?} is neither true nor false: write one of them"))
+}
+
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
     match text {
         "text" => Ok(LogFormat::Text),

@@ -79,17 +79,24 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) fn new() -> Self {
-        Self::with_snat_ports(61_000..=65_535)
+        Self::with(|_| {})
     }
 
     pub(crate) fn with_snat_ports(snat_ports: RangeInclusive<u16>) -> Self {
+        Self::with(|settings| settings.snat_ports = snat_ports)
+    }
+
+    /// With settings that `adjust` has changed.
+    pub(crate) fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
         let bpffs = bpffs();
-        let settings = Settings {
+        let mut settings = Settings {
             bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
             node_ports: NodePortRange { first: 30_000, last: 32_767 },
-            snat_ports,
+            masquerade_all: false,
+            snat_ports: 61_000..=65_535,
             log_level: None,
         };
+        adjust(&mut settings);
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
         let writer = Writer::new(&mut dataplane);
         let flows = dataplane.flow_table().unwrap();

@@ -131,6 +131,29 @@ fn pod_that_is_its_own_backend_hears_from_the_node_and_not_from_itself() {
 }
 
 #[test]
+fn masquerade_all_hides_the_clients_of_cluster_ips_and_of_nothing_else() {
+    let mut plane = Plane::with(|settings| settings.masquerade_all = true);
+    for net in Net::ALL {
+        let Net { pod, vip, node_port, here: [near, _], there: [far, _], .. } = net;
+        for backend in [near, far] {
+            let frontends = &[(vip, CLUSTER_IP), (node_port, NODE_PORT)];
+            let cluster = &[backend];
+            plane.serve(net, "web", Served { cluster, frontends, ..Default::default() });
+            let client = SocketAddr::new(pod.ip(), pod.port() + backend.port());
+            let inside = net.opening(client, vip).to(backend);
+            let opening = net.opening(client, vip);
+            assert_eq!(plane.run(Via::Pod, Ingress, &opening), passed(Chosen, &inside));
+            snat_source(net, &plane.run(Via::Node, Egress, &inside), &inside);
+
+            let client = SocketAddr::new(pod.ip(), client.port() + 1_000);
+            let inside = net.opening(client, node_port).to(backend);
+            plane.run(Via::Pod, Ingress, &net.opening(client, node_port));
+            assert_eq!(plane.run(Via::Node, Egress, &inside), passed(NotOurs, &inside));
+        }
+    }
+}
+
+#[test]
 fn outsider_with_a_local_policy_gets_the_local_set_and_pods_the_cluster_set() {
     let mut plane = Plane::new();
     plane.know_pods();

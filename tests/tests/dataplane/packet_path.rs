@@ -6,6 +6,29 @@ use crate::scene::{Path, Scene, answer, node_port, reaches, refused, serve, sock
 use anyhow::Result;
 use lab::cluster::eventually;
 use lab::{Addrs, Ask, Cni, Transport};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// The first node's addresses on the devices of its pods.
+const GATEWAY: Addrs =
+    Addrs { v4: Ipv4Addr::new(10, 244, 1, 1), v6: Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 1) };
+
+#[tokio::test]
+async fn masquerade_all_shows_backends_of_cluster_ips_the_node_on_both_paths() -> Result<()> {
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::strict(Cni::Routed).await?;
+        scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
+        scene.start_with(path, &[("--masquerade-all", "true")]).await?;
+        let Scene { cluster, client, web: [web_0, web_1] } = &scene;
+        let node = cluster.lab.node(0).addrs();
+        let fact = format!("{path:?}");
+        // The node speaks from the address of the device that leads to the backend.
+        let hidden = [(&**web_0, GATEWAY), (web_1, node)];
+        reaches(&fact, client, sockets(vip(1)), &hidden).await?;
+        let own = [(&**web_0, client.addrs()), (web_1, client.addrs())];
+        reaches(&fact, client, sockets(node.at(node_port(1))), &own).await?;
+    }
+    Ok(())
+}
 
 /// What backends see of their clients, with pods connected by `cni` and the packet path on
 /// `devices` of the node.
@@ -28,8 +51,7 @@ async fn clients_are_seen(cni: Cni, devices: &str) -> Result<()> {
 
     // A backend that asks itself would answer itself, past the node. The node speaks from the
     // address of the device that leads to the pod, if that has one.
-    let gateway = Addrs { v4: [10, 244, 1, 1].into(), v6: "fd00:244:1::1".parse()? };
-    let seen = if (cni, devices) == (Cni::Bridge, "eth0") { node } else { gateway };
+    let seen = if (cni, devices) == (Cni::Bridge, "eth0") { node } else { GATEWAY };
     let itself = [(&**client, seen)];
     reaches("itself as the node", client, sockets(vip(2)), &itself).await?;
     reaches("also by a NodePort", client, sockets(node.at(node_port(2))), &itself).await?;
