@@ -139,11 +139,11 @@ fn egress(ctx: &TcContext, headers: &Headers) -> Verdict {
 
 /// Whether a packet without a flow may begin one.
 ///
-/// A connection begins with a SYN. Anything else is of a connection that another proxy still
-/// translates, or of one from this node whose port looks like a NodePort.
+/// A connection begins with a SYN, an association with an INIT. Anything else is of one that
+/// another proxy still translates, or of one from this node whose port looks like a NodePort.
 #[inline(always)]
 fn begins_flow(headers: &Headers) -> bool {
-    headers.has_transport() && (headers.proto != Proto::TCP || headers.tcp_flags.opens())
+    headers.has_transport() && (headers.proto == Proto::UDP || headers.tcp_flags.opens())
 }
 
 /// A packet without a flow that is about to leave the node.
@@ -187,9 +187,8 @@ fn no_frontend(headers: &Headers) -> Verdict {
 fn begins_anew(headers: &Headers, value: &FlowValue) -> bool {
     !value.flags.has(FlowFlags::REPLY)
         && match headers.proto {
-            Proto::TCP => headers.tcp_flags.opens(),
             Proto::UDP => !serves(value),
-            _ => false,
+            _ => headers.tcp_flags.opens(),
         }
 }
 
@@ -233,7 +232,7 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
 /// direction, which may see no packets of its own and must not be evicted before this one.
 #[inline(always)]
 fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
-    if headers.proto == Proto::TCP && headers.has_transport() {
+    if headers.proto != Proto::UDP && headers.has_transport() {
         let tcp = headers.tcp_flags;
         let mut flags = value.flags;
         if !tcp.syn() {

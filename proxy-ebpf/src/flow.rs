@@ -90,7 +90,8 @@ impl FlowFlags {
     pub const REPLY: Self = Self(1);
     /// The flow has SNAT.
     pub const SNAT: Self = Self(1 << 1);
-    /// TCP: a segment that is no SYN has matched. A later SYN then begins another connection.
+    /// TCP and SCTP: a packet that is no SYN and no INIT has matched. A later one of those then
+    /// begins another connection.
     pub const ESTABLISHED: Self = Self(1 << 2);
     /// TCP: a FIN has matched.
     pub const FIN: Self = Self(1 << 3);

@@ -32,7 +32,8 @@ pub struct Headers {
     /// Where the transport header begins that has these ports, in bytes from the first byte of
     /// the packet.
     pub transport: usize,
-    /// TCP's flags, 0 for another protocol, or where they are not known.
+    /// TCP's flags, and those of a SYN for SCTP's INIT, which opens an association as that opens
+    /// a connection; 0 for all other packets, or where they are not known.
     pub tcp_flags: TcpFlags,
     /// What kind of packet it is.
     pub form: Form,
@@ -65,11 +66,14 @@ impl Headers {
     }
 }
 
-/// The flag byte of a TCP header (RFC 9293 section 3.1).
+/// The flag byte of a TCP header (RFC 9293 section 3.1), or what stands for it in SCTP.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct TcpFlags(pub u8);
 
 impl TcpFlags {
+    /// SYN alone.
+    pub const SYN: Self = Self(0x02);
+
     /// Whether the segment opens a connection: SYN without ACK.
     #[inline(always)]
     pub const fn opens(self) -> bool {
@@ -198,11 +202,14 @@ fn read_transport<P: Packet>(
     }
     // Of a header only what is whole is taken: 8 bytes are all of UDP's, and 20 all of TCP's but
     // its options. An error may quote no more than 8.
-    let [ports, _]: [u32; 2] = packet.load(transport).ok_or(Unread::Malformed)?;
+    let [ports, tag]: [u32; 2] = packet.load(transport).ok_or(Unread::Malformed)?;
     let [s0, s1, d0, d1] = ports.to_ne_bytes();
     let tcp_flags = if proto == Proto::TCP && !matches!(form, Form::Error { .. }) {
         let [word, _]: [u32; 2] = packet.load(transport + 12).ok_or(Unread::Malformed)?;
         TcpFlags(word.to_ne_bytes()[1])
+    } else if proto == Proto::SCTP && tag == 0 && !matches!(form, Form::Error { .. }) {
+        // Only a packet with an INIT has no verification tag (RFC 9260 section 8.5.1).
+        TcpFlags::SYN
     } else {
         TcpFlags::default()
     };

@@ -312,3 +312,35 @@ fn snat_port_that_becomes_free_comes_back_after_all_others() {
         assert_eq!(ports.len(), 10);
     }
 }
+
+#[test]
+fn sctp_goes_on_with_a_backend_that_is_gone_until_an_init_begins_anew() {
+    let mut plane = Plane::new();
+    for net in [Family::V4, Family::V6].map(|family| Net::new(Proto::SCTP, family)) {
+        let Net { pod, there: [first, _], .. } = net;
+        // SCTP's checksum covers the ports, so they must be the same everywhere.
+        let second = SocketAddr::new(net.there[1].ip(), first.port());
+        let vip = SocketAddr::new(net.vip.ip(), first.port());
+        let frontends = &[(vip, CLUSTER_IP)];
+        let serve = |plane: &mut Plane, cluster: &[SocketAddr]| {
+            plane.serve(net, "web", Served { cluster, frontends, ..Default::default() });
+        };
+        let (init, data) = (net.opening(pod, vip), net.data(pod, vip));
+        serve(&mut plane, &[first]);
+        let out = plane.run(Via::Pod, Ingress, &data);
+        assert_eq!(out, passed(NotOurs, &data), "of an association that is not known");
+
+        // While it is being opened, it keeps a backend that serves.
+        assert_eq!(plane.run(Via::Pod, Ingress, &init), passed(Chosen, &init.to(first)));
+        serve(&mut plane, &[first, second]);
+        for _ in 0..8 {
+            assert_eq!(plane.run(Via::Pod, Ingress, &init), passed(Matched, &init.to(first)));
+        }
+        serve(&mut plane, &[second]);
+        assert_eq!(plane.run(Via::Pod, Ingress, &data), passed(Matched, &data.to(first)));
+        assert_eq!(plane.run(Via::Pod, Ingress, &init), passed(Chosen, &init.to(second)));
+        assert_eq!(plane.run(Via::Pod, Ingress, &data), passed(Matched, &data.to(second)));
+        let reply = data.to(second).reply();
+        assert_eq!(plane.run(Via::Pod, Egress, &reply), passed(Matched, &reply.from(vip)));
+    }
+}

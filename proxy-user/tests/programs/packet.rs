@@ -30,7 +30,7 @@ pub(crate) struct Packet {
     pub(crate) src: SocketAddr,
     pub(crate) dst: SocketAddr,
     pub(crate) proto: Proto,
-    /// TCP's flags; nothing in another protocol.
+    /// TCP's flags; in SCTP a SYN is an INIT, and nothing in UDP.
     pub(crate) flags: u8,
     /// IPv4's options; nothing in IPv6.
     pub(crate) options: Vec<u8>,
@@ -92,9 +92,11 @@ impl Packet {
         } else if self.proto == Proto::UDP {
             ip.udp(src, dst).write(&mut bytes, &self.payload).unwrap();
         } else {
-            // Ports, verification tag and a checksum that nobody on the way may touch.
+            // Ports, verification tag (which an INIT alone lacks) and a checksum that nobody on
+            // the way may touch.
             let ports = [src.to_be_bytes(), dst.to_be_bytes()].concat();
-            let segment = [&ports, &[0xa5; 8][..], &self.payload].concat();
+            let tag = if self.flags == SYN { [0; 4] } else { [0xa5; 4] };
+            let segment = [&ports, &tag[..], &[0xa5; 4], &self.payload].concat();
             ip.write(&mut bytes, IpNumber(self.proto.0), &segment).unwrap();
         }
         bytes
