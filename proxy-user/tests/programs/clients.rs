@@ -133,18 +133,18 @@ fn a_record_lives_for_its_timeout_counted_from_the_last_connection() {
         let Net { pod, vip, there, .. } = net;
         let frontends = &[(vip, CLUSTER_IP)];
         let served =
-            Served { cluster: &there, frontends, affinity_seconds: 1_000, ..Default::default() };
+            Served { cluster: &there, frontends, affinity_seconds: 10, ..Default::default() };
         plane.serve(net, "web", served);
         gets(&mut plane, net, (Via::Pod, pod), vip, (1, &there));
         let mut aged = BTreeSet::new();
         for _ in 0..TIMES {
-            plane.age_clients(900);
+            plane.age_clients(5);
             aged.extend(gets(&mut plane, net, (Via::Pod, pod), vip, (1, &there)));
         }
         assert_eq!(aged.len(), 1, "{net:?}");
         let mut expired = BTreeSet::new();
         for _ in 0..TIMES {
-            plane.age_clients(1_001);
+            plane.age_clients(11);
             expired.extend(gets(&mut plane, net, (Via::Pod, pod), vip, (1, &there)));
         }
         assert_eq!(expired.len(), 2, "{net:?}");
