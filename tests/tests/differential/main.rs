@@ -3,7 +3,7 @@
 //!
 //! `population` draws the Services, `rules` writes what kube-proxy's mode nftables would for them,
 //! `world` runs a cluster with one or the other, `question` lists who asks what, and `verdict` says
-//! which differences are stated in docs/ and which are faults.
+//! which differences are stated in docs/differences.md and which are faults.
 
 mod population;
 mod question;
