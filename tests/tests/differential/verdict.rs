@@ -19,7 +19,7 @@ pub(crate) fn judge(
     }
     let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
     if kube_proxy == shunt
-        || is_forbidden(kube_proxy) && !has_answers(shunt)
+        || (is_forbidden(kube_proxy) || is_refused_too_early(question)) && !has_answers(shunt)
         // The kernel's own errors are limited in number; Shunt's are not.
         || is_refused(kube_proxy) && !has_answers(kube_proxy) && shunt.iter().eq([&Answer::Refusal])
     {
@@ -53,6 +53,15 @@ fn is_dropped_too_early(question: &Question<'_>) -> bool {
         && matches!(question.frontend, Frontend::ExternalIp | Frontend::LoadBalancer)
         && question.service.usable(Some(1)).is_empty()
         && !question.service.usable(None).is_empty()
+}
+
+/// The node is not among those that a load balancer without endpoints lets in. kube-proxy refuses
+/// at output before it looks at the source; others are dropped by both.
+fn is_refused_too_early(question: &Question<'_>) -> bool {
+    question.client == Client::Node
+        && question.service.restricted
+        && question.frontend == Frontend::LoadBalancer
+        && question.service.usable(None).is_empty()
 }
 
 /// Whether netfilter kept the node itself from sending.
