@@ -100,14 +100,15 @@ fn accepts_node_ports<T: Tables>(tables: &T, addr: &Addr, loopback: bool) -> boo
     }
 }
 
-/// The value under `key`, looked up once more if the first one belonged to another key.
+/// The value under `key`. Looked up once more if there was none or another key's: the kernel puts
+/// a new element before the old one and then takes the old one out, and a reader that was between
+/// them has seen neither.
 #[inline(always)]
 fn read_frontend<T: Tables>(tables: &T, key: &FrontendKey) -> Option<FrontendValue> {
-    let value = tables.frontend(key)?;
-    if value.tag() == key.tag() {
-        return Some(value);
+    match tables.frontend(key) {
+        Some(value) if value.tag() == key.tag() => Some(value),
+        _ => tables.frontend(key).filter(|value| value.tag() == key.tag()),
     }
-    tables.frontend(key).filter(|value| value.tag() == key.tag())
 }
 
 /// The service that does not let `addr` in by a frontend with `value`. Comes before the choice:

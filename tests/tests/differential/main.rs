@@ -3,7 +3,7 @@
 //!
 //! `population` draws the Services, `rules` writes what kube-proxy's mode nftables would for them,
 //! `world` runs a cluster with one or the other, `question` lists who asks what, and `verdict` says
-//! which differences are stated in docs/ and which are faults.
+//! which differences are stated in docs/differences.md and which are faults.
 
 mod population;
 mod question;
@@ -21,25 +21,6 @@ use std::env;
 use std::time::Duration;
 use verdict::judge;
 use world::{Proxy, World};
-
-/// Behaviours of kube-proxy that Shunt does not have yet. What asks for them is left out; an entry
-/// is taken away when they come.
-const KNOWN_GAPS: [Gap; 2] = [Gap::UnservedPorts, Gap::SourceRanges];
-
-/// Something that kube-proxy does and Shunt may not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Gap {
-    /// A port of a ClusterIP that no service has is refused.
-    UnservedPorts,
-    /// `loadBalancerSourceRanges`.
-    SourceRanges,
-}
-
-impl Gap {
-    pub(crate) fn is_known(self) -> bool {
-        KNOWN_GAPS.contains(&self)
-    }
-}
 
 /// How many Services are drawn.
 const SERVICES: u8 = 8;

@@ -1,6 +1,5 @@
 //! Who asks what, and what can come of it.
 
-use crate::Gap;
 use crate::population::{Frontend, Service};
 use lab::Transport;
 use std::fmt;
@@ -84,9 +83,6 @@ pub(crate) fn questions(services: &[Service]) -> Vec<Question<'_>> {
     let mut questions = Vec::new();
     for service in services {
         for frontend in service.frontends() {
-            if frontend == Frontend::UnservedPort && Gap::UnservedPorts.is_known() {
-                continue;
-            }
             for client in Client::ALL {
                 for transport in [Transport::Tcp, Transport::Udp] {
                     for v4 in [true, false] {

@@ -3,7 +3,6 @@
 //! CIDR. In the order in which they are decided: what leads to a Service, what a Service without
 //! endpoints does, masquerading, and the choice.
 
-use crate::Gap;
 use crate::population::{BACKENDS, Frontend, Kind, Service};
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -131,7 +130,7 @@ impl Maps {
                 self.no_endpoint_node_ports.push(format!("{key} : {verdict}"));
             }
         }
-        if service.restricted && !Gap::SourceRanges.is_known() {
+        if service.restricted {
             let firewall = chain("firewall");
             self.chain(&firewall, &[format!("{ip} saddr != {{ {} }} drop", view.outsider)]);
             self.firewall.push(format!("{} : goto {firewall}", key(Frontend::LoadBalancer)));

@@ -1,4 +1,4 @@
-//! Which differences are stated in docs/, and which are faults. Pure.
+//! Which differences are those of docs/differences.md, and which are faults. Pure.
 
 use crate::population::{BACKENDS, Frontend};
 use crate::question::{Answer, Client, Question};
@@ -12,19 +12,14 @@ pub(crate) fn judge(
     shunt: &BTreeSet<Answer>,
 ) -> Result<(), String> {
     let fault = || Err(format!("kube-proxy {kube_proxy:?}, Shunt {shunt:?}"));
-    if answers_past_the_node(question) {
-        // kube-proxy leaves the client as it is, so a backend elsewhere answers it directly, and
-        // the client knows nothing of that. Shunt puts itself between.
-        let served = shunt.iter().all(|answer| matches!(answer, Answer::From(..)));
-        return if served { Ok(()) } else { fault() };
-    }
-    if is_dropped_too_early(question) {
-        let served = shunt.iter().all(|answer| matches!(answer, Answer::From(..)));
+    if answers_past_the_node(question) || is_dropped_too_early(question) {
+        let usable = question.service.usable(None).into_iter().map(|pod| BACKENDS[pod].0);
+        let served = sources(shunt).is_some_and(|served| served.into_keys().eq(usable));
         return if served { Ok(()) } else { fault() };
     }
     let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
     if kube_proxy == shunt
-        || is_forbidden(kube_proxy) && !has_answers(shunt)
+        || (is_forbidden(kube_proxy) || is_refused_too_early(question)) && !has_answers(shunt)
         // The kernel's own errors are limited in number; Shunt's are not.
         || is_refused(kube_proxy) && !has_answers(kube_proxy) && shunt.iter().eq([&Answer::Refusal])
     {
@@ -41,7 +36,8 @@ pub(crate) fn judge(
 }
 
 /// A pod that asks the frontend of a node that is not its own, for a policy Local that does not
-/// hold for pods.
+/// hold for pods. kube-proxy leaves the client as it is, so a backend elsewhere answers it
+/// directly, and the client knows nothing of that; Shunt puts itself between.
 fn answers_past_the_node(question: &Question<'_>) -> bool {
     question.client.is_pod()
         && question.service.external_local
@@ -57,6 +53,15 @@ fn is_dropped_too_early(question: &Question<'_>) -> bool {
         && matches!(question.frontend, Frontend::ExternalIp | Frontend::LoadBalancer)
         && question.service.usable(Some(1)).is_empty()
         && !question.service.usable(None).is_empty()
+}
+
+/// The node is not among those that a load balancer without endpoints lets in. kube-proxy refuses
+/// at output before it looks at the source; others are dropped by both.
+fn is_refused_too_early(question: &Question<'_>) -> bool {
+    question.client == Client::Node
+        && question.service.restricted
+        && question.frontend == Frontend::LoadBalancer
+        && question.service.usable(None).is_empty()
 }
 
 /// Whether netfilter kept the node itself from sending.

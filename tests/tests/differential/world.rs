@@ -1,6 +1,5 @@
 //! A cluster of two nodes with one proxy or the other; who is where has the same address in each.
 
-use crate::Gap;
 use crate::population::{BACKENDS, Frontend, Kind, Service, State};
 use crate::question::{Answer, Client, Question};
 use crate::rules::{View, table};
@@ -202,7 +201,7 @@ fn publish(cluster: &Cluster, service: &Service, pods: &[Pod], outsider: &Machin
     if service.external_ip {
         spec["externalIPs"] = json!(both(Frontend::ExternalIp));
     }
-    if service.restricted && !Gap::SourceRanges.is_known() {
+    if service.restricted {
         let Addrs { v4, v6 } = outsider.addrs();
         spec["loadBalancerSourceRanges"] = json!([format!("{v4}/32"), format!("{v6}/128")]);
     }
