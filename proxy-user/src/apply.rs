@@ -113,7 +113,7 @@ impl<S: Store> Applier<S> {
     /// Takes the step `delta`, and tries again what failed before. Returns what could not be
     /// written; the rest is.
     pub fn apply(&mut self, delta: TableDelta) -> Vec<ApplyError> {
-        let TableDelta { services, frontends } = self.with_unwritten(delta);
+        let TableDelta { services, frontends, .. } = self.with_unwritten(delta);
         let mut errors = Vec::new();
         let mut publish = BTreeMap::new();
         let mut gone_backends = Vec::new();
