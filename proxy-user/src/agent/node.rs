@@ -7,6 +7,7 @@ use crate::loader::links::Target;
 use crate::model::{Interface, Node, Warning};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
+use proxy_ebpf::node::Device;
 use std::path::PathBuf;
 
 /// The node's side of the dataplane.
@@ -55,7 +56,10 @@ impl NodeState {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),
             }
+            let names =
+                |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
             let target = |interface: Interface| Target {
+                names: names(interface.index),
                 name: interface.name,
                 index: interface.index,
                 ethernet: interface.ethernet,
