@@ -377,4 +377,4 @@ fn name(key: &NameKey) -> Option<DnsName> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
