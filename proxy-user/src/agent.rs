@@ -17,7 +17,7 @@ use crate::model::{Change, Interface, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, Wanted};
 use crate::sweep;
 use jiff::Timestamp;
 use node::NodeState;
@@ -83,7 +83,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
-    let source = source::run(&config.source, &config.node_name, changes_in);
+    let wanted = Wanted { node_name: &config.node_name, names: false };
+    let source = source::run(&config.source, wanted, changes_in);
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, machine.warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
