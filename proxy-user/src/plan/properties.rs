@@ -235,6 +235,8 @@ proptest! {
     #[test]
     fn planning_again_changes_nothing(changes in vec(change(), 0..12)) {
         let (world, mut planner) = planned(changes);
+        // Without any change, not even what is always there has been planned.
+        let _ = planner.update(&world, &Touched::default());
         prop_assert!(planner.update(&world, &EVERYTHING()).is_empty());
     }
 
@@ -271,8 +273,12 @@ proptest! {
     #[test]
     fn nothing_is_left_after_the_last_object(changes in vec(change(), 0..12)) {
         let gone = [Change::AllServices(Vec::new()), Change::AllSlices(Vec::new())];
-        let (world, planner) = planned(changes.into_iter().chain(gone));
-        prop_assert_eq!(planner.tables(), &Tables::default());
+        let gone = changes.into_iter().chain(gone);
+        let (world, mut planner) = planned(gone);
+        let _ = planner.update(&world, &Touched::default());
+        let empty = from_scratch(&World::default());
+        prop_assert_eq!(planner.tables(), empty.tables());
+        prop_assert_eq!(planner.tables().services.len(), 0);
         prop_assert_eq!(planner.warnings(), vec![]);
         prop_assert!(planner.claims.is_empty());
         prop_assert_eq!(world.endpoint_count(), 0);
