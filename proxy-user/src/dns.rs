@@ -4,6 +4,10 @@
 //! kernel passes is answered from the same objects, or asked of an upstream.
 
 pub mod answer;
+pub mod corefile;
+pub mod policy;
+pub mod server;
+mod upstream;
 pub mod zone;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// The size of replies that this side accepts and sends over UDP (DNS Flag Day 2020).
-const UDP_SIZE: u16 = 1232;
+pub(super) const UDP_SIZE: u16 = 1232;
 /// The size of replies to who does not say more (RFC 1035 section 4.2.1).
 const UDP_SIZE_LEAST: u16 = 512;
 const HEADER_LEN: usize = 12;
