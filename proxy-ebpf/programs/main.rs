@@ -2,7 +2,8 @@
 //!
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
 //! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
-//! `reject` answers what is refused.
+//! `reject` answers what is refused. `dns` answers pods' queries of names, before the packet path
+//! sees them.
 
 #![no_std]
 #![no_main]
@@ -11,6 +12,7 @@
     reason = "a key that is moved is copied, and the stack has 512 bytes"
 )]
 
+mod dns;
 mod entries;
 mod flow;
 mod fragment;
@@ -90,6 +92,12 @@ fn ingress_bare(ctx: TcContext) -> i32 {
 #[classifier]
 fn egress_bare(ctx: TcContext) -> i32 {
     flow::at_hook(&ctx, Hook::Egress, 0)
+}
+
+/// Ingress of the node's side of a pod's veth, before [`ingress`].
+#[classifier]
+fn names(ctx: TcContext) -> i32 {
+    dns::at_ingress(&ctx)
 }
 
 #[panic_handler]

@@ -13,6 +13,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod choose;
+pub mod dns;
 pub mod flow;
 pub mod frontend;
 pub mod maps;

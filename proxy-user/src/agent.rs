@@ -11,7 +11,7 @@ use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
 use crate::config::AgentConfig;
 use crate::health::Health;
 use crate::loader::store::MapStore;
-use crate::loader::{self, Dataplane, FlowTable, LoadError, Settings, sys};
+use crate::loader::{self, Dataplane, DnsLimit, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
 use crate::model::{Change, Interface, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
@@ -144,6 +144,7 @@ fn settings(config: &AgentConfig) -> Settings {
         },
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
+        dns_limit: DnsLimit::default(),
     }
 }
 

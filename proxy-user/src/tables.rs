@@ -2,6 +2,7 @@
 //!
 //! `plan` produces them and `apply` writes them; neither knows the other.
 
+pub use proxy_ebpf::dns::NameKind;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::slot::BackendFlags;
@@ -173,22 +174,6 @@ pub struct NameRow {
     pub v6: Vec<Addr>,
 }
 
-/// The kinds of names in the cluster zone.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum NameKind {
-    /// `<namespace>.svc`: it exists, and has no data.
-    Namespace,
-    /// `<service>.<namespace>.svc` of a ClusterIP or headless service. All names of its endpoints
-    /// are rows too.
-    Service,
-    /// A service that the kernel does not answer for, such as an ExternalName.
-    External,
-    /// `<endpoint>.<service>.<namespace>.svc`.
-    Endpoint,
-    /// A name outside `svc` and `pod` that exists, such as `ns.dns`; the kernel does not answer.
-    Other,
-}
-
 /// What the kernel knows of the cluster zone as a whole.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DnsRow {
@@ -213,6 +198,9 @@ pub struct NodeRows {
     pub addrs: BTreeMap<Addr, NodeAddr>,
     /// The devices of the packet path, by interface index.
     pub devices: BTreeMap<u32, Device>,
+    /// The addresses of this node's pods, and the index of the device that leads to each. A query
+    /// from another address is not answered in the kernel.
+    pub pod_addrs: BTreeMap<Addr, u32>,
 }
 
 impl TableDelta {

@@ -178,6 +178,7 @@ fn maps_of_the_loader_can_be_read() {
         node_ports: NodePortRange { first: 30000, last: 32767 },
         snat_ports: 61000..=65535,
         log_level: None,
+        dns_limit: DnsLimit::default(),
     };
     let mut dataplane = Dataplane::load(&settings).unwrap();
     dataplane.write_cluster_cidrs(&["10.244.0.0/16".parse().unwrap()]).unwrap();

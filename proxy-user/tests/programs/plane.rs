@@ -13,7 +13,7 @@ use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::ServiceCounters;
 use proxy_ebpf::{Addr, Proto};
-use proxy_user::loader::{Dataplane, FlowTable, Settings, pin_directory};
+use proxy_user::loader::{Dataplane, DnsLimit, FlowTable, Settings, pin_directory};
 use proxy_user::pinned::PinnedMaps;
 use proxy_user::tables::{Family, NodeRows};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -83,6 +83,7 @@ impl Plane {
             node_ports: NodePortRange { first: 30_000, last: 32_767 },
             snat_ports,
             log_level: None,
+            dns_limit: DnsLimit::default(),
         };
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
         let writer = Writer::new(&mut dataplane);

@@ -1,0 +1,1 @@
+//! The same code under bytes that no resolver would send.
