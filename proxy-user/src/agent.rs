@@ -4,6 +4,7 @@
 //! go out. Nothing is written before the source is in sync; what fails is reported and tried
 //! again; on SIGTERM everything is left forwarding.
 
+mod dns;
 mod node;
 mod report;
 
@@ -19,6 +20,7 @@ use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
 use crate::source::{self, SourceError, Wanted};
 use crate::sweep;
+use dns::DnsState;
 use jiff::Timestamp;
 use node::NodeState;
 use proxy_ebpf::choose::NodePortRange;
@@ -57,6 +59,9 @@ pub enum AgentError {
     Pinned(#[from] PinnedError),
     /// The source is not to be had.
     Source(#[from] SourceError),
+    /// The resolver has no thread.
+    #[error("cannot start the resolver of --dns=full")]
+    Resolver(#[source] std::io::Error),
     /// No signals.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -83,7 +88,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
-    let wanted = Wanted { node_name: &config.node_name, names: false };
+    let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
     let source = source::run(&config.source, wanted, changes_in);
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, machine.warnings);
@@ -93,12 +98,19 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     report.spawn_follow(&mut tasks, interfaces_in);
     report.spawn_servers(&mut tasks, &config, &health, &metrics, pinned);
 
+    let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
+    let dns = dns.map_err(AgentError::Resolver)?;
+    let mut planner = Planner::new(config.node_name.as_str());
+    if dns.is_some() {
+        planner = planner.with_names();
+    }
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
         world: World::default(),
-        planner: Planner::new(config.node_name.as_str()),
+        planner,
         applier,
         node,
+        dns,
         flows,
         touched: Touched::default(),
         triggers: Vec::new(),
@@ -112,12 +124,14 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         metrics,
         report,
     };
-    tokio::select! {
-        result = source => Ok(result?),
+    let ended = tokio::select! {
+        result = source => result.map_err(Into::into),
         () = agent.follow(changes, interfaces, config.drift_check_period) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    }
+    };
+    agent.leave();
+    ended
 }
 
 /// Waits until no other agent has the pins: a rolling update may start the new one first.
@@ -154,6 +168,8 @@ struct Agent {
     planner: Planner,
     applier: Applier<MapStore>,
     node: NodeState,
+    /// `None` if names are left to the cluster's DNS service.
+    dns: Option<DnsState>,
     flows: Arc<FlowTable>,
     /// What has changed since the last pass.
     touched: Touched,
@@ -223,11 +239,15 @@ impl Agent {
             _ => {}
         }
         let is_node = matches!(change, Change::Node(_));
+        let is_corefile = matches!(change, Change::Corefile(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
         if is_node {
             self.health.node(self.world.node());
             self.update_node();
+        }
+        if is_corefile && self.synced {
+            self.update_dns(&Touched::default());
         }
     }
 
@@ -255,6 +275,7 @@ impl Agent {
         } else {
             self.applier.apply_all(self.planner.tables().clone())
         };
+        self.update_dns(&touched);
         if !self.synced {
             self.synced = true;
             self.update_node();
@@ -306,6 +327,35 @@ impl Agent {
         if self.synced {
             let (_made, errors) = self.node.update(self.world.node());
             self.report.node_errors(&errors);
+            self.listen();
+        }
+    }
+
+    /// Brings what is answered of names to what the world says; behind the names themselves, so
+    /// that none is denied that is about to be written.
+    fn update_dns(&mut self, touched: &Touched) {
+        let Some(dns) = &mut self.dns else { return };
+        let _row = dns.update(&self.world, touched, true);
+        self.report.dns(dns.status());
+    }
+
+    /// Lets the resolver listen where the node's addresses are, and the DNS service lead there.
+    fn listen(&mut self) {
+        let Some(dns) = &mut self.dns else { return };
+        let (primary, own) = self.node.addrs();
+        let (resolver, warnings) = dns.listen(&self.world, primary, own);
+        self.report.problem("resolver", warnings);
+        self.report.dns(dns.status());
+        self.touched.merge(self.planner.set_resolver(resolver));
+        self.schedule();
+    }
+
+    /// Leaves everything such that it goes on without this process.
+    fn leave(&mut self) {
+        let touched = self.planner.set_resolver(None);
+        if self.synced && !touched.is_empty() {
+            let delta = self.planner.update(&self.world, &touched);
+            self.report.apply_errors(&self.applier.apply(delta));
         }
     }
 

@@ -7,6 +7,7 @@ use crate::loader::links::Target;
 use crate::model::{Interface, Node, Warning};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// The node's side of the dataplane.
@@ -18,6 +19,8 @@ pub(super) struct NodeState {
     interfaces: Option<Vec<Interface>>,
     /// Where the programs were attached at the last update.
     attachments: Vec<Attachment>,
+    /// The node's primary addresses, and all of them, at the last update.
+    addrs: (Vec<IpAddr>, Vec<IpAddr>),
 }
 
 impl NodeState {
@@ -33,7 +36,14 @@ impl NodeState {
                 NodePortAddresses::Cidrs(ranges) => Some(ranges.clone()),
             },
         };
-        Self { dataplane, cgroup_root, settings, interfaces: None, attachments: Vec::new() }
+        Self {
+            dataplane,
+            cgroup_root,
+            settings,
+            interfaces: None,
+            attachments: Vec::new(),
+            addrs: Default::default(),
+        }
     }
 
     pub(super) fn set_interfaces(&mut self, interfaces: Vec<Interface>) {
@@ -55,6 +65,7 @@ impl NodeState {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),
             }
+            self.addrs = (plan.primary, plan.rows.addrs.keys().map(|&addr| addr.into()).collect());
             let target = |interface: Interface| Target {
                 name: interface.name,
                 index: interface.index,
@@ -67,6 +78,11 @@ impl NodeState {
         }
         self.attachments = self.dataplane.attachments().into_iter().collect();
         (repaired, warnings)
+    }
+
+    /// The node's primary address of each family, and all its addresses.
+    pub(super) fn addrs(&self) -> (&[IpAddr], &[IpAddr]) {
+        (&self.addrs.0, &self.addrs.1)
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {

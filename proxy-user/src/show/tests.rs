@@ -253,6 +253,7 @@ fn agent() -> Status {
         objects: Objects { services: 120, slices: 131, endpoints: 842 },
         attachments: vec![attachment("connect4", "/sys/fs/cgroup"), attachment("ingress", "eth0")],
         drift: Some(Drift { checked: at(99_970), repaired: 0, repaired_total: 3 }),
+        dns: None,
         warnings: vec![Warning {
             subject: "Service default/web".into(),
             message: "nodePort 80 is outside 30000-32767: it is not served".into(),
