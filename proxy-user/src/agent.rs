@@ -40,6 +40,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 /// How long news may take to reach the status: a burst of changes is told once.
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
+/// How often it is said that the names in the kernel are good.
+const VOUCH_PERIOD: Duration = Duration::from_secs(10);
+/// How long they are good without another word: longer than an agent takes to restart, shorter
+/// than anybody should be told of a name that it does not exist because nobody looks.
+const NAMES_GOOD: Duration = Duration::from_secs(60);
 /// How often it is tried whether another agent has ended.
 const LOCK_PERIOD: Duration = Duration::from_millis(100);
 /// How many changes may wait before a source has to wait too.
@@ -197,6 +202,7 @@ impl Agent {
     ) {
         let mut drift = ticker(drift_check_period);
         let mut sweep = ticker(SWEEP_PERIOD);
+        let mut vouch = ticker(VOUCH_PERIOD);
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
@@ -218,6 +224,10 @@ impl Agent {
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
+                _ = vouch.tick() => {
+                    self.vouch();
+                    continue;
+                }
                 () = at(self.next_publish) => {
                     self.publish();
                     continue;
@@ -335,8 +345,23 @@ impl Agent {
     /// that none is denied that is about to be written.
     fn update_dns(&mut self, touched: &Touched) {
         let Some(dns) = &mut self.dns else { return };
-        let _row = dns.update(&self.world, touched, true);
+        let row = dns.update(&self.world, touched, self.applier.has_all_names());
         self.report.dns(dns.status());
+        let written = self.applier.write_zone(Some(&row), fresh_until());
+        self.report.problem("zone", written.err().iter().map(zone_warning).collect());
+    }
+
+    /// Says that the names in the kernel are still good, or that nobody keeps them.
+    fn vouch(&mut self) {
+        if !self.synced {
+            return;
+        }
+        if self.dns.is_some() {
+            self.update_dns(&Touched::default());
+        } else {
+            let written = self.applier.write_zone(None, 0);
+            self.report.problem("zone", written.err().iter().map(zone_warning).collect());
+        }
     }
 
     /// Lets the resolver listen where the node's addresses are, and the DNS service lead there.
@@ -395,6 +420,18 @@ impl Agent {
         warnings.extend(self.planner.warnings());
         self.report.publish(&self.world, self.node.attachments(), warnings);
     }
+}
+
+/// Until when the names in the kernel are good without another word of this agent, in nanoseconds
+/// of the monotonic clock.
+fn fresh_until() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let until = Duration::new(now.tv_sec.unsigned_abs(), 0) + NAMES_GOOD;
+    u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn zone_warning(error: &ApplyError) -> Warning {
+    Warning { subject: "--dns".to_owned(), message: chain(error) }
 }
 
 fn map_warning(error: &StoreError) -> Warning {

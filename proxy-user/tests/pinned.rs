@@ -15,7 +15,7 @@ use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 use proxy_ebpf::{Addr, Port, Proto};
-use proxy_user::loader::{Dataplane, Settings, pin_directory};
+use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
 use proxy_user::pinned::{Fill, PinnedMaps};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::net::IpAddr;

@@ -92,6 +92,12 @@ impl Zone {
         Some(zone)
     }
 
+    /// The same zone, without answers.
+    #[must_use]
+    pub const fn off(self) -> Self {
+        Self { flags: ZoneFlags::OFF, ..self }
+    }
+
     /// Whether the other is the same zone with the same service, whatever the settings.
     pub fn is_same(&self, other: &Self) -> bool {
         (self.name, self.addrs) == (other.name, other.addrs)

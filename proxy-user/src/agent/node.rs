@@ -7,6 +7,7 @@ use crate::loader::links::Target;
 use crate::model::{Interface, Node, Warning};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
+use proxy_ebpf::node::Device;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -15,6 +16,8 @@ pub(super) struct NodeState {
     dataplane: Dataplane,
     cgroup_root: PathBuf,
     settings: NodeSettings,
+    /// Whether names are answered in the kernel.
+    names: bool,
     /// `None` until they have been read once.
     interfaces: Option<Vec<Interface>>,
     /// Where the programs were attached at the last update.
@@ -40,6 +43,7 @@ impl NodeState {
             dataplane,
             cgroup_root,
             settings,
+            names: config.dns.is_some(),
             interfaces: None,
             attachments: Vec::new(),
             addrs: Default::default(),
@@ -65,8 +69,11 @@ impl NodeState {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),
             }
+            let names =
+                |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
             self.addrs = (plan.primary, plan.rows.addrs.keys().map(|&addr| addr.into()).collect());
             let target = |interface: Interface| Target {
+                names: self.names && names(interface.index),
                 name: interface.name,
                 index: interface.index,
                 ethernet: interface.ethernet,

@@ -10,6 +10,7 @@ use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
 use crate::source::SourceConfig;
 use crate::status::{Attachment, DnsStatus, Drift, Objects, Status};
+use crate::tables::ServiceKey;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -195,8 +196,10 @@ impl Report {
 fn apply_warnings(errors: &[ApplyError]) -> Vec<Warning> {
     let mut services: BTreeMap<String, (usize, &ApplyError)> = BTreeMap::new();
     for error in errors {
-        let port = &error.service().port;
-        let subject = format!("Service {}/{}", port.namespace, port.name);
+        let subject = match error.service() {
+            Some(ServiceKey { port, .. }) => format!("Service {}/{}", port.namespace, port.name),
+            None => "names in the kernel".to_owned(),
+        };
         services.entry(subject).or_insert((0, error)).0 += 1;
     }
     let more = services.len().saturating_sub(SERVICES_NAMED);

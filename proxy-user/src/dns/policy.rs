@@ -85,7 +85,8 @@ mod tests {
             (policy.deny, policy.ttl)
         };
         assert_eq!(deny(Some(Some(COREFILE))), (true, 17));
-        assert_eq!(deny(Some(Some(&COREFILE.replace("ttl 17", "noendpoints")))), (false, 5));
+        let other = COREFILE.replace("ttl 17", "noendpoints");
+        assert_eq!(deny(Some(Some(&other))), (false, 5));
         assert_eq!(deny(Some(None)), (false, TTL));
         assert_eq!(deny(None), (false, TTL));
     }

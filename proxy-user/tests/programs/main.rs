@@ -10,6 +10,7 @@
 mod headers;
 mod lifetime;
 mod mutations;
+mod names;
 mod net;
 mod outcomes;
 mod packet;
