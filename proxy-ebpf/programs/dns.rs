@@ -11,14 +11,14 @@
 
 use crate::ETHERNET;
 use crate::maps::{
-    DEVICES, DNS_BURST, DNS_INTERVAL, DNS_NAMES, DNS_RECORDS, DNS_SHARES, DNS_VALUES, POD_ADDRS,
-    count_dns, now_ns, random, work, zone,
+    DEVICES, DNS_ASKERS, DNS_BURST, DNS_INTERVAL, DNS_NAMES, DNS_NETNS, DNS_RECORDS, DNS_SHARES,
+    DNS_VALUES, POD_ADDRS, count_dns, now_ns, random, work, zone,
 };
 use crate::packet::{Skb, is_unfinished};
 use crate::reject::sum_bytes;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_redirect, bpf_sk_storage_get, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::ptr;
@@ -84,10 +84,15 @@ fn receive(ctx: &TcContext) -> u32 {
     let protocol = u16::from_be(protocol as u16);
     let datagram = match Datagram::read(&Skb(ctx), protocol, ETHERNET, ctx.len() as usize) {
         Ok(datagram) => datagram,
-        Err(Unread::NotQuery) => return Outcome::NotQuery as u32,
+        Err(Unread::NotUdp) => return Outcome::NotQuery as u32,
+        Err(Unread::OtherPort) => {
+            learn(ctx);
+            return Outcome::NotQuery as u32;
+        }
         Err(Unread::Odd) => return Outcome::Malformed as u32,
     };
     if !zone.serves(datagram.dst) {
+        learn(ctx);
         return Outcome::NotQuery as u32;
     }
     if vlan != 0 || gso != 0 || cast == PACKET_BROADCAST || cast == PACKET_MULTICAST {
@@ -108,6 +113,31 @@ fn receive(ctx: &TcContext) -> u32 {
         return Outcome::Limited as u32;
     }
     load(skb, work)
+}
+
+/// Learns that the namespace of a pod's socket is behind this program, if the socket path has
+/// translated a query of it because it did not know.
+///
+/// The packet has its socket with it until the stack of the node takes it in.
+#[inline(always)]
+fn learn(ctx: &TcContext) {
+    // SAFETY: the context is valid; the verifier checks the access.
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    let map = (&raw const DNS_ASKERS).cast_mut().cast();
+    // SAFETY: the socket is not null and lives as long as the packet; a null value and no flags
+    // look up only.
+    let netns = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast::<u64>() };
+    // SAFETY: null, or the socket's storage, which lives until this program ends.
+    if let Some(netns) = unsafe { netns.as_mut() }
+        && *netns != 0
+    {
+        // If the table is full, queries of this namespace stay on the socket path.
+        let _full = DNS_NETNS.insert(*netns, 1, 0);
+        *netns = 0;
+    }
 }
 
 /// Loads the beginning of the query.

@@ -93,6 +93,16 @@ pub(crate) static POD_ADDRS: HashMap<Addr, u32, { maps::POD_ADDRS as usize }, NO
 #[btf_map(name = "dns_work")]
 static DNS_WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 
+/// The namespace of a socket, as a cookie, if the socket path has translated its query without
+/// knowing whether the program that answers names would see it. Maps of the next program begin
+/// empty, and learn again.
+#[btf_map(name = "dns_askers")]
+pub(crate) static DNS_ASKERS: SkStorage<u64> = SkStorage::new();
+
+/// The namespaces, by cookie, whose packets the program that answers names sees.
+#[btf_map(name = "dns_netns")]
+pub(crate) static DNS_NETNS: LruHashMap<u64, u32, { maps::DEVICES as usize }> = LruHashMap::new();
+
 /// When each pod has used up its share, in nanoseconds; nobody else needs it, nor does the next
 /// program.
 #[btf_map(name = "dns_shares")]

@@ -79,6 +79,9 @@ impl FrontendFlags {
     pub const EXTERNAL_IP: Self = Self(1 << 3);
     /// An address of `status.loadBalancer.ingress`.
     pub const LOAD_BALANCER: Self = Self(1 << 4);
+    /// The DNS service: the queries of pods whose veths have the program that answers names stay
+    /// as they are, for it to see.
+    pub const DNS: Self = Self(1 << 5);
 
     /// Both sets of flags.
     #[must_use]

@@ -201,6 +201,8 @@ pub struct Interface {
     pub has_controller: bool,
     /// Its addresses of global scope, with their prefixes.
     pub addrs: Vec<IpNetwork>,
+    /// The addresses of those behind it, if it leads to single ones: of the pod behind a veth.
+    pub pods: Vec<IpAddr>,
 }
 
 /// Something wrong that an operator should see: what it is about, and a sentence.

@@ -67,6 +67,10 @@ pub fn plan_node(
         let pod = u32::from(is_pod(interface));
         let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod };
         plan.rows.devices.insert(interface.index, device);
+        if pod != 0 {
+            let addrs = interface.pods.iter().map(|addr| (Addr::from(*addr), interface.index));
+            plan.rows.pod_addrs.extend(addrs);
+        }
         plan.attach.push(interface.clone());
     }
     plan
@@ -105,6 +109,7 @@ mod tests {
             ethernet: true,
             has_controller: false,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
+            pods: Vec::new(),
         }
     }
 
@@ -133,6 +138,16 @@ mod tests {
         let names: Vec<_> = plan.attach.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(names, ["eth0", "eth1", "veth12"]);
         assert_eq!(plan.rows.devices.values().map(|d| d.pod).collect::<Vec<_>>(), [0, 0, 1]);
+    }
+
+    #[test]
+    fn addresses_behind_the_devices_of_pods_are_pods() {
+        let mut interfaces = interfaces();
+        let pod: IpAddr = "10.244.1.5".parse().unwrap();
+        interfaces[1].pods = vec!["10.9.9.9".parse().unwrap()];
+        interfaces[3].pods = vec![pod];
+        let plan = plan_node(&interfaces, None, &settings());
+        assert_eq!(plan.rows.pod_addrs.into_iter().collect::<Vec<_>>(), [(pod.into(), 4)]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 /// The maps of names in memory, which keep what a program could see after each write.
 #[derive(Debug, Default, Clone)]
-pub(in crate::apply) struct Fake {
+pub(crate) struct Fake {
     names: BTreeMap<NameKey, u32>,
     values: BTreeMap<u32, NameValue>,
     records: BTreeMap<u32, Addr>,
