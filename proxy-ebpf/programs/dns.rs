@@ -43,7 +43,10 @@ pub(crate) fn at_ingress(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let (mut outcome, mut kind) = (receive(ctx), Kind::Other);
     if outcome == GO {
-        outcome = dns_read();
+        outcome = dns_name();
+    }
+    if outcome == GO {
+        outcome = dns_question();
         if let Some(work) = work() {
             kind = Kind::of(work.question.kind);
         }
@@ -183,12 +186,23 @@ fn has_share(ifindex: u32, now: u64) -> bool {
     true
 }
 
+/// Finds the labels of the name in question.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn dns_name() -> u32 {
+    let Some(work) = work() else { return Outcome::Off as u32 };
+    match work.read_name(work.datagram.len as usize) {
+        Ok(()) => GO,
+        Err(outcome) => outcome as u32,
+    }
+}
+
 /// Reads the question.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn dns_read() -> u32 {
+extern "C" fn dns_question() -> u32 {
     let (Some(zone), Some(work)) = (zone(), work()) else { return Outcome::Off as u32 };
-    match work.read(work.datagram.len as usize, zone) {
+    match work.read_question(work.datagram.len as usize, zone) {
         Ok(()) => GO,
         Err(outcome) => outcome as u32,
     }

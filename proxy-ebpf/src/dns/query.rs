@@ -56,8 +56,14 @@ impl Question {
 impl Work {
     /// Reads the question of the query, which has `len` bytes, into [`Work::question`]. The type
     /// is 0 as long as it is not known.
-    #[inline(always)]
     pub fn read(&mut self, len: usize, zone: &Zone) -> Result<(), Outcome> {
+        self.read_name(len)?;
+        self.read_question(len, zone)
+    }
+
+    /// The first half of [`Work::read`]: the header, and the labels of the name.
+    #[inline(always)]
+    pub fn read_name(&mut self, len: usize) -> Result<(), Outcome> {
         self.question.kind = 0;
         if len < HEADER {
             return Err(Outcome::Malformed);
@@ -66,11 +72,16 @@ impl Work {
         if self.byte(2) & 0xfe != 0 || self.number(4) != 1 || self.number(6) != 0 {
             return Err(Outcome::Unsupported);
         }
-        let additional = self.number(10);
-        if self.number(8) != 0 || additional > 1 {
+        if self.number(8) != 0 || self.number(10) > 1 {
             return Err(Outcome::Unsupported);
         }
-        self.read_name(len)?;
+        self.find_labels(len)
+    }
+
+    /// The second half of [`Work::read`]: type, class, EDNS and zone. The verifier would otherwise
+    /// follow it for each number of labels.
+    #[inline(always)]
+    pub fn read_question(&mut self, len: usize, zone: &Zone) -> Result<(), Outcome> {
         let end = self.question.end as usize;
         let (kind, class) = (self.number(end - 4), self.number(end - 2));
         self.question.kind = kind;
@@ -78,13 +89,13 @@ impl Work {
         if class != IN || kind == 0 || kind == OPT || (128..=255).contains(&kind) {
             return Err(Outcome::Unsupported);
         }
-        self.read_edns(additional, len)?;
+        self.read_edns(self.number(10), len)?;
         self.match_zone(zone)
     }
 
     /// Finds the labels and the end of the question.
     #[inline(always)]
-    fn read_name(&mut self, len: usize) -> Result<(), Outcome> {
+    fn find_labels(&mut self, len: usize) -> Result<(), Outcome> {
         let read = len.min(READ);
         let mut at = HEADER;
         for index in 0..=LABELS {

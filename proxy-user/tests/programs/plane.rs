@@ -74,17 +74,25 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) fn new() -> Self {
-        Self::with_snat_ports(61_000..=65_535)
+        Self::with(61_000..=65_535, DnsLimit { rate: 0, burst: 0 })
     }
 
     pub(crate) fn with_snat_ports(snat_ports: RangeInclusive<u16>) -> Self {
+        Self::with(snat_ports, DnsLimit { rate: 0, burst: 0 })
+    }
+
+    pub(crate) fn with_dns_limit(dns_limit: DnsLimit) -> Self {
+        Self::with(61_000..=65_535, dns_limit)
+    }
+
+    fn with(snat_ports: RangeInclusive<u16>, dns_limit: DnsLimit) -> Self {
         let bpffs = bpffs();
         let settings = Settings {
             bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
             node_ports: NodePortRange { first: 30_000, last: 32_767 },
             snat_ports,
             log_level: None,
-            dns_limit: DnsLimit::default(),
+            dns_limit,
         };
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
         let writer = Writer::new(&mut dataplane);
@@ -149,7 +157,7 @@ impl Plane {
         else {
             panic!("there is no packet program {name}");
         };
-        let mut data_out = vec![0; packet.len() + 64];
+        let mut data_out = vec![0; packet.len().max(1_400) + 64];
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut data_out),

@@ -77,8 +77,12 @@ impl Writer {
     /// Makes the cluster zone what `row` says, for an hour.
     pub(crate) fn write_zone(&mut self, row: Option<&DnsRow>) {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        let hour_from_now = (time.tv_sec as u64 + 3_600) * 1_000_000_000;
-        self.0.write_zone(row, hour_from_now).unwrap();
+        self.write_zone_until(row, (time.tv_sec as u64 + 3_600) * 1_000_000_000);
+    }
+
+    /// Makes the cluster zone what `row` says, until so many nanoseconds of the monotonic clock.
+    pub(crate) fn write_zone_until(&mut self, row: Option<&DnsRow>, fresh_until: u64) {
+        self.0.write_zone(row, fresh_until).unwrap();
     }
 
     /// Frees what was replaced, when no program can read it any more.
