@@ -4,6 +4,7 @@
 //! go out. Nothing is written before the source is in sync; what fails is reported and tried
 //! again; on SIGTERM everything is left forwarding.
 
+mod dns;
 mod node;
 mod report;
 
@@ -17,8 +18,9 @@ use crate::model::{Change, Interface, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
-use crate::source::{self, SourceError};
+use crate::source::{self, SourceError, Wanted};
 use crate::sweep;
+use dns::DnsState;
 use jiff::Timestamp;
 use node::NodeState;
 use proxy_ebpf::choose::NodePortRange;
@@ -38,6 +40,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 /// How long news may take to reach the status: a burst of changes is told once.
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
+/// How often it is said that the names in the kernel are good.
+const VOUCH_PERIOD: Duration = Duration::from_secs(10);
+/// How long they are good without another word: longer than an agent takes to restart, shorter
+/// than anybody should be told of a name that it does not exist because nobody looks.
+const NAMES_GOOD: Duration = Duration::from_secs(60);
 /// How often it is tried whether another agent has ended.
 const LOCK_PERIOD: Duration = Duration::from_millis(100);
 /// How many changes may wait before a source has to wait too.
@@ -57,6 +64,9 @@ pub enum AgentError {
     Pinned(#[from] PinnedError),
     /// The source is not to be had.
     Source(#[from] SourceError),
+    /// The resolver has no thread.
+    #[error("cannot start the resolver of --dns=full")]
+    Resolver(#[source] std::io::Error),
     /// No signals.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -83,7 +93,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
-    let source = source::run(&config.source, &config.node_name, changes_in);
+    let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
+    let source = source::run(&config.source, wanted, changes_in);
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, machine.warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
@@ -92,12 +103,19 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     report.spawn_follow(&mut tasks, interfaces_in);
     report.spawn_servers(&mut tasks, &config, &health, &metrics, pinned);
 
+    let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
+    let dns = dns.map_err(AgentError::Resolver)?;
+    let mut planner = Planner::new(config.node_name.as_str());
+    if dns.is_some() {
+        planner = planner.with_names();
+    }
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
         world: World::default(),
-        planner: Planner::new(config.node_name.as_str()),
+        planner,
         applier,
         node,
+        dns,
         flows,
         touched: Touched::default(),
         triggers: Vec::new(),
@@ -111,12 +129,14 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         metrics,
         report,
     };
-    tokio::select! {
-        result = source => Ok(result?),
+    let ended = tokio::select! {
+        result = source => result.map_err(Into::into),
         () = agent.follow(changes, interfaces, config.drift_check_period) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    }
+    };
+    agent.leave();
+    ended
 }
 
 /// Waits until no other agent has the pins: a rolling update may start the new one first.
@@ -153,6 +173,8 @@ struct Agent {
     planner: Planner,
     applier: Applier<MapStore>,
     node: NodeState,
+    /// `None` if names are left to the cluster's DNS service.
+    dns: Option<DnsState>,
     flows: Arc<FlowTable>,
     /// What has changed since the last pass.
     touched: Touched,
@@ -180,6 +202,7 @@ impl Agent {
     ) {
         let mut drift = ticker(drift_check_period);
         let mut sweep = ticker(SWEEP_PERIOD);
+        let mut vouch = ticker(VOUCH_PERIOD);
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
@@ -201,6 +224,10 @@ impl Agent {
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
+                _ = vouch.tick() => {
+                    self.vouch();
+                    continue;
+                }
                 () = at(self.next_publish) => {
                     self.publish();
                     continue;
@@ -222,11 +249,15 @@ impl Agent {
             _ => {}
         }
         let is_node = matches!(change, Change::Node(_));
+        let is_corefile = matches!(change, Change::Corefile(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
         if is_node {
             self.health.node(self.world.node());
             self.update_node();
+        }
+        if is_corefile && self.synced {
+            self.update_dns(&Touched::default());
         }
     }
 
@@ -254,6 +285,7 @@ impl Agent {
         } else {
             self.applier.apply_all(self.planner.tables().clone())
         };
+        self.update_dns(&touched);
         if !self.synced {
             self.synced = true;
             self.update_node();
@@ -305,6 +337,50 @@ impl Agent {
         if self.synced {
             let (_made, errors) = self.node.update(self.world.node());
             self.report.node_errors(&errors);
+            self.listen();
+        }
+    }
+
+    /// Brings what is answered of names to what the world says; behind the names themselves, so
+    /// that none is denied that is about to be written.
+    fn update_dns(&mut self, touched: &Touched) {
+        let Some(dns) = &mut self.dns else { return };
+        let row = dns.update(&self.world, touched, self.applier.has_all_names());
+        self.report.dns(dns.status());
+        let written = self.applier.write_zone(Some(&row), fresh_until());
+        self.report.problem("zone", written.err().iter().map(zone_warning).collect());
+    }
+
+    /// Says that the names in the kernel are still good, or that nobody keeps them.
+    fn vouch(&mut self) {
+        if !self.synced {
+            return;
+        }
+        if self.dns.is_some() {
+            self.update_dns(&Touched::default());
+        } else {
+            let written = self.applier.write_zone(None, 0);
+            self.report.problem("zone", written.err().iter().map(zone_warning).collect());
+        }
+    }
+
+    /// Lets the resolver listen where the node's addresses are, and the DNS service lead there.
+    fn listen(&mut self) {
+        let Some(dns) = &mut self.dns else { return };
+        let (primary, own) = self.node.addrs();
+        let (resolver, warnings) = dns.listen(&self.world, primary, own);
+        self.report.problem("resolver", warnings);
+        self.report.dns(dns.status());
+        self.touched.merge(self.planner.set_resolver(resolver));
+        self.schedule();
+    }
+
+    /// Leaves everything such that it goes on without this process.
+    fn leave(&mut self) {
+        let touched = self.planner.set_resolver(None);
+        if self.synced && !touched.is_empty() {
+            let delta = self.planner.update(&self.world, &touched);
+            self.report.apply_errors(&self.applier.apply(delta));
         }
     }
 
@@ -344,6 +420,18 @@ impl Agent {
         warnings.extend(self.planner.warnings());
         self.report.publish(&self.world, self.node.attachments(), warnings);
     }
+}
+
+/// Until when the names in the kernel are good without another word of this agent, in nanoseconds
+/// of the monotonic clock.
+fn fresh_until() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let until = Duration::new(now.tv_sec.unsigned_abs(), 0) + NAMES_GOOD;
+    u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn zone_warning(error: &ApplyError) -> Warning {
+    Warning { subject: "--dns".to_owned(), message: chain(error) }
 }
 
 fn map_warning(error: &StoreError) -> Warning {

@@ -213,6 +213,11 @@ impl<S: Store> Applier<S> {
         self.names.write_zone(&mut self.store, row, fresh_until)
     }
 
+    /// Whether the kernel holds all names that it should.
+    pub fn has_all_names(&self) -> bool {
+        self.names.unwritten() == 0
+    }
+
     /// How many rows were written or removed so far.
     pub fn writes(&self) -> u64 {
         self.writes

@@ -69,6 +69,11 @@ pub struct Service {
     /// Its ClusterIPs, at most one of each family; empty for a headless Service and for an
     /// ExternalName.
     pub cluster_ips: Vec<IpAddr>,
+    /// Whether it asks for no ClusterIP (`None`): its name stands for its endpoints.
+    pub headless: bool,
+    /// Whether another proxy serves it (label `service.kubernetes.io/service-proxy-name`): then
+    /// DNS alone uses it.
+    pub other_proxy: bool,
     /// Valid addresses of `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
     /// Addresses of `status.loadBalancer.ingress` whose `ipMode` is VIP (or absent).
@@ -222,6 +227,8 @@ pub enum Change {
     AllSlices(Vec<Slice>),
     /// The own Node; `None` if it does not exist, or was deleted.
     Node(Option<Node>),
+    /// The complete Namespaces of the cluster; sent only to who asked for names.
+    AllNamespaces(Vec<Arc<str>>),
     /// A Service is new or has changed.
     Service(Box<Service>),
     /// A Service is gone.
@@ -230,6 +237,12 @@ pub enum Change {
     Slice(Box<Slice>),
     /// An EndpointSlice is gone, or no longer belongs to a Service.
     SliceGone(ObjectName),
+    /// A Namespace is new.
+    Namespace(Arc<str>),
+    /// A Namespace is gone.
+    NamespaceGone(Arc<str>),
+    /// The Corefile of CoreDNS, `None` if there is none; sent only to who asked for names.
+    Corefile(Option<Arc<str>>),
     /// What the source itself finds wrong (a file that does not parse, say), replacing what it
     /// said before.
     SourceWarnings(Vec<Warning>),

@@ -9,7 +9,7 @@ use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
 use crate::source::SourceConfig;
-use crate::status::{Attachment, Drift, Objects, Status};
+use crate::status::{Attachment, DnsStatus, Drift, Objects, Status};
 use crate::tables::ServiceKey;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -69,6 +69,7 @@ impl Report {
             objects: Objects::default(),
             attachments: Vec::new(),
             drift: None,
+            dns: None,
             warnings: Vec::new(),
         };
         let problems = Problems::default();
@@ -83,6 +84,10 @@ impl Report {
 
     pub(super) fn changed(&mut self, now: Timestamp) {
         self.status.last_change = Some(now);
+    }
+
+    pub(super) fn dns(&mut self, dns: DnsStatus) {
+        self.status.dns = Some(dns);
     }
 
     pub(super) fn drift(&mut self, repaired: u64) {

@@ -61,6 +61,7 @@ mod tests {
                 counters: ServiceCounters { connections, refused: 1, packets: 0, bytes: 9 },
             };
             Ok(Counters {
+                names: vec![],
                 outcomes: vec![OutcomeCount {
                     program: Program::Connect,
                     outcome: Outcome::NoEndpoint,

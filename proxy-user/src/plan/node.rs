@@ -30,6 +30,8 @@ pub struct NodePlan {
     pub rows: NodeRows,
     /// The interfaces that the packet path is attached to.
     pub attach: Vec<Interface>,
+    /// The node's primary address of each family that it has.
+    pub primary: Vec<IpAddr>,
 }
 
 /// Plans the node.
@@ -48,7 +50,8 @@ pub fn plan_node(
     let node_devices = || attach.iter().filter(|i| !is_pod(i)).copied();
     let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
 
-    let mut plan = NodePlan::default();
+    let mut plan =
+        NodePlan { primary: primary.into_iter().flatten().collect(), ..NodePlan::default() };
     // The loopback interface too: a VIP that announces itself may be an address of `lo`.
     for addr in interfaces.iter().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
         let accepted = match &settings.node_port_addresses {

@@ -3,12 +3,14 @@
 
 use super::manifest::{self, Manifest};
 use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
+use crate::source::Wanted;
 use crate::source::convert::Converter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// A file younger than this may change again without a new time stamp.
@@ -19,6 +21,7 @@ const RACY: Duration = Duration::from_millis(100);
 pub(super) struct Folder {
     path: PathBuf,
     node_name: String,
+    names: bool,
     converter: Converter,
     files: BTreeMap<PathBuf, File>,
     /// Whether `sent` is not what the files say.
@@ -50,15 +53,26 @@ struct Objects {
     services: BTreeMap<ObjectName, Service>,
     slices: BTreeMap<ObjectName, Slice>,
     node: Option<Node>,
+    /// `None` if names are not wanted.
+    names: Option<Names>,
+}
+
+/// What has names beside Services.
+#[derive(Debug, Default, PartialEq)]
+struct Names {
+    /// Those of the Services too: who writes manifests seldom writes Namespaces.
+    namespaces: BTreeSet<Arc<str>>,
+    corefile: Option<Arc<str>>,
 }
 
 impl Folder {
     /// The folder at `path`, of which nothing has been read.
-    pub(super) fn new(path: &Path, node_name: &str) -> Self {
+    pub(super) fn new(path: &Path, wanted: Wanted<'_>) -> Self {
         Self {
             path: path.into(),
-            node_name: node_name.into(),
-            converter: Converter::default(),
+            node_name: wanted.node_name.into(),
+            names: wanted.names,
+            converter: Converter::new(wanted.names),
             files: BTreeMap::new(),
             stale: true,
             trouble: None,
@@ -164,6 +178,15 @@ impl Folder {
                 }
             }
         }
+        if self.names {
+            let manifests = || self.files.values().map(|file| &file.manifest);
+            let listed = manifests().flat_map(|manifest| &manifest.namespaces).cloned();
+            let used = objects.services.keys().map(|name| name.namespace.clone());
+            objects.names = Some(Names {
+                namespaces: listed.chain(used).collect(),
+                corefile: manifests().find_map(|manifest| manifest.corefile.clone()),
+            });
+        }
         if objects.node.is_none() {
             warnings.push(crate::source::no_node(&self.node_name));
         }
@@ -209,11 +232,11 @@ impl File {
 
 impl Objects {
     fn all(&self) -> Vec<Change> {
-        vec![
-            Change::AllServices(self.services.values().cloned().collect()),
-            Change::AllSlices(self.slices.values().cloned().collect()),
-            Change::Node(self.node.clone()),
-        ]
+        let mut all = self.names.as_ref().map_or_else(Vec::new, Names::all);
+        all.push(Change::AllServices(self.services.values().cloned().collect()));
+        all.push(Change::AllSlices(self.slices.values().cloned().collect()));
+        all.push(Change::Node(self.node.clone()));
+        all
     }
 
     /// What leads from `before` to these.
@@ -227,7 +250,16 @@ impl Objects {
             Err(name) => Change::SliceGone(name.clone()),
         });
         let node = (before.node != self.node).then(|| Change::Node(self.node.clone()));
-        services.chain(slices).chain(node).collect()
+        let names = self.names.as_ref().filter(|_| self.names != before.names);
+        let names = names.map(Names::all).into_iter().flatten();
+        names.chain(services).chain(slices).chain(node).collect()
+    }
+}
+
+impl Names {
+    fn all(&self) -> Vec<Change> {
+        let namespaces = self.namespaces.iter().cloned().collect();
+        vec![Change::AllNamespaces(namespaces), Change::Corefile(self.corefile.clone())]
     }
 }
 

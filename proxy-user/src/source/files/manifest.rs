@@ -1,4 +1,4 @@
-//! The text of a manifest in, its Services, EndpointSlices and Nodes out.
+//! The text of a manifest in, its Services, EndpointSlices, Nodes and what else has names out.
 //!
 //! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
 //! that cannot be read makes the whole text unreadable: half a file is not what was meant.
@@ -8,6 +8,7 @@ use crate::source::convert::Converter;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// What one file says.
 #[derive(Debug, Default)]
@@ -18,6 +19,10 @@ pub(super) struct Manifest {
     pub(super) slices: Vec<Slice>,
     /// Its Nodes.
     pub(super) nodes: Vec<Node>,
+    /// Its Namespaces.
+    pub(super) namespaces: Vec<Arc<str>>,
+    /// Its Corefile.
+    pub(super) corefile: Option<Arc<str>>,
 }
 
 /// Why a text cannot be read.
@@ -111,8 +116,18 @@ impl Manifest {
                 self.nodes.push(converter.node(&typed(value)?));
                 return Ok(());
             }
+            ("v1", "Namespace") => {
+                self.namespaces.push(converter.namespace(&typed(value)?));
+                return Ok(());
+            }
+            ("v1", "ConfigMap") => {
+                self.corefile = converter.corefile(&typed(value)?).or(self.corefile.take());
+                return Ok(());
+            }
             ("v1", "List") => None,
             ("v1", "ServiceList") => Some(("v1", "Service")),
+            ("v1", "NamespaceList") => Some(("v1", "Namespace")),
+            ("v1", "ConfigMapList") => Some(("v1", "ConfigMap")),
             ("v1", "NodeList") => Some(("v1", "Node")),
             ("discovery.k8s.io/v1", "EndpointSliceList") => {
                 Some(("discovery.k8s.io/v1", "EndpointSlice"))

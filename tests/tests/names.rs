@@ -1,0 +1,188 @@
+//! Names of the cluster, as pods and nodes ask for them: answered in the kernel, by the node's
+//! resolver, or by the DNS service.
+
+#[path = "names/scene.rs"]
+mod scene;
+
+use anyhow::{Context as _, Result, ensure};
+use hickory_proto::op::Message;
+use hickory_proto::rr::RecordType;
+use lab::cluster::eventually;
+use scene::{By, KUBEADM, Scene, describe, query};
+use serde_json::json;
+
+/// What CoreDNS answers; see the file.
+const VECTORS: &str = include_str!("../../proxy-user/src/dns/tests/vectors.txt");
+
+#[tokio::test]
+async fn every_vector_is_answered_in_a_pod_over_every_transport() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=full"]).await?;
+    let mut wrong = String::new();
+    let mut answered = [0; 3];
+    for line in VECTORS.lines().filter(|line| !line.starts_with('#')) {
+        let [name, kinds, expected] = line.split(" | ").collect::<Vec<_>>()[..] else {
+            anyhow::bail!("{line}")
+        };
+        let full = match name {
+            "@" => "cluster.local.".to_owned(),
+            name if name.ends_with('.') => name.to_owned(),
+            name => format!("{name}.cluster.local."),
+        };
+        for kind in kinds.split(' ') {
+            let kind: RecordType = kind.parse()?;
+            let query = query(&full, kind)?;
+            let by = scene.answered_by(&full, kind).await?;
+            answered[by as usize] += 1;
+            let mut expected = expected.to_owned();
+            if let Some((first, _)) = expected.split_once(" then ") {
+                // The stand-in's address behind the alias.
+                expected = first.replace("1/0/0 ", "2/0/0 192.0.2.53, ");
+            }
+            let is_forwarded = expected == "forward";
+            for (to, tcp) in scene.transports() {
+                let reply = scene.ask(to, tcp, &query).await?;
+                let found = describe(&reply)?;
+                let is_upstreams = Message::from_vec(&reply)?.metadata.recursion_available;
+                if (is_forwarded && !is_upstreams) || (!is_forwarded && found != expected) {
+                    wrong += &format!("{full} {kind} {to} {tcp}: {found}\n  not {expected}\n");
+                }
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "\n{wrong}");
+    println!("kernel {}, resolver {}, DNS service {}", answered[0], answered[1], answered[2]);
+    ensure!(answered[0] >= 40 && answered[2] == 0, "{answered:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn outside_name_takes_two_queries_and_not_eight() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=kernel"]).await?;
+    let resolved = |output: &str| output.contains("192.0.2.53") && output.contains("2001:db8::53");
+
+    let output = scene.getent("www.example.com").await?;
+    ensure!(resolved(&output), "{output}");
+    let asked = scene.upstream.take_asked().await?;
+    ensure!(asked.len() == 2, "{asked:?}");
+    ensure!(asked.iter().all(|name| name.starts_with("www.example.com. ")), "{asked:?}");
+
+    // Of a name with so few dots, the search list is tried first.
+    let output = scene.getent("web").await?;
+    ensure!(output.contains("10.96.1.1") && output.contains("fd00:10:96::101"), "{output}");
+    ensure!(scene.upstream.take_asked().await?.is_empty());
+
+    // Another plugin may know names of the zone: everything unknown is asked.
+    let hosts = KUBEADM.replace("    loop\n", "    hosts {\n      fallthrough\n    }\n");
+    scene.cluster.api.apply(&lab::objects::corefile(&hosts))?;
+    let denies = |status: &serde_json::Value| status["dns"]["denies"] == json!(true);
+    let status = scene.cluster.agent(0)?.wait_status(|status| !denies(status)).await?;
+    let reason = status["dns"]["reason"].as_str().context("a reason")?;
+    ensure!(reason.contains("`hosts`"), "{reason}");
+    // The stand-in knows every name, so the first of the search list is taken.
+    let output = scene.getent("www.example.com").await?;
+    ensure!(resolved(&output), "{output}");
+    let asked = scene.upstream.take_asked().await?;
+    ensure!(asked[0].starts_with("www.example.com.shop.svc.cluster.local. "), "{asked:?}");
+
+    scene.cluster.api.apply(&lab::objects::corefile(KUBEADM))?;
+    let _ = scene.cluster.agent(0)?.wait_status(denies).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn ready_pod_always_has_a_name_while_a_stateful_set_rolls() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=kernel"]).await?;
+    let query = query("db-0.db.shop.svc.cluster.local.", RecordType::A)?;
+    for round in 0..40_u8 {
+        // Pod db-1 goes, comes back elsewhere, and then db-0 moves in one step.
+        let gone = [("db-0", 100 + round, true), ("db-1", 11, false)];
+        let back = [("db-0", 100 + round, true), ("db-1", round, true)];
+        for endpoints in [&gone, &back] {
+            scene.publish_db(endpoints)?;
+            let expected = format!("8500 1/0/0 10.244.1.{}", 100 + round);
+            let reached = eventually(
+                "the name follows the pod",
+                async || -> Result<String> {
+                    let found = describe(&scene.ask(scene.dns_v4(), false, &query).await?)?;
+                    ensure!(found.starts_with("8500 1/0/0 10.244.1."), "{found}");
+                    Ok(found)
+                },
+                |answer| answer.as_ref().is_ok_and(|found| *found == expected) || answer.is_err(),
+            );
+            reached.await??;
+        }
+    }
+    ensure!(scene.upstream.take_asked().await?.is_empty(), "all was answered in the kernel");
+    Ok(())
+}
+
+#[tokio::test]
+async fn kernel_and_resolver_say_the_same_while_everything_changes() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=full", "--min-sync-period=0"]).await?;
+    let resolver = scene.resolver();
+    let mut differences = String::new();
+    let mut by_kernel = 0;
+    for (round, (name, kind)) in scene::random_questions(1500).into_iter().enumerate() {
+        if round % 10 == 0 {
+            let last = (round / 10 % 200) as u8;
+            scene.publish_db(&[("db-0", last, true), ("db-1", last + 1, last % 3 > 0)])?;
+        }
+        let query = query(&name, kind)?;
+        let mut last = Default::default();
+        // They are written one after the other; what differs must be the same a moment later.
+        for _ in 0..50 {
+            let kernel = scene.ask(scene.dns_v4(), false, &query).await?;
+            let own = scene.ask(resolver, false, &query).await?;
+            last = (scene::normal(&kernel)?, scene::normal(&own)?);
+            if last.0 == last.1 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if last.0 != last.1 {
+            differences += &format!("{name} {kind}: {} and {}\n", last.0, last.1);
+        }
+        if scene.answered_by(&name, kind).await? == By::Kernel {
+            by_kernel += 1;
+        }
+    }
+    ensure!(differences.is_empty(), "\n{differences}");
+    println!("{by_kernel} of 1500 by the kernel");
+    ensure!(by_kernel > 700, "{by_kernel}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_are_answered_on_the_node_and_after_the_agent_too() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=full"]).await?;
+    let node = scene.cluster.lab.node(0);
+    let srv = query("_pg._tcp.db.shop.svc.cluster.local.", RecordType::SRV)?;
+    let on_node = node.exchange_names(scene.exchange(scene.dns_v4(), false, &srv)).await?;
+    ensure!(describe(&on_node)?.starts_with("8500 3/0/6"), "{}", describe(&on_node)?);
+    ensure!(scene.upstream.take_asked().await?.is_empty(), "the node's own resolver answered");
+
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let resolver = scene.resolver();
+    let refused = outsider.exchange_names(scene.exchange(resolver, false, &srv)).await;
+    ensure!(refused.is_err(), "whoever is no pod gets nothing");
+
+    let agent = scene.cluster.take_agent(0)?;
+    let _ = agent.terminate().await?;
+    let web = query("web.shop.svc.cluster.local.", RecordType::A)?;
+    let kernel = scene.ask(scene.dns_v4(), false, &web).await?;
+    ensure!(describe(&kernel)? == "8500 1/0/0 10.96.1.1", "the kernel goes on for a while");
+    let passed = scene.ask(scene.dns_v4(), false, &srv).await?;
+    ensure!(Message::from_vec(&passed)?.metadata.recursion_available, "to the DNS service again");
+    ensure!(scene.upstream.take_asked().await?.len() == 1);
+    Ok(())
+}
