@@ -106,8 +106,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
     let dns = dns.map_err(AgentError::Resolver)?;
     let mut planner = Planner::new(config.node_name.as_str());
-    if dns.is_some() {
-        planner = planner.with_names();
+    if let Some(dns) = &config.dns {
+        planner = planner.with_names(dns.service.clone());
     }
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {

@@ -40,6 +40,8 @@ pub struct Planner {
     services_planned: u64,
     /// The names that each Service has rows of; `None` if names are not planned.
     names: Option<BTreeMap<ObjectName, Vec<DnsName>>>,
+    /// The DNS service, if names are planned.
+    dns_service: Option<ObjectName>,
     resolver: Option<Resolver>,
 }
 
@@ -63,6 +65,7 @@ impl Planner {
             warnings: BTreeMap::new(),
             services_planned: 0,
             names: None,
+            dns_service: None,
             resolver: None,
         }
     }
@@ -75,10 +78,12 @@ impl Planner {
         self
     }
 
-    /// The same planner, which plans names too.
+    /// The same planner, which plans names too; queries to `dns_service` may be answered on their
+    /// way.
     #[must_use]
-    pub fn with_names(mut self) -> Self {
+    pub fn with_names(mut self, dns_service: ObjectName) -> Self {
         self.names = Some(BTreeMap::new());
+        self.dns_service = Some(dns_service);
         self
     }
 
@@ -156,6 +161,7 @@ impl Planner {
             node: &self.node_name,
             zone: world.node().and_then(|node| node.zone.as_deref()),
             external_ips: self.external_ips,
+            dns_service: self.dns_service.as_ref(),
             resolver: self.resolver.as_ref(),
         };
         let service = world.service(name);

@@ -27,6 +27,8 @@ pub(super) struct Place<'a> {
     pub(super) zone: Option<&'a str>,
     /// Whether `spec.externalIPs` are served.
     pub(super) external_ips: bool,
+    /// The DNS service, if queries to it may be answered on their way.
+    pub(super) dns_service: Option<&'a ObjectName>,
     /// Where the node answers DNS queries itself.
     pub(super) resolver: Option<&'a Resolver>,
 }
@@ -156,7 +158,12 @@ fn frontends(
     let external = local(service.external_policy, FrontendFlags::EXTERNAL_LOCAL);
 
     let at = |addr| FrontendKey::service(addr, port.port, port.proto);
-    let mut frontends = vec![(at(cluster_ip), internal)];
+    let is_dns = port.port.number() == DNS_PORT && port.proto == Proto::UDP;
+    let dns = match place.dns_service {
+        Some(name) if is_dns && *name == service.name => FrontendFlags::DNS,
+        _ => FrontendFlags::NONE,
+    };
+    let mut frontends = vec![(at(cluster_ip), internal.with(dns))];
     let has_node_ports = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
     if let Some(number) = port.node_port.filter(|_| has_node_ports) {
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);
