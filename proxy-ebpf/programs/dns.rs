@@ -27,6 +27,7 @@ use proxy_ebpf::dns::datagram::{Datagram, UDP_CHECKSUM, UDP_LEN, Unread};
 use proxy_ebpf::dns::decide::{Lookup, Names};
 use proxy_ebpf::dns::reply::Records;
 use proxy_ebpf::dns::{Kind, NameKey, Outcome, PORT, READ, Work};
+use proxy_ebpf::node::Device;
 use proxy_ebpf::packet::answer;
 use proxy_ebpf::{Addr, Port, Proto};
 
@@ -105,7 +106,7 @@ fn receive(ctx: &TcContext) -> u32 {
     let now = now_ns();
     // SAFETY: one word is read; elements change only when a device does.
     let device = unsafe { DEVICES.get(ifindex) };
-    if !zone.answers(now) || !device.is_some_and(|device| device.answers_names()) {
+    if !zone.answers(now) || !device.is_some_and(Device::answers_names) {
         return Outcome::Off as u32;
     }
     // SAFETY: one word is read; elements change only when an address moves to another device.

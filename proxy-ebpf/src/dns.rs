@@ -110,7 +110,7 @@ const fn lower(word: u64, index: usize, len: usize) -> u64 {
     } else if len <= begin {
         0
     } else {
-        !(u64::MAX << ((len - begin) & 7) * 8)
+        !(u64::MAX << (((len - begin) & 7) * 8))
     };
     (word | upper >> 2) & mask
 }

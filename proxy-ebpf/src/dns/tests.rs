@@ -302,8 +302,8 @@ fn hostile_queries_pass() {
         query
     };
     let end = good.len();
-    let long = query(&vec!["a23456789012345678901234567890"; 7].join("."), "A");
-    let deep = query(&vec!["a"; 21].join("."), "A");
+    let long = query(&["a23456789012345678901234567890"; 7].join("."), "A");
+    let deep = query(&["a"; 21].join("."), "A");
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("empty", vec![]),
         ("11 bytes", good[..11].to_vec()),

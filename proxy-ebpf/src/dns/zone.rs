@@ -112,7 +112,7 @@ impl Zone {
     /// Whether `addr` is one of the DNS service's.
     #[inline(always)]
     pub fn serves(&self, addr: Addr) -> bool {
-        self.addrs.iter().any(|own| *own == addr) && !addr.is_unspecified()
+        !addr.is_unspecified() && self.addrs.contains(&addr)
     }
 
     /// The name, its length with the root, and how many labels it has without.

@@ -210,13 +210,12 @@ impl Names {
         quarantine: &mut Quarantine,
         failed: &mut Failed,
     ) -> u64 {
-        let mut names: HashMap<NameKey, DnsName> = rows
+        let mut names: BTreeMap<NameKey, DnsName> = rows
             .into_iter()
             .filter(|(name, _)| self.placed.contains_key(name))
             .filter_map(|(name, _)| Some((NameKey::new(&name.0)?, name)))
             .collect();
-        let mut keys: Vec<NameKey> = names.keys().copied().collect();
-        keys.sort_unstable();
+        let keys: Vec<NameKey> = names.keys().copied().collect();
         for (key, error) in store.remove_names(&keys) {
             if let Some(name) = names.remove(&key) {
                 failed.add(name, None, error);

@@ -109,10 +109,10 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                addr = Some((*v4).into())
+                addr = Some(IpAddr::V4(*v4));
             }
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                addr = Some((*v6).into())
+                addr = Some(IpAddr::V6(*v6));
             }
             NeighbourAttribute::LinkLayerAddress(bytes) => link = Some(bytes.clone()),
             _ => {}
