@@ -1,6 +1,6 @@
 //! The decision: what a name has, or that there is none.
 //!
-//! A name does not exist if no name of its form could be one (docs/decisions has the whole tree):
+//! A name does not exist if no name of its form could be one (docs/decisions/0011 has the whole tree):
 //! Kubernetes' names have a fixed number of labels, and the tables have all of them.
 
 use super::name::{NameKey, NameKind, NameValue};
