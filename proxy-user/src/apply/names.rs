@@ -308,6 +308,8 @@ impl Names {
             store.write_zone(&old.off());
             store.wait().map_err(ApplyError::ZoneInUse)?;
             store.write_zone(&zone);
+            // Who then sees that it is on sees this too, on machines that reorder reads as well.
+            store.wait().map_err(ApplyError::ZoneInUse)?;
         }
         zone.flags = ZoneFlags::ON;
         if row.deny && self.unwritten.is_empty() {
