@@ -174,7 +174,7 @@ async fn kernel_and_resolver_say_the_same_while_everything_changes() -> Result<(
     let mut differences = String::new();
     let mut by_kernel = 0;
     for (round, (name, kind)) in scene::random_questions(1500).into_iter().enumerate() {
-        if round % 10 == 0 {
+        if round.is_multiple_of(10) {
             let last = (round / 10 % 200) as u8;
             scene.publish_db(&[("db-0", last, true), ("db-1", last + 1, last % 3 > 0)])?;
         }
