@@ -315,7 +315,7 @@ fn look_up(
     let query = question.query().filter(|_| answer.answered_by != "kernel");
     match (query, dns.and_then(|dns| dns.resolver.first().copied())) {
         (Some(query), Some(resolver)) => {
-            answer.resolved(resolver, ask(resolver, &query).as_deref())
+            answer.resolved(resolver, ask(resolver, &query).as_deref());
         }
         (Some(_), None) => answer.passed(),
         (None, _) => {}

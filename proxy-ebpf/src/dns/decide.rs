@@ -25,6 +25,8 @@ pub enum Lookup {
     Unsure,
 }
 
+/// The type SOA (RFC 1035 section 3.2.2).
+const SOA: u16 = 6;
 /// `\x03svc` and `\x03pod`, as the low half of a word.
 const SVC: u32 = u32::from_le_bytes(*b"\x03svc");
 const POD: u32 = u32::from_le_bytes(*b"\x03pod");
@@ -49,12 +51,14 @@ impl Work {
         match self.look_up(HEADER, names) {
             Lookup::Unsure => Outcome::Changed,
             Lookup::Found(value) => self.found(value),
-            Lookup::Absent if !is_service || labels <= 3 => deny(zone),
+            Lookup::Absent if !is_service || labels <= 3 => self.deny(zone),
             Lookup::Absent => match self.look_up(self.question.start(labels - 3), names) {
                 Lookup::Unsure => Outcome::Changed,
-                Lookup::Absent => deny(zone),
+                Lookup::Absent => self.deny(zone),
                 // Five labels are those of a port.
-                Lookup::Found(value) if value.is(NameKind::Service) && labels != 5 => deny(zone),
+                Lookup::Found(value) if value.is(NameKind::Service) && labels != 5 => {
+                    self.deny(zone)
+                }
                 Lookup::Found(_) => Outcome::Resolver,
             },
         }
@@ -106,16 +110,19 @@ impl Work {
             _ => Outcome::Resolver,
         }
     }
-}
 
-/// The outcome for a name that does not exist.
-#[inline(always)]
-fn deny(zone: &Zone) -> Outcome {
-    if zone.flags.has(ZoneFlags::SHADOW) {
-        Outcome::Shadowed
-    } else if zone.flags.has(ZoneFlags::DENY) {
-        Outcome::NoName
-    } else {
-        Outcome::Unknown
+    /// The outcome for a name that does not exist. CoreDNS does not look whether it does if it is
+    /// asked for an SOA record, and says that there is none.
+    #[inline(always)]
+    fn deny(&self, zone: &Zone) -> Outcome {
+        if self.question.kind == SOA {
+            Outcome::Resolver
+        } else if zone.flags.has(ZoneFlags::SHADOW) {
+            Outcome::Shadowed
+        } else if zone.flags.has(ZoneFlags::DENY) {
+            Outcome::NoName
+        } else {
+            Outcome::Unknown
+        }
     }
 }

@@ -399,8 +399,23 @@ fn reply_to(query: &Message, question: &Query, transport: Transport) -> Reply {
     Reply { message, limit: limit.into() }
 }
 
+/// The reply to `bytes` that says that no answer can be had now. It repeats the question, without
+/// which a client takes it for a reply to something else.
+pub(super) fn failure(bytes: &[u8], transport: Transport) -> Reply {
+    let query = Message::from_vec(bytes).ok();
+    let question = query.as_ref().and_then(|query| Some((query, query.queries.first()?)));
+    match question {
+        Some((query, question)) => {
+            let mut reply = reply_to(query, question, transport);
+            reply.fail();
+            reply
+        }
+        None => refusal(bytes, ResponseCode::ServFail),
+    }
+}
+
 /// A reply without a question, to a query that has none that can be read. `bytes` hold a header.
-pub(super) fn refusal(bytes: &[u8], code: ResponseCode) -> Reply {
+fn refusal(bytes: &[u8], code: ResponseCode) -> Reply {
     let id = u16::from_be_bytes([bytes[0], bytes[1]]);
     let op_code = OpCode::from_u8(bytes[2] >> 3 & 0xf);
     let mut metadata = Metadata::new(id, MessageType::Response, op_code);

@@ -67,18 +67,13 @@ pub fn read(text: &str, zone: &str) -> Corefile {
 
 /// The words of each line, of which a brace is one.
 fn tokens(text: &str) -> Result<Vec<Vec<&str>>, String> {
-    let words = |(i, line): (usize, &'_ str)| -> Result<_, String> {
-        if line.contains(['"', '`']) {
-            return Err(format!("line {} of the Corefile has a quoted word", i + 1));
-        }
-        Ok(())
-    };
-    text.lines().enumerate().try_for_each(words)?;
-    let plain = text.lines().map(|line| {
-        let words = line.split_whitespace();
-        words.take_while(|word| !word.starts_with('#')).collect()
+    if let Some(line) = text.lines().position(|line| line.contains(['"', '`'])) {
+        return Err(format!("line {} of the Corefile has a quoted word", line + 1));
+    }
+    let lines = text.lines().map(|line| -> Vec<_> {
+        line.split_whitespace().take_while(|word| !word.starts_with('#')).collect()
     });
-    Ok(plain.filter(|words: &Vec<_>| !words.is_empty()).collect())
+    Ok(lines.filter(|words| !words.is_empty()).collect())
 }
 
 /// The directives up to the brace that closes `depth` blocks.
@@ -222,7 +217,7 @@ fn of_kubernetes(
                     let name = name.trim_end_matches('.').to_ascii_lowercase();
                     is_within(zone, &name) || is_within(&name, zone)
                 };
-                if zones.is_empty() || zones.iter().any(|name| reaches(name)) {
+                if zones.is_empty() || zones.iter().any(reaches) {
                     Err(format!("`fallthrough` in the Corefile asks others for names of {zone}"))
                 } else {
                     Ok(())

@@ -4,17 +4,18 @@
 //! of queries waits for the other. It answers only who may ask: everybody else could make it
 //! send its replies to a third. What it cannot answer now it fails, and never denies.
 
-use super::answer::{Action, Reply, Transport, answer, refusal};
+use super::answer::{Action, Reply, Transport, answer, failure};
 use super::upstream::{ask_tcp, ask_udp, question_type, read_message, write_message};
 use super::zone::Zone;
 use crate::metrics::Metrics;
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use hickory_proto::rr::Record;
 use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::{self, Handle};
@@ -186,7 +187,7 @@ impl Shared {
             || self.read().clients.iter().any(|clients| clients.contains(client))
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Knowledge> {
+    fn read(&self) -> RwLockReadGuard<'_, Knowledge> {
         self.knowledge.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -222,7 +223,7 @@ impl Shared {
                         self.metrics.resolved(kind(query), "forwarded");
                         Some(reply)
                     }
-                    None => self.encode(query, refusal(query, ResponseCode::ServFail)),
+                    None => self.encode(query, failure(query, transport)),
                 }
             }
             Action::Reply(reply) => self.encode(query, reply),
@@ -232,10 +233,7 @@ impl Shared {
 }
 
 /// What the upstreams find for `question`.
-async fn resolve(
-    upstreams: &[SocketAddr],
-    question: Query,
-) -> Option<Vec<hickory_proto::rr::Record>> {
+async fn resolve(upstreams: &[SocketAddr], question: Query) -> Option<Vec<Record>> {
     let mut query = Message::query();
     query.metadata.recursion_desired = true;
     query.add_query(question);
@@ -271,5 +269,77 @@ fn code(code: ResponseCode) -> &'static str {
         ResponseCode::NXDomain => "NXDOMAIN",
         ResponseCode::ServFail => "SERVFAIL",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::zone::{PodNames, ZoneSettings};
+    use super::*;
+    use crate::model::ObjectName;
+    use hickory_proto::rr::{Name, RecordType};
+
+    /// A resolver of an empty zone that denies, and where it listens.
+    fn server(upstreams: Vec<SocketAddr>) -> (Server, SocketAddr) {
+        let zone = Zone::new(ZoneSettings {
+            zone: "cluster.local".into(),
+            ttl: 30,
+            serial: 1,
+            deny: true,
+            pods: PodNames::Unknown,
+            service: ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() },
+        });
+        let knowledge = Knowledge { zone, upstreams, clients: Vec::new() };
+        let mut server =
+            Server::start(Arc::new(RwLock::new(knowledge)), Metrics::new("0")).unwrap();
+        // A port that is free for both, and stays so: an address of this process alone.
+        let addr = (1..).map(|n| SocketAddr::from(([127, 53, 0, n], 10_053)));
+        let addr = addr.take(200).find(|&addr| server.listen(&[addr]).is_empty()).unwrap();
+        (server, addr)
+    }
+
+    fn query(name: &str) -> Vec<u8> {
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        message.to_vec().unwrap()
+    }
+
+    fn code(reply: Option<Vec<u8>>) -> ResponseCode {
+        Message::from_vec(&reply.unwrap()).unwrap().metadata.response_code
+    }
+
+    #[tokio::test]
+    async fn what_no_upstream_answers_is_failed_and_never_denied() {
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let refusing = closed.local_addr().unwrap();
+        drop(closed);
+        for upstreams in [vec![], vec![refusing]] {
+            let (_server, addr) = server(upstreams);
+            let (inside, outside) = (query("a.b.svc.cluster.local."), query("example.com."));
+            assert_eq!(code(ask_udp(&[addr], &inside).await), ResponseCode::NXDomain);
+            assert_eq!(code(ask_udp(&[addr], &outside).await), ResponseCode::ServFail);
+            assert_eq!(code(ask_tcp(&[addr], &outside).await), ResponseCode::ServFail);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_more_than_may_wait_is_failed_at_once() {
+        // It takes queries and answers none.
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (server, addr) = server(vec![silent.local_addr().unwrap()]);
+        let _all = server.shared.waiting.clone().acquire_many_owned(WAITING as u32).await.unwrap();
+        let began = std::time::Instant::now();
+        assert_eq!(code(ask_udp(&[addr], &query("example.com.")).await), ResponseCode::ServFail);
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn only_known_clients_and_the_node_are_admitted() {
+        let (server, addr) = server(vec![]);
+        server.shared.knowledge.write().unwrap().clients = vec!["10.244.0.0/16".parse().unwrap()];
+        let admits = |client: &str| server.shared.admits(client.parse().unwrap(), &Ok(addr));
+        assert!(admits("10.244.7.7") && admits("127.0.0.1") && admits("::ffff:10.244.7.7"));
+        assert!(admits(&addr.ip().to_string()));
+        assert!(!admits("192.0.2.1") && !admits("fd00::1"));
     }
 }

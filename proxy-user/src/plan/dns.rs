@@ -105,9 +105,9 @@ pub(super) fn rows(service: &Service, slices: &[Arc<Slice>]) -> BTreeMap<DnsName
         let row = rows.entry(name).or_insert_with(|| bare(NameKind::Endpoint));
         let addr = Addr::from(endpoint.addr);
         if addr.is_v4() {
-            row.v4.push(addr)
+            row.v4.push(addr);
         } else {
-            row.v6.push(addr)
+            row.v6.push(addr);
         }
         addrs.push(addr);
     }

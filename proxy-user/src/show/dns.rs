@@ -10,6 +10,7 @@ use hickory_proto::rr::{Name, RecordType};
 use proxy_ebpf::Addr;
 use proxy_ebpf::dns::zone::ZoneFlags;
 use proxy_ebpf::dns::{Outcome, READ, Work, Zone};
+use proxy_ebpf::node::Device;
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 
@@ -100,7 +101,7 @@ fn pod_outcome(
     }
     let Some(from) = question.from.map(Addr::from) else { return Ok(None) };
     let Some(index) = maps.pod_device(from) else { return Ok(Some(Outcome::NotPod)) };
-    let answers = maps.devices()?.get(&index).is_some_and(|device| device.answers_names());
+    let answers = maps.devices()?.get(&index).is_some_and(Device::answers_names);
     Ok((!answers).then_some(Outcome::Off))
 }
 

@@ -224,7 +224,7 @@ pub(crate) fn normal(reply: &[u8]) -> Result<String> {
         message.authorities.iter().map(|r| (r.name.to_string(), r.ttl)).collect();
     // A part of a long answer is any part.
     let data = if message.metadata.truncation { "a part".to_owned() } else { describe(reply)? };
-    Ok(format!("{} {owners:?} {authorities:?}", data))
+    Ok(format!("{data} {owners:?} {authorities:?}"))
 }
 
 /// Questions about names that exist, nearly exist, and do not, in letters of either case; the

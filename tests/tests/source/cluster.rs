@@ -65,6 +65,10 @@ impl Seen {
                 self.slices.as_mut().expect(FIRST).remove(&name);
             }
             Change::SourceWarnings(warnings) => self.warnings = warnings,
+            Change::AllNamespaces(_)
+            | Change::Namespace(_)
+            | Change::NamespaceGone(_)
+            | Change::Corefile(_) => panic!("nobody asked for names"),
         }
     }
 

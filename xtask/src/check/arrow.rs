@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 18] = [
+const MODULES: [(&str, &[&str]); 19] = [
     ("model", &[]),
     ("tables", &[]),
     ("source", &["model"]),
@@ -21,7 +21,8 @@ const MODULES: [(&str, &[&str]); 18] = [
     ("sweep", &[]),
     ("pinned", &["loader"]),
     ("status", &["model"]),
-    ("config", &["source"]),
+    ("dns", &["config", "metrics", "model", "plan"]),
+    ("config", &["model", "source"]),
     ("preflight", &["config", "model"]),
     ("http", &["model"]),
     ("health", &["http", "metrics", "model"]),
