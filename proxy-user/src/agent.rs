@@ -86,7 +86,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         _ = interrupt.recv() => return Ok(()),
     };
     let mut dataplane = Dataplane::load(&settings(&config))?;
-    let applier = Applier::restore(dataplane.take_store()?)?;
+    let mut applier = Applier::restore(dataplane.take_store()?)?;
     dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
     let flows = Arc::new(dataplane.flow_table()?);
     let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);
@@ -105,6 +105,12 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
     let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
     let dns = dns.map_err(AgentError::Resolver)?;
+    if dns.is_none()
+        && let Err(error) = applier.write_zone(None, 0)
+    {
+        // Before the names of an earlier agent go: they would be denied.
+        tracing::warn!("{}", chain(&error));
+    }
     let mut planner = Planner::new(config.node_name.as_str());
     if let Some(dns) = &config.dns {
         planner = planner.with_names(dns.service.clone());
@@ -351,16 +357,10 @@ impl Agent {
         self.report.problem("zone", written.err().iter().map(zone_warning).collect());
     }
 
-    /// Says that the names in the kernel are still good, or that nobody keeps them.
+    /// Says that the names in the kernel are still good.
     fn vouch(&mut self) {
-        if !self.synced {
-            return;
-        }
-        if self.dns.is_some() {
+        if self.synced {
             self.update_dns(&Touched::default());
-        } else {
-            let written = self.applier.write_zone(None, 0);
-            self.report.problem("zone", written.err().iter().map(zone_warning).collect());
         }
     }
 

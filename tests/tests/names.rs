@@ -231,5 +231,16 @@ async fn names_are_answered_on_the_node_and_after_the_agent_too() -> Result<()> 
     let passed = scene.ask(scene.dns_v4(), false, &srv).await?;
     ensure!(Message::from_vec(&passed)?.metadata.recursion_available, "to the DNS service again");
     ensure!(scene.upstream.take_asked().await?.len() == 1);
+
+    // An agent that leaves names to the service takes them away, and denies none meanwhile.
+    let options = scene.cluster.options().flag("--dns", "off");
+    let _ = scene.cluster.start_agent(0, &options)?;
+    let passed = eventually(
+        "the service is asked",
+        async || scene.ask(scene.dns_v4(), false, &web).await.and_then(|reply| describe(&reply)),
+        |found| !found.as_ref().is_ok_and(|found| found == "8500 1/0/0 10.96.1.1"),
+    );
+    ensure!(passed.await?? == "8180 1/0/0 192.0.2.53");
+    let _ = scene.cluster.agent(0)?.wait_synced().await?;
     Ok(())
 }
