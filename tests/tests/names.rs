@@ -176,7 +176,8 @@ async fn kernel_and_resolver_say_the_same_while_everything_changes() -> Result<(
     for (round, (name, kind)) in scene::random_questions(1500).into_iter().enumerate() {
         if round.is_multiple_of(10) {
             let last = (round / 10 % 200) as u8;
-            scene.publish_db(&[("db-0", last, true), ("db-1", last + 1, last % 3 > 0)])?;
+            scene
+                .publish_db(&[("db-0", last, true), ("db-1", last + 1, !last.is_multiple_of(3))])?;
         }
         let query = query(&name, kind)?;
         let mut last = Default::default();
