@@ -154,7 +154,8 @@ impl Work {
             state = state.wrapping_mul(0x915f_77f5).wrapping_add(0x9e37_79b9);
             let mixed = (state ^ state >> 15).wrapping_mul(0x2c1b_3c6d);
             let other = (u64::from(mixed ^ mixed >> 13) * (index as u64 + 1)) >> 32;
-            let other = other as usize & 127;
+            // The verifier of Linux 6.1 does not see how small the product is, and the compiler does.
+            let other = core::hint::black_box(other as usize) & 127;
             self.reply.order[index & 127] = self.reply.order[other];
             self.reply.order[other] = index as u8;
         }
