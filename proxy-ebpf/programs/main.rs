@@ -3,7 +3,8 @@
 //! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
 //! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
 //! `reject` answers what is refused, `retired` moves UDP sockets whose backend is gone. For both,
-//! `filter` leaves early and `affinity` chooses.
+//! `filter` leaves early and `affinity` chooses. `dns` answers pods' queries of names, before the
+//! packet path sees them.
 
 #![no_std]
 #![no_main]
@@ -13,6 +14,7 @@
 )]
 
 mod affinity;
+mod dns;
 mod entries;
 mod filter;
 mod flow;
@@ -102,6 +104,12 @@ fn egress_bare(ctx: TcContext) -> i32 {
 #[unsafe(link_section = "iter/bpf_sk_storage_map")]
 extern "C" fn udp_sockets(element: &list::Element) -> i32 {
     list::udp_peers(element)
+}
+
+/// Ingress of the node's side of a pod's veth, before [`ingress`].
+#[classifier]
+fn names(ctx: TcContext) -> i32 {
+    dns::at_ingress(&ctx)
 }
 
 #[panic_handler]

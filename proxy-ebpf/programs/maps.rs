@@ -3,7 +3,7 @@
 //! Names, sizes and writers stand in [`proxy_ebpf::maps`].
 
 use crate::fragment;
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
@@ -11,6 +11,8 @@ use aya_ebpf::{Global, helpers};
 use core::ptr;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::{NodePortRange, Tables};
+use proxy_ebpf::dns::outcome as dns_outcome;
+use proxy_ebpf::dns::{NameKey, NameValue, Work, Zone};
 use proxy_ebpf::flow::Hook;
 use proxy_ebpf::flow::{End, FlowKey, FlowValue, Stamp};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
@@ -24,6 +26,7 @@ use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, filter, maps};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "frontends")]
 static FRONTENDS: HashMap<FrontendKey, FrontendValue, { maps::FRONTENDS as usize }> =
@@ -94,6 +97,45 @@ pub(crate) static TCP_PEERS: Array<TcpPeer, { socket::TCP_PEERS as usize }> = Ar
 #[btf_map(name = "udp_peers")]
 pub(crate) static UDP_PEERS: SkStorage<UdpPeers> = SkStorage::new();
 
+#[btf_map(name = "dns_zone")]
+static DNS_ZONE: Array<Zone, 1, MMAP> = Array::new();
+
+#[btf_map(name = "dns_names")]
+pub(crate) static DNS_NAMES: HashMap<NameKey, u32, { maps::DNS_NAMES as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map(name = "dns_values")]
+pub(crate) static DNS_VALUES: Array<NameValue, { maps::DNS_NAMES as usize }, MMAP> = Array::new();
+
+#[btf_map(name = "dns_records")]
+pub(crate) static DNS_RECORDS: Array<Addr, { maps::DNS_RECORDS as usize }, MMAP> = Array::new();
+
+#[btf_map(name = "dns_counters")]
+static DNS_COUNTERS: PerCpuArray<u64, { dns_outcome::COUNTERS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "pod_addrs")]
+pub(crate) static POD_ADDRS: HashMap<Addr, u32, { maps::POD_ADDRS as usize }, NO_PREALLOC> =
+    HashMap::new();
+
+/// The query in work, out of the way of the 512-byte stack.
+#[btf_map(name = "dns_work")]
+static DNS_WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+/// The namespace of a socket, as a cookie, if the socket path has translated its query without
+/// knowing whether the program that answers names would see it. Maps of the next program begin
+/// empty, and learn again.
+#[btf_map(name = "dns_askers")]
+pub(crate) static DNS_ASKERS: SkStorage<u64> = SkStorage::new();
+
+/// The namespaces, by cookie, whose packets the program that answers names sees.
+#[btf_map(name = "dns_netns")]
+pub(crate) static DNS_NETNS: LruHashMap<u64, u32, { maps::DEVICES as usize }> = LruHashMap::new();
+
+/// When each pod has used up its share, in nanoseconds; nobody else needs it, nor does the next
+/// program.
+#[btf_map(name = "dns_shares")]
+pub(crate) static DNS_SHARES: LruHashMap<u32, u64, { maps::DEVICES as usize }> = LruHashMap::new();
+
 /// The headers of the packet that a hook works on, out of the way of the 512-byte stack; one
 /// element a hook, since an egress program may interrupt nothing but itself.
 #[btf_map(name = "scratch")]
@@ -115,6 +157,11 @@ static MASQUERADE_ALL: Global<u8> = Global::new(0);
 pub(crate) static SNAT_PORT_FIRST: Global<u16> = Global::new(61_000);
 #[unsafe(no_mangle)]
 pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(65_535);
+
+#[unsafe(no_mangle)]
+pub(crate) static DNS_INTERVAL: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+pub(crate) static DNS_BURST: Global<u64> = Global::new(0);
 
 /// The ports among which NodePorts are looked for.
 #[inline(always)]
@@ -180,6 +227,30 @@ pub(crate) fn count(program: Program, outcome: u32) {
         // SAFETY: the copy of this CPU, which no other program writes while this one runs.
         unsafe { *counter += 1 }
     }
+}
+
+/// Counts one exit of the program that answers names.
+#[inline(always)]
+pub(crate) fn count_dns(kind: dns_outcome::Kind, outcome: u32) {
+    let index = kind as u32 * dns_outcome::Outcome::ALL.len() as u32 + outcome;
+    if let Some(counter) = DNS_COUNTERS.get_ptr_mut(index) {
+        // SAFETY: the copy of this CPU, which no other program writes while this one runs.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// The cluster zone.
+#[inline(always)]
+pub(crate) fn zone<'a>() -> Option<&'a Zone> {
+    DNS_ZONE.get(0)
+}
+
+/// This CPU's place for a query in work.
+#[inline(always)]
+pub(crate) fn work<'a>() -> Option<&'a mut Work> {
+    // SAFETY: the copy of this CPU; the program that answers names is not entered again before it
+    // is left, and its steps take the place one after the other.
+    DNS_WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
 /// Lets `add` count in this CPU's counters of `service`.

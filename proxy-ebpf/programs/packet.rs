@@ -16,7 +16,7 @@ const BPF_F_IPV6: u64 = 1 << 7;
 pub(crate) const IPV4_CHECKSUM: usize = 10;
 
 /// A packet at its hook.
-struct Skb<'a>(&'a TcContext);
+pub(crate) struct Skb<'a>(pub(crate) &'a TcContext);
 
 impl Packet for Skb<'_> {
     #[inline(always)]
@@ -141,6 +141,18 @@ pub(crate) fn checksum_offset(headers: &Headers) -> Option<usize> {
         Proto::UDP => Some(headers.transport + 6),
         _ => None,
     }
+}
+
+/// Whether a device has yet to make the checksum at `offset` (CHECKSUM_PARTIAL), which then holds
+/// the sum of the pseudo header. `None` if the kernel refuses.
+#[inline(always)]
+pub(crate) fn is_unfinished(ctx: &TcContext, offset: usize) -> Option<bool> {
+    let field: u16 = ctx.load(offset).ok()?;
+    // Nothing says so to a program, but this call leaves such a field alone, and no other.
+    ctx.l4_csum_replace(offset, 0, 1, 0).ok()?;
+    let is_unfinished = ctx.load::<u16>(offset).ok()? == field;
+    ctx.store(offset, &field, 0).ok()?;
+    Some(is_unfinished)
 }
 
 /// The difference that a changed address makes to a checksum. An IPv4 address makes the same one

@@ -7,6 +7,7 @@
 
 use crate::ETHERNET;
 use crate::maps::scratch;
+use crate::packet::is_unfinished;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_skb_change_tail, bpf_skb_load_bytes};
@@ -159,12 +160,7 @@ fn unfinished_checksum(ctx: &TcContext, headers: &Headers) -> Option<u16> {
         return None;
     }
     let offset = headers.transport + UDP_CHECKSUM;
-    let field: u16 = ctx.load(offset).ok()?;
-    // Nothing says so to a program, but this call leaves such a field alone, and no other.
-    ctx.l4_csum_replace(offset, 0, 1, 0).ok()?;
-    let is_unfinished = ctx.load::<u16>(offset).ok()? == field;
-    ctx.store(offset, &field, 0).ok()?;
-    is_unfinished.then_some(field)
+    if is_unfinished(ctx, offset)? { ctx.load(offset).ok() } else { None }
 }
 
 /// The sum of the packet's bytes from `start` to `end`.
@@ -183,7 +179,7 @@ fn sum(ctx: &TcContext, start: usize, end: usize) -> Option<Sum> {
 /// not from `left == 0`.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn sum_bytes(skb: *mut __sk_buff, mut offset: usize, mut left: i64) -> u32 {
+pub(crate) extern "C" fn sum_bytes(skb: *mut __sk_buff, mut offset: usize, mut left: i64) -> u32 {
     let mut sum = 0;
     for _ in 0..QUOTE_LEN.div_ceil(CHUNK) {
         if left <= 0 {

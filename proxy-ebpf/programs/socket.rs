@@ -7,8 +7,8 @@
 use crate::affinity::choose;
 use crate::filter;
 use crate::maps::{
-    HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS, UDP_PEERS, backend_state,
-    count, count_service, hides_clients, node_ports, random,
+    DNS_ASKERS, DNS_NETNS, HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS,
+    UDP_PEERS, backend_state, count, count_service, hides_clients, node_ports, random,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
@@ -177,6 +177,29 @@ fn is_opted_out() -> bool {
     false
 }
 
+/// Whether a query to a frontend with `value` is left as it is, for the program at the pod's veth
+/// that answers names. It is translated here for who has none: the node itself, and pods of which
+/// that program has not yet seen a packet.
+#[inline(always)]
+fn is_answered_at_veth(ctx: &SockAddrContext, value: FrontendValue) -> bool {
+    if !value.flags().has(FrontendFlags::DNS) {
+        return false;
+    }
+    // SAFETY: the helper takes the context of this program type; since Linux 5.7.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if netns == HOST_NETNS_COOKIE.load() {
+        return false;
+    }
+    if DNS_NETNS.get_ptr(netns).is_some() {
+        return true;
+    }
+    // SAFETY: the context's socket is valid in this hook.
+    if let Some(asker) = unsafe { DNS_ASKERS.get_or_insert_ptr_mut(ctx, None).as_mut() } {
+        *asker = netns;
+    }
+    false
+}
+
 /// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.
 #[inline(always)]
 fn refuse(
@@ -210,7 +233,8 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
     let frontend = end::<F>(ctx);
     let to = Destination { addr: frontend.addr, port: frontend.port, proto };
-    let Some(value) = asked_frontend(ctx, to) else {
+    let value = asked_frontend(ctx, to).filter(|value| !is_answered_at_veth(ctx, *value));
+    let Some(value) = value else {
         if proto == Proto::UDP {
             forget_peers(ctx);
         }
@@ -245,7 +269,8 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
 pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let frontend = end::<F>(ctx);
     let to = Destination { addr: frontend.addr, port: frontend.port, proto: Proto::UDP };
-    let Some(value) = asked_frontend(ctx, to) else {
+    let value = asked_frontend(ctx, to).filter(|value| !is_answered_at_veth(ctx, *value));
+    let Some(value) = value else {
         count(Program::Sendmsg, Outcome::NotOurs as u32);
         return ALLOW;
     };

@@ -14,6 +14,7 @@ pub mod addr;
 pub mod affinity;
 pub mod checksum;
 pub mod choose;
+pub mod dns;
 pub mod filter;
 pub mod flow;
 pub mod frontend;

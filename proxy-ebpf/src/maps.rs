@@ -23,6 +23,12 @@
 //! | `outcomes` | per-CPU array | [`counter_index`] | `u64` | programs |
 //! | `tcp_peers` | array | [`TcpPeer::place`] | [`TcpPeer`] | programs |
 //! | `udp_peers` | socket storage | socket | [`UdpPeers`] | programs |
+//! | `dns_zone` | array, mmap | 0 | [`Zone`] | agent |
+//! | `dns_names` | hash | [`NameKey`] | number of the name, `u32` | agent |
+//! | `dns_values` | array, mmap | number of the name | [`NameValue`] | agent |
+//! | `dns_records` | array, mmap | index | [`Addr`] | agent |
+//! | `dns_counters` | per-CPU array | [`dns::outcome::counter_index`] | `u64` | programs |
+//! | `pod_addrs` | hash | [`Addr`] | interface index, `u32` | agent |
 //!
 //! All are pinned in [`LAYOUT`] below the agent's directory of the BPF file system, so that they
 //! outlive the agent and the command line can read them.
@@ -51,6 +57,10 @@
 //! [`TcpPeer`]: crate::socket::TcpPeer
 //! [`TcpPeer::place`]: crate::socket::TcpPeer::place
 //! [`UdpPeers`]: crate::socket::UdpPeers
+//! [`Zone`]: crate::dns::Zone
+//! [`NameKey`]: crate::dns::NameKey
+//! [`NameValue`]: crate::dns::NameValue
+//! [`dns::outcome::counter_index`]: crate::dns::outcome::counter_index
 
 /// The version of every key and value in this crate, and the name of the directory in which the
 /// maps are pinned. Any change of a layout changes it.
@@ -84,9 +94,15 @@ pub const OPTED_OUT: u32 = 1_024;
 pub const FLOWS: u32 = 524_288;
 /// Cursors into the SNAT range; a power of two.
 pub const SNAT_CURSORS: u32 = 1_024;
+/// Names of the cluster zone; not preallocated, about 190 bytes each.
+pub const DNS_NAMES: u32 = 524_288;
+/// Addresses of names, 16 bytes each.
+pub const DNS_RECORDS: u32 = 524_288;
+/// Addresses of this node's pods.
+pub const POD_ADDRS: u32 = 4_096;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 21] = [
+pub const NAMES: [&str; 27] = [
     "frontends",
     "slots",
     "backends",
@@ -108,6 +124,12 @@ pub const NAMES: [&str; 21] = [
     "outcomes",
     "tcp_peers",
     "udp_peers",
+    "dns_zone",
+    "dns_names",
+    "dns_values",
+    "dns_records",
+    "dns_counters",
+    "pod_addrs",
 ];
 
 /// The names of the read-only globals that the loader sets.
@@ -124,4 +146,9 @@ pub mod globals {
     pub const SNAT_PORT_FIRST: &str = "SNAT_PORT_FIRST";
     /// `u16`: the highest port for SNAT.
     pub const SNAT_PORT_LAST: &str = "SNAT_PORT_LAST";
+    /// `u64`: the time between two queries of a pod that are answered for ever, in nanoseconds;
+    /// 0 for no limit.
+    pub const DNS_INTERVAL: &str = "DNS_INTERVAL";
+    /// `u64`: how far a pod may be ahead of that, in nanoseconds.
+    pub const DNS_BURST: &str = "DNS_BURST";
 }

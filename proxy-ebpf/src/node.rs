@@ -28,13 +28,24 @@ pub struct Device {
     pub snat_v4: Addr,
     /// The source address of SNAT for IPv6 packets that leave by this device.
     pub snat_v6: Addr,
-    /// 1 for the node's side of a pod's veth, 0 for a device of the node.
+    /// [`Device::POD`] and more for the node's side of a pod's veth, 0 for a device of the node.
     pub pod: u32,
     /// The id of the pod's network namespace in the node's own, negative if there is none.
     pub netns: i32,
 }
 
 impl Device {
+    /// The node's side of a pod's veth.
+    pub const POD: u32 = 1;
+    /// With [`Device::POD`]: the pod's queries of names pass.
+    pub const NAMES_OFF: u32 = 1 << 1;
+
+    /// Whether the pod behind the device has its queries of names answered.
+    #[inline(always)]
+    pub const fn answers_names(&self) -> bool {
+        self.pod & (Self::POD | Self::NAMES_OFF) == Self::POD
+    }
+
     /// The SNAT address for packets of the family of `addr`; unspecified if there is none.
     #[inline(always)]
     pub const fn snat_addr(&self, addr: Addr) -> Addr {

@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, Result};
 use proxy_ebpf::choose::NodePortRange;
-use proxy_user::loader::{Dataplane, Settings};
+use proxy_user::loader::{Dataplane, DnsLimit, Settings};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -17,8 +17,8 @@ fn main() -> Result<()> {
         node_ports: NodePortRange { first: 30_000, last: 32_767 },
         masquerade_all: false,
         snat_ports: 61_000..=65_535,
-        masquerade_all: false,
         log_level: None,
+        dns_limit: DnsLimit::default(),
     })?;
     let mut rows = dataplane
         .programs()

@@ -4,6 +4,7 @@
 //! go out. Nothing is written before the source is in sync; what fails is reported and tried
 //! again; on SIGTERM everything is left forwarding.
 
+mod dns;
 mod node;
 mod opt_out;
 mod report;
@@ -13,14 +14,15 @@ use crate::config::{AgentConfig, PortRange};
 use crate::health::Health;
 use crate::health::checks::HealthChecks;
 use crate::loader::store::MapStore;
-use crate::loader::{self, Dataplane, FlowTable, LoadError, Settings, sys};
+use crate::loader::{self, Dataplane, DnsLimit, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
 use crate::model::{Change, Interface, Node, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
-use crate::source::{self, SourceConfig, SourceError};
+use crate::source::{self, SourceConfig, SourceError, Wanted};
 use crate::sweep;
+use dns::DnsState;
 use jiff::Timestamp;
 use node::NodeState;
 use opt_out::OptOut;
@@ -42,6 +44,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 /// How long news may take to reach the status: a burst of changes is told once.
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
+/// How often it is said that the names in the kernel are good.
+const VOUCH_PERIOD: Duration = Duration::from_secs(10);
+/// How long they are good without another word: longer than an agent takes to restart, shorter
+/// than anybody should be told of a name that it does not exist because nobody looks.
+const NAMES_GOOD: Duration = Duration::from_secs(60);
 /// How often it is tried whether another agent has ended.
 const LOCK_PERIOD: Duration = Duration::from_millis(100);
 /// How many changes may wait before a source has to wait too.
@@ -61,6 +68,9 @@ pub enum AgentError {
     Pinned(#[from] PinnedError),
     /// The source is not to be had.
     Source(#[from] SourceError),
+    /// The resolver has no thread.
+    #[error("cannot start the resolver of --dns=full")]
+    Resolver(#[source] std::io::Error),
     /// No signals.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -80,7 +90,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         _ = interrupt.recv() => return Ok(()),
     };
     let mut dataplane = Dataplane::load(&settings(&config))?;
-    let applier = Applier::restore(dataplane.take_store()?)?;
+    let mut applier = Applier::restore(dataplane.take_store()?)?;
     dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
     let flows = Arc::new(dataplane.flow_table()?);
     let sockets = dataplane.socket_table()?;
@@ -88,7 +98,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
-    let source = source::run(&config.source, &config.node_name, changes_in);
+    let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
+    let source = source::run(&config.source, wanted, changes_in);
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, machine.warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
@@ -106,12 +117,25 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let (health_checks, checks) = watch::channel(HealthChecks::new());
     report.spawn_health_checks(&mut tasks, &config, &health, checks);
 
+    let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
+    let dns = dns.map_err(AgentError::Resolver)?;
+    if dns.is_none()
+        && let Err(error) = applier.write_zone(None, 0)
+    {
+        // Before the names of an earlier agent go: they would be denied.
+        tracing::warn!("{}", chain(&error));
+    }
+    let mut planner = planner(&config);
+    if let Some(dns) = &config.dns {
+        planner = planner.with_names(dns.service.clone());
+    }
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
         world: World::default(),
-        planner: planner(&config),
+        planner,
         applier,
         node,
+        dns,
         flows,
         touched: Touched::default(),
         triggers: Vec::new(),
@@ -128,12 +152,14 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         metrics,
         report,
     };
-    tokio::select! {
-        result = source => Ok(result?),
+    let ended = tokio::select! {
+        result = source => result.map_err(Into::into),
         () = agent.follow(changes, interfaces, config.drift_check_period) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    }
+    };
+    agent.leave();
+    ended
 }
 
 /// Waits until no other agent has the pins: a rolling update may start the new one first.
@@ -158,6 +184,7 @@ fn settings(config: &AgentConfig) -> Settings {
         node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
+        dns_limit: DnsLimit::default(),
     }
 }
 
@@ -177,6 +204,8 @@ struct Agent {
     planner: Planner,
     applier: Applier<MapStore>,
     node: NodeState,
+    /// `None` if names are left to the cluster's DNS service.
+    dns: Option<DnsState>,
     flows: Arc<FlowTable>,
     /// What has changed since the last pass.
     touched: Touched,
@@ -208,6 +237,7 @@ impl Agent {
     ) {
         let mut drift = ticker(drift_check_period);
         let mut sweep = ticker(SWEEP_PERIOD);
+        let mut vouch = ticker(VOUCH_PERIOD);
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
@@ -230,6 +260,10 @@ impl Agent {
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
+                _ = vouch.tick() => {
+                    self.vouch();
+                    continue;
+                }
                 () = at(self.next_publish) => {
                     self.publish();
                     continue;
@@ -251,6 +285,7 @@ impl Agent {
             _ => {}
         }
         let is_node = matches!(change, Change::Node(_) | Change::ServiceCidrs(_));
+        let is_corefile = matches!(change, Change::Corefile(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
         if let Some(uids) = self.world.opted_out_pods() {
@@ -259,6 +294,9 @@ impl Agent {
         if is_node {
             self.health.node(self.world.node());
             self.update_node();
+        }
+        if is_corefile && self.synced {
+            self.update_dns(&Touched::default());
         }
     }
 
@@ -287,6 +325,7 @@ impl Agent {
         } else {
             self.applier.apply_all(self.planner.tables().clone())
         };
+        self.update_dns(&touched);
         if !self.synced {
             self.synced = true;
             self.update_node();
@@ -349,6 +388,44 @@ impl Agent {
         if self.synced {
             let (_made, errors) = self.node.update(&self.world);
             self.report.node_errors(&errors);
+            self.listen();
+        }
+    }
+
+    /// Brings what is answered of names to what the world says; behind the names themselves, so
+    /// that none is denied that is about to be written.
+    fn update_dns(&mut self, touched: &Touched) {
+        let Some(dns) = &mut self.dns else { return };
+        let row = dns.update(&self.world, touched, self.applier.has_all_names());
+        self.report.dns(dns.status());
+        let written = self.applier.write_zone(Some(&row), fresh_until());
+        self.report.problem("zone", written.err().iter().map(zone_warning).collect());
+    }
+
+    /// Says that the names in the kernel are still good.
+    fn vouch(&mut self) {
+        if self.synced {
+            self.update_dns(&Touched::default());
+        }
+    }
+
+    /// Lets the resolver listen where the node's addresses are, and the DNS service lead there.
+    fn listen(&mut self) {
+        let Some(dns) = &mut self.dns else { return };
+        let (primary, own) = self.node.addrs();
+        let (resolver, warnings) = dns.listen(&self.world, primary, own);
+        self.report.problem("resolver", warnings);
+        self.report.dns(dns.status());
+        self.touched.merge(self.planner.set_resolver(resolver));
+        self.schedule();
+    }
+
+    /// Leaves everything such that it goes on without this process.
+    fn leave(&mut self) {
+        let touched = self.planner.set_resolver(None);
+        if self.synced && !touched.is_empty() {
+            let delta = self.planner.update(&self.world, &touched);
+            self.report.apply_errors(&self.applier.apply(delta));
         }
     }
 
@@ -395,6 +472,18 @@ impl Agent {
         warnings.extend(self.planner.warnings());
         self.report.publish(&self.world, self.node.attachments(), warnings);
     }
+}
+
+/// Until when the names in the kernel are good without another word of this agent, in nanoseconds
+/// of the monotonic clock.
+fn fresh_until() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let until = Duration::new(now.tv_sec.unsigned_abs(), 0) + NAMES_GOOD;
+    u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn zone_warning(error: &ApplyError) -> Warning {
+    Warning { subject: "--dns".to_owned(), message: chain(error) }
 }
 
 fn map_warning(error: &StoreError) -> Warning {

@@ -10,20 +10,25 @@
 //! 3. frontends that go;
 //! 4. states of backends that went, so that UDP flows leave them and find the new ones; source
 //!    ranges that close, and the clients of a service that has no affinity any more;
-//! 5. old ranges and ids wait in quarantine until no program can still read them.
+//! 5. names of the cluster zone, as `names` has it;
+//! 6. old ranges and ids wait in quarantine until no program can still read them.
 //!
 //! A row that cannot be written (a table is full) is kept and tried again at every pass; the
 //! others are written all the same.
 
 mod clients;
+mod names;
 mod place;
 mod pool;
 mod restore;
 mod store;
 
-pub use store::{Store, StoreError};
+pub use store::{NameStore, Store, StoreError};
 
-use crate::tables::{BackendRow, FrontendRow, Prefix, ServiceKey, TableDelta, describe};
+use crate::tables::{
+    BackendRow, DnsName, DnsRow, FrontendRow, Prefix, ServiceKey, TableDelta, describe,
+};
+use names::Names;
 use pool::{IdPool, RangePool};
 use proxy_ebpf::Proto;
 use proxy_ebpf::flow::End;
@@ -59,19 +64,39 @@ pub enum ApplyError {
     /// A service's source ranges could not be written or removed.
     #[error("source ranges of service {0}: {1}")]
     SourceRanges(ServiceKey, StoreError),
+    /// Names could not be written or removed.
+    #[error("name {first} and {others} more: {reason}; no name is denied until all are written")]
+    Names {
+        /// The first of them.
+        first: DnsName,
+        /// How many more there are.
+        others: usize,
+        /// What the kernel said of the first.
+        reason: StoreError,
+    },
+    /// The zone is not one that the kernel can answer for.
+    #[error(
+        "the kernel does not answer for the zone {0}: it takes names of up to 62 bytes, and a DNS \
+         service with up to 4 addresses"
+    )]
+    Zone(String),
+    /// The zone cannot be changed.
+    #[error("the kernel does not answer, since the zone changes and programs may still read it")]
+    ZoneInUse(#[source] StoreError),
 }
 
 impl ApplyError {
-    /// The service that is not served as it should be.
-    pub const fn service(&self) -> &ServiceKey {
+    /// The service that is not served as it should be; `None` if it is not about one.
+    pub const fn service(&self) -> Option<&ServiceKey> {
         match self {
+            Self::Names { .. } | Self::Zone(_) | Self::ZoneInUse(_) => None,
             Self::SlotsFull(service, _)
             | Self::ServicesFull(service)
             | Self::NameTooLong(service)
             | Self::FrontendWaits(_, service)
             | Self::Frontend(_, service, _)
             | Self::Service(service, _)
-            | Self::SourceRanges(service, _) => service,
+            | Self::SourceRanges(service, _) => Some(service),
         }
     }
 }
@@ -113,12 +138,18 @@ pub struct Quarantine {
     ranges: Vec<(u32, u32)>,
     services: Vec<ServiceId>,
     backends: Vec<BackendId>,
+    /// Numbers of names.
+    names: Vec<u32>,
+    /// Ranges of their records; an empty one is none.
+    records: Vec<(u32, u32)>,
 }
 
 impl Quarantine {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty() && self.services.is_empty() && self.backends.is_empty()
+        let are_empty = self.ranges.is_empty() && self.services.is_empty();
+        let names_are = self.names.is_empty() && self.records.is_empty();
+        are_empty && names_are && self.backends.is_empty()
     }
 }
 
@@ -134,6 +165,7 @@ pub struct Applier<S> {
     quarantine: Quarantine,
     /// Services whose clients are to be forgotten.
     affinity_ended: BTreeMap<ServiceId, ServiceKey>,
+    names: Names,
     /// Rows that could not be written, to be tried again.
     unwritten: TableDelta,
     /// Rows written or removed so far.
@@ -144,7 +176,7 @@ impl<S: Store> Applier<S> {
     /// Takes the step `delta`, and tries again what failed before. Returns what could not be
     /// written; the rest is.
     pub fn apply(&mut self, delta: TableDelta) -> Vec<ApplyError> {
-        let TableDelta { services, frontends } = self.with_unwritten(delta);
+        let TableDelta { services, frontends, names } = self.with_unwritten(delta);
         let mut errors = Vec::new();
         let mut publish = BTreeMap::new();
         let mut placed_rows = Vec::new();
@@ -189,6 +221,8 @@ impl<S: Store> Applier<S> {
             self.remove_service(&key, &mut errors);
         }
         self.forget_clients(&mut errors);
+        let (store, quarantine) = (&mut self.store, &mut self.quarantine);
+        self.writes += self.names.apply(store, names, quarantine, &mut errors);
         errors
     }
 
@@ -211,6 +245,21 @@ impl<S: Store> Applier<S> {
         for id in quarantine.backends {
             self.backend_ids.release(id.0);
         }
+        self.names.release(quarantine.names, quarantine.records);
+    }
+
+    /// Makes the cluster zone what `row` says, `None` for no answers, until `fresh_until`
+    /// nanoseconds of the monotonic clock. An agent that lives calls this again before: what
+    /// nobody vouches for is left to the DNS service.
+    ///
+    /// To be called after the names of the zone are applied.
+    pub fn write_zone(&mut self, row: Option<&DnsRow>, fresh_until: u64) -> Result<(), ApplyError> {
+        self.names.write_zone(&mut self.store, row, fresh_until)
+    }
+
+    /// Whether the kernel holds all names that it should.
+    pub fn has_all_names(&self) -> bool {
+        self.names.unwritten() == 0
     }
 
     /// How many rows were written or removed so far.
@@ -220,13 +269,14 @@ impl<S: Store> Applier<S> {
 
     /// How many rows wait to be written.
     pub fn unwritten(&self) -> usize {
-        self.unwritten.services.len() + self.unwritten.frontends.len()
+        self.unwritten.services.len() + self.unwritten.frontends.len() + self.names.unwritten()
     }
 
     fn with_unwritten(&mut self, delta: TableDelta) -> TableDelta {
         let mut all = std::mem::take(&mut self.unwritten);
         all.services.extend(delta.services);
         all.frontends.extend(delta.frontends);
+        all.names = delta.names;
         all
     }
 

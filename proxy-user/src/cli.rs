@@ -8,16 +8,19 @@ use crate::control::{self, ControlError};
 use crate::loader::pin_directory;
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::show::{
-    self, Document, Filter, FlowTable, Format, Output, Question, ShowError, Snapshot, StatusReport,
+    self, Document, Filter, FlowTable, Format, NameAnswer, NameQuestion, Output, Question,
+    ShowError, Snapshot, StatusReport,
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use hickory_proto::rr::{Name, RecordType};
 use jiff::Timestamp;
 use proxy_ebpf::choose::Destination;
 use proxy_ebpf::{Port, Proto};
 use std::error::Error;
-use std::io::{ErrorKind, IsTerminal as _, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{ErrorKind, IsTerminal as _, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -25,6 +28,7 @@ Exit codes:
   1  an error; it is on standard error
   2  the command line is not understood
   3  explain: there is no frontend at the destination
+     dns:     there is no such name
      status:  no agent runs, or it is not in sync yet";
 
 /// Shunt, a Service proxy: one agent a node, and commands that show what it does.
@@ -107,6 +111,21 @@ pub enum Query {
         #[command(flatten)]
         view: View,
     },
+    /// Say what a query of a name gets, who answers it, and why.
+    #[command(after_help = EXIT_CODES)]
+    Dns {
+        /// The name, such as `web.shop.svc`; the cluster's zone is added behind `svc` and `pod`.
+        name: String,
+        /// The type.
+        #[arg(value_name = "TYPE", default_value = "A")]
+        kind: RecordType,
+        /// The address of the pod that asks; without it, any pod of this node.
+        #[arg(long, value_name = "IP")]
+        from: Option<IpAddr>,
+        /// Where to read, how to print.
+        #[command(flatten)]
+        view: View,
+    },
     /// Say what happens to a new connection, step by step, and which object causes it.
     #[command(after_help = EXIT_CODES)]
     Explain {
@@ -185,6 +204,9 @@ pub enum CliError {
     /// Nothing matches the name that was given.
     #[error("no Service {0} has a frontend on this node")]
     NoSuchService(String),
+    /// What was given is no name.
+    #[error("{0:?} is no DNS name")]
+    NoName(String),
     /// A caller of the one family does not reach a destination of the other.
     #[error("--from must be of the destination's family, IPv4 or IPv6")]
     Families,
@@ -226,6 +248,13 @@ pub fn answer(query: &Query) -> Result<Exit, CliError> {
                 eprintln!("and {left_out} more flows");
             }
         }
+        Query::Dns { name, kind, from, view } => {
+            let answer = look_up(view, name, *kind, *from)?;
+            if answer.exists() == Some(false) {
+                exit = Exit::No;
+            }
+            print(&answer, view)?;
+        }
         Query::Explain { destination, proto, from, view } => {
             let to = Destination {
                 addr: destination.ip().to_canonical().into(),
@@ -262,6 +291,54 @@ fn status(view: &View) -> Result<StatusReport, CliError> {
     };
     let links = show::pinned_links(&pin_directory(&view.bpffs_root).join("links"));
     Ok(StatusReport::new(agent, links, counters, Timestamp::now()))
+}
+
+/// What a query of `name` gets; asks the node's resolver what the kernel leaves to it.
+fn look_up(
+    view: &View,
+    name: &str,
+    kind: RecordType,
+    from: Option<IpAddr>,
+) -> Result<NameAnswer, CliError> {
+    let agent = control::status(&view.control_socket)?;
+    let dns = agent.and_then(|agent| agent.dns);
+    let zone = dns.as_ref().map_or("cluster.local", |dns| dns.zone.as_str());
+    let is_short = name.ends_with(".svc") || name.ends_with(".pod");
+    let full = if is_short { format!("{name}.{zone}.") } else { format!("{name}.") };
+    let full = full.replace("..", ".");
+    let question = NameQuestion {
+        name: Name::from_ascii(&full).map_err(|_| CliError::NoName(name.to_owned()))?,
+        kind,
+        from: from.map(|from| from.to_canonical()),
+    };
+    let maps = PinnedMaps::open(&view.bpffs_root)?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+    let mut answer = show::name_answer(&maps, &question, now)?;
+    let query = question.query().filter(|_| answer.answered_by != "kernel");
+    match (query, dns.and_then(|dns| dns.resolver.first().copied())) {
+        (Some(query), Some(resolver)) => {
+            answer.resolved(resolver, ask(resolver, &query).as_deref());
+        }
+        (Some(_), None) => answer.passed(),
+        (None, _) => {}
+    }
+    Ok(answer)
+}
+
+/// The reply of the DNS server at `server`, over TCP, where it always fits; `None` if it does not
+/// answer.
+fn ask(server: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
+    let patience = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&server, patience).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
+    let length = u16::try_from(query.len()).ok()?;
+    stream.write_all(&[&length.to_be_bytes(), query].concat()).ok()?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).ok()?;
+    let mut reply = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut reply).ok()?;
+    Some(reply)
 }
 
 fn snapshot(view: &View) -> Result<Snapshot, CliError> {

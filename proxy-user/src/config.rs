@@ -12,6 +12,7 @@ mod value;
 
 pub use settings::{BPFFS_ROOT, CONTROL_SOCKET};
 
+use crate::model::ObjectName;
 use crate::source::SourceConfig;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
@@ -23,7 +24,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use value::{Parsed, SourceKind};
+use value::{DnsMode, Parsed, SourceKind};
 
 /// The agent's configuration, complete and checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,6 +53,8 @@ pub struct AgentConfig {
     pub masquerade_all: bool,
     /// Whether `spec.externalIPs` are served.
     pub external_ips: bool,
+    /// How names of the cluster are answered; `None` leaves them to the cluster's DNS service.
+    pub dns: Option<DnsConfig>,
     /// The least time between two writes to the kernel while changes keep coming; may be zero.
     pub min_sync_period: Duration,
     /// How often maps and links are compared with what they should be; a second or more.
@@ -66,6 +69,38 @@ pub struct AgentConfig {
     pub log_format: LogFormat,
     /// The least important line that is logged.
     pub log_level: tracing::Level,
+}
+
+/// How names of the cluster are answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DnsConfig {
+    /// Whether the node has a resolver of its own, beside the kernel.
+    pub full: bool,
+    /// When it is said of a name that it does not exist.
+    pub deny: Denial,
+    /// The cluster's zone, in lower case and without a dot at the end.
+    pub zone: String,
+    /// The cluster's DNS service.
+    pub service: ObjectName,
+    /// The time to live of answers in seconds; `None` means that of the Corefile.
+    pub ttl: Option<u32>,
+    /// The resolver's port on the node.
+    pub port: u16,
+    /// Who is asked what the resolver does not know; `None` means the endpoints of the service.
+    pub upstreams: Option<Vec<SocketAddr>>,
+}
+
+/// When it is said of a name that it does not exist.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Denial {
+    /// If the Corefile shows that nobody else knows names of the zone.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+    /// Never, but it is counted when it would be.
+    Shadow,
 }
 
 /// Which devices of the node the packet path runs on.
@@ -235,6 +270,7 @@ impl AgentArgs {
             snat_port_range: snat,
             masquerade_all: values.read("masquerade-all", value::truth)?,
             external_ips: values.read("external-ips", value::truth)?,
+            dns: values.dns()?,
             min_sync_period: values.read("min-sync-period", value::duration)?,
             drift_check_period: values.read("drift-check-period", value::at_least_a_second)?,
             healthz_bind_address: values.read("healthz-bind-address", value::socket_addr)?,
@@ -298,6 +334,23 @@ impl Values {
         let (origin, text) =
             self.0.get(name).cloned().unwrap_or((Origin::Default(name), String::new()));
         parse(&text).map_err(|problem| ConfigError::Value { origin, problem })
+    }
+
+    fn dns(&self) -> Result<Option<DnsConfig>, ConfigError> {
+        let full = match self.read("dns", value::dns)? {
+            DnsMode::Off => return Ok(None),
+            DnsMode::Kernel => false,
+            DnsMode::Full => true,
+        };
+        Ok(Some(DnsConfig {
+            full,
+            deny: self.read("dns-deny", value::denial)?,
+            zone: self.read("dns-zone", value::zone)?,
+            service: self.read("dns-service", value::object_name)?,
+            ttl: self.optional("dns-ttl", value::ttl)?,
+            port: self.read("dns-port", value::port)?,
+            upstreams: self.optional("dns-upstream", value::servers)?,
+        }))
     }
 
     fn source(&self) -> Result<SourceConfig, ConfigError> {

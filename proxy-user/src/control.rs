@@ -149,6 +149,7 @@ mod tests {
             objects: Objects { services: 3, slices: 4, endpoints: 5 },
             attachments: Vec::new(),
             drift: None,
+            dns: None,
             warnings: Vec::new(),
         })
     }

@@ -9,6 +9,7 @@ pub mod apply;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod dns;
 pub mod glob;
 pub mod health;
 pub mod http;

@@ -28,6 +28,7 @@ use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
+use proxy_ebpf::dns::{self, NameKey, NameValue, Zone};
 use proxy_ebpf::filter::{ADDR_WORDS, FLOW_ELEMENTS};
 use proxy_ebpf::flow::{End, FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
@@ -62,6 +63,8 @@ pub const PACKET_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_bare", "eg
 
 /// The iterator over what is remembered of UDP sockets.
 const SOCKET_LISTER: &str = "udp_sockets";
+/// The program that answers pods' queries of names.
+pub const NAMES_PROGRAM: &str = "names";
 
 /// The kernel programs, as built with this binary.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/programs"));
@@ -79,6 +82,33 @@ pub struct Settings {
     pub snat_ports: RangeInclusive<u16>,
     /// The level up to which the programs log, if they do.
     pub log_level: Option<aya_log::Level>,
+    /// How often the kernel answers a pod's queries of names.
+    pub dns_limit: DnsLimit,
+}
+
+/// How often the kernel answers one pod's queries of names; what is beyond goes on to the DNS
+/// service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DnsLimit {
+    /// Answers in a second, for ever; 0 for no limit.
+    pub rate: u32,
+    /// Answers at once.
+    pub burst: u32,
+}
+
+impl Default for DnsLimit {
+    /// About a tenth of what one CPU can answer.
+    fn default() -> Self {
+        Self { rate: 20_000, burst: 20_000 }
+    }
+}
+
+impl DnsLimit {
+    /// The time between two answers, and how far a pod may be ahead, in nanoseconds.
+    fn nanoseconds(self) -> (u64, u64) {
+        let interval = 1_000_000_000_u64.checked_div(self.rate.into()).unwrap_or(0);
+        (interval, interval * u64::from(self.burst))
+    }
 }
 
 /// What went wrong while programs were loaded or attached.
@@ -190,6 +220,7 @@ impl Dataplane {
             .map_err(|e| LoadError::Kernel("read the cookie of the network namespace", e))?;
         let log_level = settings.log_level.map_or(0, |level| level as u8);
         let masquerade_all = u8::from(settings.masquerade_all);
+        let dns = settings.dns_limit.nanoseconds();
         let snat = (*settings.snat_ports.start(), *settings.snat_ports.end());
         let mut loader = EbpfLoader::new();
         loader
@@ -199,6 +230,8 @@ impl Dataplane {
             .override_global(globals::MASQUERADE_ALL, &masquerade_all, true)
             .override_global(globals::SNAT_PORT_FIRST, &snat.0, true)
             .override_global(globals::SNAT_PORT_LAST, &snat.1, true)
+            .override_global(globals::DNS_INTERVAL, &dns.0, true)
+            .override_global(globals::DNS_BURST, &dns.1, true)
             .override_global(aya_log::LEVEL, &log_level, false);
         for name in maps::NAMES {
             loader.map_pin_path(name, pins.join(name));
@@ -207,7 +240,7 @@ impl Dataplane {
         for name in SOCKET_PROGRAMS {
             socket_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
-        for name in PACKET_PROGRAMS {
+        for name in PACKET_PROGRAMS.into_iter().chain([NAMES_PROGRAM]) {
             packet_program(&mut ebpf, name)?.load().map_err(|e| LoadError::Program(name, e))?;
         }
         let Some(Map::Array(filter)) = ebpf.map("addr_filter") else {
@@ -245,7 +278,8 @@ impl Dataplane {
             }
             None => 0,
         };
-        Ok(addrs + devices + cidrs)
+        let pods = sync_hash(&mut self.ebpf, "pod_addrs", &rows.pod_addrs)?;
+        Ok(addrs + devices + cidrs + pods)
     }
 
     /// Makes the socket path leave alone just the pods with these `cgroups`.
@@ -367,6 +401,12 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "outcomes" => of::<u32, u64>(COUNTERS),
         "tcp_peers" => of::<u32, TcpPeer>(TCP_PEERS),
         "udp_peers" => of::<u32, UdpPeers>(0),
+        "dns_zone" => of::<u32, Zone>(1),
+        "dns_names" => of::<NameKey, u32>(maps::DNS_NAMES),
+        "dns_values" => of::<u32, NameValue>(maps::DNS_NAMES),
+        "dns_records" => of::<u32, Addr>(maps::DNS_RECORDS),
+        "dns_counters" => of::<u32, u64>(dns::outcome::COUNTERS),
+        "pod_addrs" => of::<Addr, u32>(maps::POD_ADDRS),
         _ => None,
     }
 }

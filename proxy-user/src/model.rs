@@ -70,6 +70,11 @@ pub struct Service {
     /// Its ClusterIPs, at most one of each family; empty for a headless Service and for an
     /// ExternalName.
     pub cluster_ips: Vec<IpAddr>,
+    /// Whether it asks for no ClusterIP (`None`): its name stands for its endpoints.
+    pub headless: bool,
+    /// Whether another proxy serves it (label `service.kubernetes.io/service-proxy-name`): then
+    /// DNS alone uses it.
+    pub other_proxy: bool,
     /// Valid addresses of `spec.externalIPs`.
     pub external_ips: Vec<IpAddr>,
     /// Addresses of `status.loadBalancer.ingress` whose `ipMode` is VIP (or absent).
@@ -199,6 +204,8 @@ pub struct Interface {
     pub peer_netns: Option<i32>,
     /// Its addresses of global scope, with their prefixes.
     pub addrs: Vec<IpNetwork>,
+    /// The addresses of those behind it, if it leads to single ones: of the pod behind a veth.
+    pub pods: Vec<IpAddr>,
 }
 
 /// Something wrong that an operator should see: what it is about, and a sentence.
@@ -234,6 +241,8 @@ pub enum Change {
     AllSlices(Vec<Slice>),
     /// The own Node; `None` if it does not exist, or was deleted.
     Node(Option<Node>),
+    /// The complete Namespaces of the cluster; sent only to who asked for names.
+    AllNamespaces(Vec<Arc<str>>),
     /// A Service is new or has changed.
     Service(Box<Service>),
     /// A Service is gone.
@@ -248,6 +257,12 @@ pub enum Change {
     /// The UIDs, as the kubelet names cgroups by, of all pods of this node that want the packet
     /// path alone. Not waited for.
     OptedOutPods(BTreeSet<Arc<str>>),
+    /// A Namespace is new.
+    Namespace(Arc<str>),
+    /// A Namespace is gone.
+    NamespaceGone(Arc<str>),
+    /// The Corefile of CoreDNS, `None` if there is none; sent only to who asked for names.
+    Corefile(Option<Arc<str>>),
     /// What the source itself finds wrong (a file that does not parse, say), replacing what it
     /// said before.
     SourceWarnings(Vec<Warning>),

@@ -4,9 +4,11 @@
 //! Never writes to a map, and never asks an agent.
 
 mod counters;
+mod names;
 mod range;
 
 pub use counters::{Counters, Fill, NoLocal, OutcomeCount, ServiceCount};
+pub use names::NameCount;
 pub use range::Range;
 
 use crate::loader::{pin_directory, sys};
@@ -18,6 +20,7 @@ use aya::util::nr_cpus;
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::Tables;
+use proxy_ebpf::dns::{NameKey, NameValue, Zone};
 use proxy_ebpf::flow::{FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::LAYOUT;
@@ -105,6 +108,12 @@ pub struct PinnedMaps {
     flows: Table<HashMap<MapData, FlowKey, FlowValue>>,
     service_counters: Table<PerCpuArray<MapData, ServiceCounters>>,
     outcomes: Table<PerCpuArray<MapData, u64>>,
+    dns_zone: Table<Array<MapData, Zone>>,
+    dns_names: Table<HashMap<MapData, NameKey, u32>>,
+    dns_values: Table<Array<MapData, NameValue>>,
+    dns_records: Table<Array<MapData, Addr>>,
+    dns_counters: Table<PerCpuArray<MapData, u64>>,
+    pod_addrs: Table<HashMap<MapData, Addr, u32>>,
 }
 
 /// A map with the name and the size it was made with.
@@ -133,6 +142,12 @@ impl PinnedMaps {
             flows: Table::open(&dir, "flows")?,
             service_counters: Table::open(&dir, "service_counters")?,
             outcomes: Table::open(&dir, "outcomes")?,
+            dns_zone: Table::open(&dir, "dns_zone")?,
+            dns_names: Table::open(&dir, "dns_names")?,
+            dns_values: Table::open(&dir, "dns_values")?,
+            dns_records: Table::open(&dir, "dns_records")?,
+            dns_counters: Table::open(&dir, "dns_counters")?,
+            pod_addrs: Table::open(&dir, "pod_addrs")?,
         })
     }
 

@@ -9,6 +9,7 @@
 
 mod backends;
 mod claims;
+pub mod dns;
 mod health;
 pub mod node;
 mod service;
@@ -20,7 +21,10 @@ mod properties;
 mod tests;
 
 use crate::model::{ObjectName, Touched, Warning, World};
-use crate::tables::{Family, HealthCheck, ServiceKey, ServicePortName, TableDelta, Tables};
+use crate::tables::{
+    BackendRow, DnsName, Family, HealthCheck, NameKind, NameRow, ServiceKey, ServicePortName,
+    TableDelta, Tables,
+};
 use claims::Claims;
 use proxy_ebpf::Proto;
 use proxy_ebpf::frontend::FrontendKey;
@@ -38,6 +42,20 @@ pub struct Planner {
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     warnings: BTreeMap<ObjectName, Vec<String>>,
     services_planned: u64,
+    /// The names that each Service has rows of; `None` if names are not planned.
+    names: Option<BTreeMap<ObjectName, Vec<DnsName>>>,
+    /// The DNS service, if names are planned.
+    dns_service: Option<ObjectName>,
+    resolver: Option<Resolver>,
+}
+
+/// Where the node answers DNS queries itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolver {
+    /// The DNS service, whose port 53 leads here.
+    pub service: ObjectName,
+    /// The resolver's addresses and port, at most one of each family.
+    pub backends: Vec<BackendRow>,
 }
 
 impl Planner {
@@ -51,6 +69,9 @@ impl Planner {
             health_checks: BTreeMap::new(),
             warnings: BTreeMap::new(),
             services_planned: 0,
+            names: None,
+            dns_service: None,
+            resolver: None,
         }
     }
 
@@ -60,6 +81,28 @@ impl Planner {
     pub fn without_external_ips(mut self) -> Self {
         self.external_ips = false;
         self
+    }
+
+    /// The same planner, which plans names too; queries to `dns_service` may be answered on their
+    /// way.
+    #[must_use]
+    pub fn with_names(mut self, dns_service: ObjectName) -> Self {
+        self.names = Some(BTreeMap::new());
+        self.dns_service = Some(dns_service);
+        self
+    }
+
+    /// Lets the DNS service lead to `resolver` from the next update on, or to its own endpoints.
+    /// Says what the update has to plan.
+    pub fn set_resolver(&mut self, resolver: Option<Resolver>) -> Touched {
+        let mut touched = Touched::default();
+        if self.resolver != resolver {
+            let both = [self.resolver.take(), resolver.clone()];
+            touched.services =
+                both.into_iter().flatten().map(|resolver| resolver.service).collect();
+            self.resolver = resolver;
+        }
+        touched
     }
 
     /// Plans again what is `touched` in `world`, and gives the rows that have changed.
@@ -73,7 +116,9 @@ impl Planner {
         let names: BTreeSet<_> = all.into_iter().flatten().chain(&touched.services).collect();
         for name in names {
             self.plan_service(world, name, &mut delta, &mut affected);
+            self.plan_names(world, name, &mut delta);
         }
+        self.plan_namespaces(world, touched, &mut delta);
         for key in affected {
             let owner = self.claims.owner(&key);
             if owner != self.tables.frontends.get(&key) {
@@ -127,6 +172,8 @@ impl Planner {
             zone: world.node().and_then(|node| node.zone.as_deref()),
             node_ips: world.node().map_or(&[], |node| &node.internal_ips),
             external_ips: self.external_ips,
+            dns_service: self.dns_service.as_ref(),
+            resolver: self.resolver.as_ref(),
         };
         let service = world.service(name);
         let plan = service.map_or_else(ServicePlan::default, |service| {
@@ -156,6 +203,48 @@ impl Planner {
             self.warnings.remove(name);
         } else {
             self.warnings.insert(name.clone(), plan.warnings);
+        }
+    }
+
+    /// Plans the names of the Service `name` and its endpoints.
+    fn plan_names(&mut self, world: &World, name: &ObjectName, delta: &mut TableDelta) {
+        let Some(planned) = &mut self.names else { return };
+        let rows = world
+            .service(name)
+            .map_or_else(BTreeMap::new, |service| dns::rows(service, world.slices_of(name)));
+        let gone = planned.remove(name).unwrap_or_default();
+        for name in gone.into_iter().filter(|name| !rows.contains_key(name)) {
+            delta.names.insert(name, None);
+        }
+        if !rows.is_empty() {
+            planned.insert(name.clone(), rows.keys().cloned().collect());
+        }
+        for (name, row) in rows {
+            self.plan_name(name, Some(row), delta);
+        }
+    }
+
+    /// Plans the names of the Namespaces, and those that always are.
+    fn plan_namespaces(&mut self, world: &World, touched: &Touched, delta: &mut TableDelta) {
+        if self.names.is_none() {
+            return;
+        }
+        let known = world.namespaces();
+        let all = known.into_iter().flatten().filter(|_| touched.everything);
+        for namespace in all.chain(&touched.namespaces) {
+            let exists = known.is_some_and(|known| known.contains(namespace));
+            let row = exists.then(|| dns::bare(NameKind::Namespace));
+            self.plan_name(dns::namespace_name(namespace), row, delta);
+        }
+        for name in dns::OTHER_NAMES {
+            self.plan_name(DnsName(name.into()), Some(dns::bare(NameKind::Other)), delta);
+        }
+    }
+
+    /// Adds what differs from the planned row of `name`.
+    fn plan_name(&self, name: DnsName, row: Option<NameRow>, delta: &mut TableDelta) {
+        if self.tables.names.get(&name).map(Arc::as_ref) != row.as_ref() {
+            delta.names.insert(name, row.map(Arc::new));
         }
     }
 }

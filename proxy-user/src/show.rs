@@ -5,6 +5,7 @@
 //! do not change within a major version.
 
 mod backends;
+mod dns;
 mod explain;
 mod flows;
 mod services;
@@ -12,6 +13,7 @@ mod snapshot;
 mod status;
 
 pub use backends::{BackendRow, backends};
+pub use dns::{NameAnswer, NameQuestion, name_answer};
 pub use explain::{Answer, Candidate, Explanation, Question, Step, explain};
 pub use flows::{FlowRow, FlowTable, flows};
 pub use services::{FrontendRef, ServiceRow, services};

@@ -61,7 +61,17 @@ pub enum SourceError {
     },
 }
 
-/// Sends what `config` says of the cluster, and of the Node `node_name`, to `changes`, until the
+/// What is asked of a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wanted<'a> {
+    /// The name of the own Node.
+    pub node_name: &'a str,
+    /// Whether all that has a DNS name is asked for: the Services of other proxies, the
+    /// Namespaces, and the Corefile.
+    pub names: bool,
+}
+
+/// Sends what `config` says of the cluster, as far as it is `wanted`, to `changes`, until the
 /// receiver is dropped.
 ///
 /// # Errors
@@ -69,14 +79,14 @@ pub enum SourceError {
 /// Only at the beginning, for a configuration that time does not heal.
 pub async fn run(
     config: &SourceConfig,
-    node_name: &str,
+    wanted: Wanted<'_>,
     changes: Sender<Change>,
 ) -> Result<(), SourceError> {
     match config {
         SourceConfig::Kube { kubeconfig } => {
-            kube::run(kubeconfig.as_deref(), node_name, &changes).await
+            kube::run(kubeconfig.as_deref(), wanted, &changes).await
         }
-        SourceConfig::Files { manifests } => files::run(manifests, node_name, &changes).await,
+        SourceConfig::Files { manifests } => files::run(manifests, wanted, &changes).await,
     }
 }
 

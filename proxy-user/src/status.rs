@@ -3,6 +3,7 @@
 use crate::model::Warning;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// The state of a running agent.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -27,8 +28,28 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// The last comparison of maps and links with what they should be.
     pub drift: Option<Drift>,
+    /// How names are answered; absent if the cluster's DNS service alone does it.
+    #[serde(default)]
+    pub dns: Option<DnsStatus>,
     /// What an operator should look at.
     pub warnings: Vec<Warning>,
+}
+
+/// How the names of the cluster are answered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DnsStatus {
+    /// The cluster's zone.
+    pub zone: String,
+    /// Whether it is said of names that they do not exist.
+    pub denies: bool,
+    /// Why, or why not.
+    pub reason: String,
+    /// How long answers may be kept, in seconds.
+    pub ttl: u32,
+    /// Where the node's resolver listens; empty if it has none.
+    pub resolver: Vec<SocketAddr>,
+    /// Whom the resolver asks what it does not know.
+    pub upstreams: Vec<SocketAddr>,
 }
 
 /// How many objects the agent knows.

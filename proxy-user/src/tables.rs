@@ -2,6 +2,8 @@
 //!
 //! `plan` produces them and `apply` writes them; neither knows the other.
 
+pub use proxy_ebpf::dns::NameKind;
+
 use ipnetwork::IpNetwork;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -172,6 +174,8 @@ pub struct Tables {
     pub services: BTreeMap<ServiceKey, Arc<ServiceRow>>,
     /// The frontends.
     pub frontends: BTreeMap<FrontendKey, FrontendRow>,
+    /// The names of the cluster zone. A name that is no row does not exist.
+    pub names: BTreeMap<DnsName, Arc<NameRow>>,
 }
 
 /// What a Service's `healthCheckNodePort` answers with.
@@ -190,6 +194,50 @@ pub struct TableDelta {
     pub services: BTreeMap<ServiceKey, Option<Arc<ServiceRow>>>,
     /// The frontends that change.
     pub frontends: BTreeMap<FrontendKey, Option<FrontendRow>>,
+    /// The names that change.
+    pub names: BTreeMap<DnsName, Option<Arc<NameRow>>>,
+}
+
+/// A name relative to the cluster zone, in lower case, as people write it and without a dot at
+/// the end: `web-0.nginx.default.svc`. The labels of Kubernetes have no dots inside.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DnsName(pub Arc<str>);
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a name of the cluster zone stands for.
+///
+/// Invariant: the addresses are sorted and distinct. A headless service without a ready endpoint
+/// is no row.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NameRow {
+    /// What kind of name it is.
+    pub kind: NameKind,
+    /// Its IPv4 addresses.
+    pub v4: Vec<Addr>,
+    /// Its IPv6 addresses.
+    pub v6: Vec<Addr>,
+}
+
+/// What the kernel knows of the cluster zone as a whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DnsRow {
+    /// The zone, such as `cluster.local`, in lower case and without a dot at the end.
+    pub zone: String,
+    /// The time to live of answers, in seconds.
+    pub ttl: u32,
+    /// The serial number in the zone's SOA record.
+    pub serial: u32,
+    /// The addresses of the DNS service; queries to others are left alone.
+    pub addrs: Vec<Addr>,
+    /// Whether the kernel says of a name that it does not exist.
+    pub deny: bool,
+    /// Whether the kernel only counts what it would have denied, and leaves it alone.
+    pub shadow: bool,
 }
 
 /// Everything that the maps ought to hold of the node itself.
@@ -201,12 +249,15 @@ pub struct NodeRows {
     pub devices: BTreeMap<u32, Device>,
     /// The networks that ClusterIPs are taken from; `None` while that is not known.
     pub service_cidrs: Option<BTreeSet<Prefix>>,
+    /// The addresses of this node's pods, and the index of the device that leads to each. A query
+    /// from another address is not answered in the kernel.
+    pub pod_addrs: BTreeMap<Addr, u32>,
 }
 
 impl TableDelta {
     /// Whether the step changes nothing.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.frontends.is_empty()
+        self.services.is_empty() && self.frontends.is_empty() && self.names.is_empty()
     }
 }
 
@@ -223,6 +274,12 @@ impl Tables {
             match row {
                 Some(row) => drop(self.frontends.insert(key, row)),
                 None => drop(self.frontends.remove(&key)),
+            }
+        }
+        for (name, row) in delta.names {
+            match row {
+                Some(row) => drop(self.names.insert(name, row)),
+                None => drop(self.names.remove(&name)),
             }
         }
     }

@@ -8,6 +8,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use proxy_ebpf::choose::{Caller, Choice, Destination, NodePortRange, choose, find_frontend};
+use proxy_ebpf::dns::decide::{Lookup, Names as _};
+use proxy_ebpf::dns::{Kind, NameKey, NameKind, NameValue, Zone, outcome as names};
 use proxy_ebpf::flow::{FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -15,7 +17,7 @@ use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 use proxy_ebpf::{Addr, Port, Proto};
-use proxy_user::loader::{Dataplane, Settings, pin_directory};
+use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
 use proxy_user::pinned::{Fill, PinnedMaps};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::net::IpAddr;
@@ -127,6 +129,19 @@ fn pin_example(bpffs_root: &Path) {
     per_cpu(&dir.join("service_counters"), 8, SERVICE.0, carried);
     let refused = counter_index(Program::Connect, Outcome::NoEndpoint as u32);
     per_cpu(&dir.join("outcomes"), COUNTERS, refused, |_| 1_u64);
+    pin_names(&dir);
+}
+
+/// Pins maps that hold the name `web.shop.svc`, and a denied query.
+fn pin_names(dir: &Path) {
+    let key = NameKey::new("web.shop.svc").unwrap();
+    array(&dir.join("dns_zone"), 1, &[(0, Zone::new("cluster.local", &[]).unwrap())]);
+    hash(&dir.join("dns_names"), 8, &[(key, 2)]);
+    array(&dir.join("dns_values"), 8, &[(2, NameValue::new(&key, NameKind::Service, 3, 1, 0))]);
+    array(&dir.join("dns_records"), 8, &[(3, addr("10.96.1.1"))]);
+    let denied = names::counter_index(Kind::A, names::Outcome::NoName);
+    per_cpu(&dir.join("dns_counters"), names::COUNTERS, denied, |_| 1_u64);
+    hash::<Addr, u32>(&dir.join("pod_addrs"), 8, &[(addr("10.244.0.2"), 7)]);
 }
 
 #[test]
@@ -161,6 +176,17 @@ fn what_is_in_the_pinned_maps_is_read() {
     assert_eq!(counters.no_local.values().sum::<usize>(), 1);
     assert!(counters.fill.contains(&Fill { map: "slots", used: 4, max: 32 }));
     assert!(counters.fill.contains(&Fill { map: "frontends", used: 1, max: 16 }));
+    assert!(counters.fill.contains(&Fill { map: "dns_names", used: 1, max: 8 }));
+    let denied: Vec<_> = counters.names.iter().filter(|counter| counter.count > 0).collect();
+    assert_eq!(
+        (denied.len(), denied[0].outcome, denied[0].count),
+        (1, names::Outcome::NoName, cpus)
+    );
+    let found = maps.name(&NameKey::new("web.shop.svc").unwrap());
+    let Lookup::Found(value) = found else { panic!("{found:?}") };
+    assert_eq!(maps.records(value, false).unwrap(), [addr("10.96.1.1")]);
+    assert_eq!(maps.name(&NameKey::new("web.shop").unwrap()), Lookup::Absent);
+    assert_eq!(maps.pod_device(addr("10.244.0.2")), Some(7));
 
     let key = dns("10.96.0.10");
     let to = Destination { addr: key.addr, port: key.port, proto: key.proto };
@@ -179,6 +205,7 @@ fn maps_of_the_loader_can_be_read() {
         masquerade_all: false,
         snat_ports: 61000..=65535,
         log_level: None,
+        dns_limit: DnsLimit::default(),
     };
     let mut dataplane = Dataplane::load(&settings).unwrap();
     dataplane.write_cluster_cidrs(&["10.244.0.0/16".parse().unwrap()]).unwrap();
@@ -187,7 +214,7 @@ fn maps_of_the_loader_can_be_read() {
     let maps = PinnedMaps::open(&bpffs.root()).unwrap();
     assert_eq!(maps.cluster_cidrs().unwrap().len(), 1);
     let full: Vec<_> = maps.counters().unwrap().fill.iter().map(|fill| fill.used).collect();
-    assert_eq!(full, [0; 4]);
+    assert_eq!(full, [0; 5]);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 //! changes in the tables: `+` a new row, `~` another one in its place, `-` a row that goes; and
 //! the warnings that stand after it, behind `!`. `UPDATE=1` writes it.
 //!
+//! A case whose name begins with `names` shows the names of the cluster zone and nothing else.
+//!
 //! Each case is also run with the documents of each step the other way round, which must change
 //! nothing.
 
@@ -58,10 +60,11 @@ fn files(extension: &str) -> anyhow::Result<Vec<PathBuf>> {
 
 fn check(case: &Path) -> anyhow::Result<()> {
     let steps = steps(&fs::read_to_string(case)?)?;
-    let output = run(&steps)?;
+    let names = case.file_stem().is_some_and(|name| name.to_string_lossy().starts_with("names"));
+    let output = run(&steps, names)?;
     let mut reversed = steps;
     reversed.iter_mut().for_each(|step| step.documents.reverse());
-    let other = run(&reversed)?;
+    let other = run(&reversed, names)?;
     ensure!(output == other, "the order of documents matters\n{}", difference(&output, &other));
 
     let expected_path = case.with_extension("out");
@@ -109,9 +112,13 @@ fn steps(text: &str) -> anyhow::Result<Vec<Step>> {
 }
 
 /// What each step changes, as text.
-fn run(steps: &[Step]) -> anyhow::Result<String> {
-    let (mut converter, mut world) = (Converter::default(), World::default());
+fn run(steps: &[Step], names: bool) -> anyhow::Result<String> {
+    let (mut converter, mut world) = (Converter::new(names), World::default());
     let mut planner = Planner::new(OWN_NODE);
+    if names {
+        let service = ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() };
+        planner = planner.with_names(service);
+    }
     let mut output = String::new();
     for step in steps {
         let mut touched = Touched::default();
@@ -126,7 +133,11 @@ fn run(steps: &[Step]) -> anyhow::Result<String> {
         if delta.is_empty() {
             output.push_str("= nothing changes\n");
         }
-        describe(&mut output, &before, &delta)?;
+        if names {
+            describe_names(&mut output, &before, &delta)?;
+        } else {
+            describe(&mut output, &before, &delta)?;
+        }
         for warning in world.warnings().into_iter().chain(planner.warnings()) {
             writeln!(output, "! {}: {}", warning.subject, warning.message)?;
         }
@@ -150,6 +161,10 @@ fn change(converter: &mut Converter, document: &Value) -> anyhow::Result<Change>
         "EndpointSlice" => converter
             .slice(&serde_yaml_ng::from_value(document.clone())?)
             .map(|slice| Change::Slice(Box::new(slice))),
+        "Namespace" => {
+            let object = serde_yaml_ng::from_value(document.clone())?;
+            Some(Change::Namespace(converter.namespace(&object)))
+        }
         "Node" => {
             Some(Change::Node(Some(converter.node(&serde_yaml_ng::from_value(document.clone())?))))
         }
@@ -164,8 +179,22 @@ fn removal(kind: &str, namespace: &str, name: &str) -> anyhow::Result<Change> {
     match kind {
         "Service" => Ok(Change::ServiceGone(name)),
         "EndpointSlice" => Ok(Change::SliceGone(name)),
+        "Namespace" => Ok(Change::NamespaceGone(name.name)),
         kind => bail!("a {kind} cannot go"),
     }
+}
+
+fn describe_names(output: &mut String, before: &Tables, delta: &TableDelta) -> anyhow::Result<()> {
+    for (name, row) in &delta.names {
+        write!(output, "{} {name}", sign(before.names.contains_key(name), row.is_some()))?;
+        if let Some(row) = row {
+            write!(output, " {:?}", row.kind)?;
+            let addrs = row.v4.iter().chain(&row.v6);
+            addrs.for_each(|&addr| *output += &format!(" {}", IpAddr::from(addr)));
+        }
+        output.push('\n');
+    }
+    Ok(())
 }
 
 fn describe(output: &mut String, before: &Tables, delta: &TableDelta) -> anyhow::Result<()> {

@@ -29,10 +29,10 @@ mod traffic;
 
 pub use agent::{Agent, AgentOptions};
 pub use lab::{Lab, LabConfig, Node, Pod};
-pub use machine::{Addrs, Machine, RunningLoad, Server, Socket};
+pub use machine::{Addrs, Machine, NameServer, RunningLoad, Server, Socket};
 pub use netns::Netns;
 pub use network::{Cni, FABRIC, POD_NETWORKS, RpFilter, Uplink};
 pub use traffic::{
-    Ask, Closing, ExecOutput, Failure, FailureKind, Failures, Latency, Load, LoadReport, Pattern,
-    Reply, Serve, ServerReport, Transport,
+    Ask, Closing, ExecOutput, Failure, FailureKind, Failures, Latency, Load, LoadReport,
+    NameExchange, Pattern, Reply, Serve, ServerReport, Transport,
 };

@@ -11,7 +11,7 @@ use crate::network::ETH0;
 use crate::protocol::{Command, Opened};
 use crate::sprint::{Sprint, SprintReport};
 use crate::traffic::{
-    Ask, ExecOutput, Failure, Load, LoadReport, Reply, Serve, ServerReport, Transport,
+    Ask, ExecOutput, Failure, Load, LoadReport, NameExchange, Reply, Serve, ServerReport, Transport,
 };
 use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
@@ -129,6 +129,19 @@ impl Machine {
         Ok(RunningLoad { machine: self.clone(), id, pending })
     }
 
+    /// Stands in for a DNS server at `port`, on all addresses, over UDP and TCP. Every name has
+    /// the addresses 192.0.2.53 and 2001:db8::53.
+    pub async fn serve_names(&self, port: u16) -> Result<NameServer, Failure> {
+        let (id, pending) = self.0.remote.begin(Command::ServeNames(port)).await?;
+        pending.result::<()>().await?;
+        Ok(NameServer { machine: self.clone(), id })
+    }
+
+    /// Sends a DNS query, and gives the reply's bytes.
+    pub async fn exchange_names(&self, exchange: NameExchange) -> Result<Vec<u8>, Failure> {
+        self.0.remote.call(Command::ExchangeNames(exchange)).await
+    }
+
     /// Starts the servers of sprints, which answer with `id`, below 1024; they end with the
     /// machine.
     pub async fn serve_sprints(&self, id: u16) -> Result<(), Failure> {
@@ -206,6 +219,19 @@ impl Server {
     /// Closes the listening sockets. Open connections go on being served.
     pub async fn stop(self) -> Result<ServerReport, Failure> {
         self.machine.0.remote.call(Command::StopServing(self.id)).await
+    }
+}
+
+/// A stand-in for a DNS server, which ends with its machine.
+pub struct NameServer {
+    machine: Machine,
+    id: u64,
+}
+
+impl NameServer {
+    /// The names and the numbers of the types that it was asked for, since the last call.
+    pub async fn take_asked(&self) -> Result<Vec<String>, Failure> {
+        self.machine.0.remote.call(Command::TakeAsked(self.id)).await
     }
 }
 

@@ -84,6 +84,21 @@ pub fn terminating(serving: bool) -> Value {
     json!({ "ready": false, "serving": serving, "terminating": true })
 }
 
+/// A Namespace.
+pub fn namespace(name: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } })
+}
+
+/// The ConfigMap of CoreDNS with this Corefile.
+pub fn corefile(text: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata("kube-system/coredns"),
+        "data": { "Corefile": text },
+    })
+}
+
 /// The Node object of `node`.
 pub fn node(node: &Node) -> Value {
     let addrs = [IpAddr::from(node.ipv4()), node.ipv6().into()];

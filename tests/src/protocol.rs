@@ -3,7 +3,7 @@
 //! Requests carry numbers and are answered in any order. Only data; both sides act elsewhere.
 
 use crate::sprint::Sprint;
-use crate::traffic::{Ask, Failure, Load, Serve};
+use crate::traffic::{Ask, Failure, Load, NameExchange, Serve};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -49,6 +49,12 @@ pub(crate) enum Command {
     SprintServers(u16),
     /// Run a sprint to its end: [`crate::sprint::SprintReport`].
     Sprint(Sprint),
+    /// Stand in for a DNS server at this port: `()`.
+    ServeNames(u16),
+    /// What that server was asked since the last time: a list of texts.
+    TakeAsked(u64),
+    /// Send a DNS query: the reply's bytes.
+    ExchangeNames(NameExchange),
     /// Run a program to its end: [`crate::ExecOutput`].
     Exec { program: String, args: Vec<String> },
 }

@@ -137,6 +137,19 @@ impl Ask {
     }
 }
 
+/// A DNS query to send.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameExchange {
+    /// The server.
+    pub to: SocketAddr,
+    /// Whether over TCP, or else UDP.
+    pub tcp: bool,
+    /// The query's bytes.
+    pub query: Vec<u8>,
+    /// How long to wait for the reply.
+    pub timeout: Duration,
+}
+
 /// A server's reply.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Reply {

@@ -5,6 +5,7 @@
 
 mod latency;
 mod load;
+mod names;
 mod serve;
 mod socket;
 mod sprint;
@@ -74,6 +75,7 @@ struct Worker {
     servers: Held<Server>,
     sockets: Held<Arc<tokio::sync::Mutex<Socket>>>,
     loads: Held<Arc<Running>>,
+    name_servers: Held<Arc<names::NameServer>>,
 }
 
 struct Held<T>(Mutex<HashMap<u64, T>>);
@@ -140,6 +142,13 @@ impl Worker {
             }
             Command::SprintServers(id) => sprint::serve(id).and(DONE),
             Command::Sprint(load) => json(sprint::run(load).await?),
+            Command::ServeNames(port) => {
+                let server = names::NameServer::start(port).await?;
+                self.name_servers.put(id, Arc::new(server));
+                DONE
+            }
+            Command::TakeAsked(id) => json(self.name_servers.clone_of(id)?.take_asked()),
+            Command::ExchangeNames(exchange) => json(names::exchange(exchange).await?),
             Command::Exec { program, args } => json(exec(&program, &args).await?),
         }
     }

@@ -3,9 +3,11 @@
 
 #[path = "source/cluster.rs"]
 mod cluster;
+#[path = "source/names.rs"]
+mod names;
 
 use anyhow::{Context as _, Result, bail};
-use cluster::{Cluster, NODE, PATIENCE, Seen, always, kube, service, slice, wait};
+use cluster::{Cluster, NODE, PATIENCE, Seen, WANTED, always, kube, service, slice, wait};
 use lab::api::{ApiServer, Fault, Refusal};
 use proxy_user::model::Slice;
 use proxy_user::source::{self, SourceConfig};
@@ -389,7 +391,7 @@ async fn the_source_ends_when_nobody_listens() -> Result<()> {
         [kube(&dir, &api.url(), None)?, SourceConfig::Files { manifests: dir.path().into() }]
     {
         let (sender, mut receiver) = channel(16);
-        let task = tokio::spawn(async move { source::run(&config, "node-a", sender).await });
+        let task = tokio::spawn(async move { source::run(&config, WANTED, sender).await });
         for _ in 0..3 {
             timeout(PATIENCE, receiver.recv()).await?.context("the source ended")?;
         }
@@ -407,7 +409,7 @@ async fn a_kubeconfig_that_cannot_be_used_ends_the_source_with_the_flag_to_mend(
     for path in [dir.path().join("missing"), broken] {
         let (sender, _receiver) = channel(1);
         let config = SourceConfig::Kube { kubeconfig: Some(path.clone()) };
-        let error = timeout(PATIENCE, source::run(&config, "node-a", sender)).await?;
+        let error = timeout(PATIENCE, source::run(&config, WANTED, sender)).await?;
         let error = error.err().context("it began")?.to_string();
         assert!(error.contains("--kubeconfig"), "{error}");
         assert!(error.contains(&path.display().to_string()), "{error}");

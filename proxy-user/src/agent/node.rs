@@ -8,6 +8,8 @@ use crate::loader::links::Target;
 use crate::model::{Interface, Warning, World};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
+use proxy_ebpf::node::Device;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// The node's side of the dataplane.
@@ -15,10 +17,14 @@ pub(super) struct NodeState {
     dataplane: Dataplane,
     cgroup_root: PathBuf,
     settings: NodeSettings,
+    /// Whether names are answered in the kernel.
+    names: bool,
     /// `None` until they have been read once.
     interfaces: Option<Vec<Interface>>,
     /// Where the programs were attached at the last update.
     attachments: Vec<Attachment>,
+    /// The node's primary addresses, and all of them, at the last update.
+    addrs: (Vec<IpAddr>, Vec<IpAddr>),
 }
 
 impl NodeState {
@@ -34,7 +40,15 @@ impl NodeState {
                 NodePortAddresses::Cidrs(ranges) => Some(ranges.clone()),
             },
         };
-        Self { dataplane, cgroup_root, settings, interfaces: None, attachments: Vec::new() }
+        Self {
+            dataplane,
+            cgroup_root,
+            settings,
+            names: config.dns.is_some(),
+            interfaces: None,
+            attachments: Vec::new(),
+            addrs: Default::default(),
+        }
     }
 
     pub(super) fn set_interfaces(&mut self, interfaces: Vec<Interface>) {
@@ -56,7 +70,11 @@ impl NodeState {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),
             }
+            let names =
+                |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
+            self.addrs = (plan.primary, plan.rows.addrs.keys().map(|&addr| addr.into()).collect());
             let target = |interface: Interface| Target {
+                names: self.names && names(interface.index),
                 name: interface.name,
                 index: interface.index,
                 ethernet: interface.ethernet,
@@ -73,6 +91,11 @@ impl NodeState {
     /// Tells the programs which pods opt out of the socket path.
     pub(super) fn search_opted_out(&mut self, opt_out: &mut OptOut) -> Vec<Warning> {
         opt_out.search(&mut self.dataplane, &self.cgroup_root)
+    }
+
+    /// The node's primary address of each family, and all its addresses.
+    pub(super) fn addrs(&self) -> (&[IpAddr], &[IpAddr]) {
+        (&self.addrs.0, &self.addrs.1)
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {

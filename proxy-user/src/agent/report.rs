@@ -12,7 +12,8 @@ use crate::pinned::PinnedMaps;
 use crate::preflight;
 use crate::sockets;
 use crate::source::{self, SourceConfig};
-use crate::status::{Attachment, Drift, Objects, Status};
+use crate::status::{Attachment, DnsStatus, Drift, Objects, Status};
+use crate::tables::ServiceKey;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -77,6 +78,7 @@ impl Report {
             objects: Objects::default(),
             attachments: Vec::new(),
             drift: None,
+            dns: None,
             warnings: Vec::new(),
         };
         let problems = Problems::default();
@@ -91,6 +93,10 @@ impl Report {
 
     pub(super) fn changed(&mut self, now: Timestamp) {
         self.status.last_change = Some(now);
+    }
+
+    pub(super) fn dns(&mut self, dns: DnsStatus) {
+        self.status.dns = Some(dns);
     }
 
     pub(super) fn drift(&mut self, repaired: u64) {
@@ -268,8 +274,10 @@ impl Report {
 fn apply_warnings(errors: &[ApplyError]) -> Vec<Warning> {
     let mut services: BTreeMap<String, (usize, &ApplyError)> = BTreeMap::new();
     for error in errors {
-        let port = &error.service().port;
-        let subject = format!("Service {}/{}", port.namespace, port.name);
+        let subject = match error.service() {
+            Some(ServiceKey { port, .. }) => format!("Service {}/{}", port.namespace, port.name),
+            None => "names in the kernel".to_owned(),
+        };
         services.entry(subject).or_insert((0, error)).0 += 1;
     }
     let more = services.len().saturating_sub(SERVICES_NAMED);

@@ -3,6 +3,7 @@
 //! So ids stay, unchanged services are not written, and what went while no agent ran is found
 //! and removed.
 
+use super::names::Names;
 use super::place::{info, slots, state};
 use super::pool::{IdPool, RangePool};
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
@@ -50,6 +51,7 @@ impl<S: Store> Applier<S> {
             }
         }
 
+        let name_tables = Names::restore(&mut store)?;
         let ranges: BTreeMap<u32, u32> = services.values().map(|p| (p.range, p.len)).collect();
         let service_ids: BTreeSet<u32> = services.values().map(|placed| placed.id.0).collect();
         let backend_ids: BTreeSet<u32> =
@@ -68,6 +70,7 @@ impl<S: Store> Applier<S> {
             ranges: RangePool::new(maps::SLOTS, &ranges),
             quarantine: Quarantine::default(),
             affinity_ended: BTreeMap::new(),
+            names: name_tables,
             unwritten: TableDelta::default(),
             writes: 0,
         };
@@ -84,6 +87,8 @@ impl<S: Store> Applier<S> {
         delta.services.extend(tables.services.into_iter().map(|(key, row)| (key, Some(row))));
         delta.frontends.extend(tables.frontends.into_iter().map(|(key, row)| (key, Some(row))));
         self.unwritten = TableDelta::default();
+        let names = tables.names.into_iter().map(|(name, row)| (name, Some(row)));
+        delta.names = self.names.replaced_by(names.collect());
         self.apply(delta)
     }
 
@@ -113,7 +118,12 @@ impl<S: Store> Applier<S> {
             }
         }
         self.find_source_ranges()?;
-        let errors = self.apply(self.drifted(tables));
+        let mut delta = self.drifted(tables);
+        let (store, quarantine) = (&mut self.store, &mut self.quarantine);
+        let (strange, names) = self.names.drifted(store, &tables.names, quarantine)?;
+        self.writes += strange;
+        delta.names = names;
+        let errors = self.apply(delta);
         Ok((self.writes - before, errors))
     }
 

@@ -1,14 +1,16 @@
 //! The store: the maps, as far as apply reads and writes them.
 
 use crate::tables::Prefix;
+use proxy_ebpf::Addr;
+use proxy_ebpf::dns::{NameKey, NameValue, Zone};
 use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use std::collections::BTreeSet;
 
-/// The maps, as far as apply writes them: the edge that tests replace.
-pub trait Store {
+/// The maps of services, as far as apply writes them: the edge that tests replace.
+pub trait Store: NameStore {
     /// Element `index` of the slot array.
     fn slot(&self, index: u32) -> Slot;
     /// Writes `slots` from `index` on; nothing names these elements.
@@ -45,6 +47,30 @@ pub trait Store {
     ) -> Vec<(FrontendKey, StoreError)>;
     /// Removes frontends; returns those that could not be removed, and why.
     fn remove_frontends(&mut self, keys: &[FrontendKey]) -> Vec<(FrontendKey, StoreError)>;
+}
+
+/// The maps of names, as far as apply writes them.
+pub trait NameStore {
+    /// All names that the map holds, and their numbers.
+    fn names(&self) -> Result<Vec<(NameKey, u32)>, StoreError>;
+    /// Writes names; returns those that could not be written, and why.
+    fn put_names(&mut self, rows: &[(NameKey, u32)]) -> Vec<(NameKey, StoreError)>;
+    /// Removes names; returns those that could not be removed, and why.
+    fn remove_names(&mut self, keys: &[NameKey]) -> Vec<(NameKey, StoreError)>;
+    /// The value under a name's number.
+    fn value(&self, number: u32) -> NameValue;
+    /// Writes the value under a name's number, in one word.
+    fn write_value(&mut self, number: u32, value: NameValue);
+    /// Element `index` of the records.
+    fn record(&self, index: u32) -> Addr;
+    /// Writes `records` from `index` on; nothing names these elements.
+    fn write_records(&mut self, index: u32, records: &[Addr]);
+    /// The zone.
+    fn zone(&self) -> Zone;
+    /// Writes the zone, each of its words at once; what is written before is seen before.
+    fn write_zone(&mut self, zone: &Zone);
+    /// Returns after every program that was running at the call has ended.
+    fn wait(&self) -> Result<(), StoreError>;
 }
 
 /// A map that could not be read or written.

@@ -6,6 +6,7 @@ use super::*;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
 use proptest::prelude::*;
 use proxy_ebpf::choose::{Caller, Choice, choose};
+use proxy_ebpf::dns::{NameKey, NameValue, Zone};
 use proxy_ebpf::frontend::FrontendFlags;
 use proxy_ebpf::service::ServiceInfo;
 use proxy_ebpf::slot::{BackendFlags, RangeHeader, Slot};
@@ -25,6 +26,7 @@ struct Fake {
     forgotten: Vec<ServiceId>,
     retired: BTreeSet<End>,
     writes: usize,
+    names: names::tests::Fake,
 }
 
 impl Store for Fake {
@@ -110,6 +112,39 @@ impl Store for Fake {
         self.writes += keys.len();
         self.frontends.retain(|key, _| !keys.contains(key));
         Vec::new()
+    }
+}
+
+impl NameStore for Fake {
+    fn names(&self) -> Result<Vec<(NameKey, u32)>, StoreError> {
+        self.names.names()
+    }
+    fn put_names(&mut self, rows: &[(NameKey, u32)]) -> Vec<(NameKey, StoreError)> {
+        self.names.put_names(rows)
+    }
+    fn remove_names(&mut self, keys: &[NameKey]) -> Vec<(NameKey, StoreError)> {
+        self.names.remove_names(keys)
+    }
+    fn value(&self, number: u32) -> NameValue {
+        self.names.value(number)
+    }
+    fn write_value(&mut self, number: u32, value: NameValue) {
+        self.names.write_value(number, value);
+    }
+    fn record(&self, index: u32) -> Addr {
+        self.names.record(index)
+    }
+    fn write_records(&mut self, index: u32, records: &[Addr]) {
+        self.names.write_records(index, records);
+    }
+    fn zone(&self) -> Zone {
+        self.names.zone()
+    }
+    fn write_zone(&mut self, zone: &Zone) {
+        self.names.write_zone(zone);
+    }
+    fn wait(&self) -> Result<(), StoreError> {
+        self.names.wait()
     }
 }
 

@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 22] = [
+pub(super) const SETTINGS: [Setting; 29] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -139,6 +139,51 @@ pub(super) const SETTINGS: [Setting; 22] = [
         default: Some("true"),
         help: "Whether `spec.externalIPs` are served; whoever may write a Service can claim any \
                address with them (CVE-2020-8554)",
+    },
+    Setting {
+        name: "dns",
+        value: "off|kernel|full",
+        default: Some("off"),
+        help: "Who answers the cluster's names on this node: its DNS service alone; programs on the \
+               pods' devices, and the service what they pass; or these and a resolver of the agent",
+    },
+    Setting {
+        name: "dns-deny",
+        value: "auto|on|off|shadow",
+        default: Some("auto"),
+        help: "Whether the node says that a name does not exist: if CoreDNS's ConfigMap shows that \
+               nobody else may know it, always, never, or never but counting when it would",
+    },
+    Setting {
+        name: "dns-zone",
+        value: "ZONE",
+        default: Some("cluster.local"),
+        help: "The cluster's zone, the kubelet's clusterDomain",
+    },
+    Setting {
+        name: "dns-service",
+        value: "NAMESPACE/NAME",
+        default: Some("kube-system/kube-dns"),
+        help: "The cluster's DNS service, to whose addresses the pods send their queries",
+    },
+    Setting {
+        name: "dns-ttl",
+        value: "SECONDS",
+        default: None,
+        help: "How long answers may be kept [default: what the Corefile says, or else 30]",
+    },
+    Setting {
+        name: "dns-port",
+        value: "PORT",
+        default: Some("10053"),
+        help: "The resolver's port on the node, for `--dns full`",
+    },
+    Setting {
+        name: "dns-upstream",
+        value: "LIST",
+        default: None,
+        help: "Whom the resolver asks what it does not know: addresses, or addresses with ports, \
+               separated by commas [default: the endpoints of the DNS service]",
     },
     Setting {
         name: "min-sync-period",

@@ -48,6 +48,7 @@ fn the_defaults_suit_a_kubeadm_node() {
             snat_port_range: PortRange { first: 61_000, last: 65_535 },
             masquerade_all: false,
             external_ips: true,
+            dns: None,
             min_sync_period: Duration::from_millis(50),
             drift_check_period: Duration::from_secs(30),
             healthz_bind_address: "0.0.0.0:10256".parse().unwrap(),
@@ -88,6 +89,7 @@ fn every_setting_can_be_given_in_a_file() {
             snat_port_range: PortRange { first: 3, last: 3 },
             masquerade_all: true,
             external_ips: false,
+            dns: None,
             min_sync_period: Duration::ZERO,
             drift_check_period: Duration::from_secs(90),
             healthz_bind_address: "[::]:1".parse().unwrap(),
@@ -97,6 +99,50 @@ fn every_setting_can_be_given_in_a_file() {
             log_level: tracing::Level::TRACE,
         }
     );
+}
+
+#[test]
+fn names_are_answered_as_the_flags_say() {
+    let dns = |flags: &[&str]| args(flags).resolve().unwrap().dns;
+    let kube_dns = ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() };
+    let kernel = DnsConfig {
+        full: false,
+        deny: Denial::Auto,
+        zone: "cluster.local".to_owned(),
+        service: kube_dns,
+        ttl: None,
+        port: 10_053,
+        upstreams: None,
+    };
+    assert_eq!(dns(&["--dns", "kernel"]), Some(kernel.clone()));
+    let flags = ["--dns=full", "--dns-deny=shadow", "--dns-zone=K8s.Example.", "--dns-ttl=7"];
+    let more = ["--dns-service=a/b", "--dns-port=53", "--dns-upstream=10.0.0.1, [fd00::1]:5353"];
+    let full = DnsConfig {
+        full: true,
+        deny: Denial::Shadow,
+        zone: "k8s.example".to_owned(),
+        service: ObjectName { namespace: "a".into(), name: "b".into() },
+        ttl: Some(7),
+        port: 53,
+        upstreams: Some(vec!["10.0.0.1:53".parse().unwrap(), "[fd00::1]:5353".parse().unwrap()]),
+    };
+    assert_eq!(dns(&[&flags[..], &more].concat()), Some(full));
+    let file = file("dns: off");
+    assert_eq!(dns(&["--config", file.path().to_str().unwrap()]), None);
+    let error = args(&["--dns", "yes"]).resolve().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("off, kernel or full"), "{error}");
+    for (flag, value) in [
+        ("--dns-deny", "never"),
+        ("--dns-zone", "a..b"),
+        ("--dns-service", "kube-dns"),
+        ("--dns-ttl", "86400"),
+        ("--dns-port", "0"),
+        ("--dns-upstream", "dns.example"),
+    ] {
+        let error = args(&["--dns=full", flag, value]).resolve();
+        let error = error.map(|config| config.dns).unwrap_err().to_string();
+        assert!(error.starts_with(flag) && error.contains("write"), "{error}");
+    }
 }
 
 #[test]

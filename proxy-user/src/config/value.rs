@@ -4,9 +4,10 @@
 //! where the text came from: what is wrong, and what would be right. Nothing here knows flags,
 //! files or defaults.
 
-use super::{DeviceSelection, LogFormat, NodePortAddresses, PortRange};
+use super::{Denial, DeviceSelection, LogFormat, NodePortAddresses, PortRange};
+use crate::model::ObjectName;
 use ipnetwork::IpNetwork;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tracing::Level;
@@ -19,6 +20,14 @@ pub(super) type Parsed<T> = Result<T, String>;
 pub(super) enum SourceKind {
     Kube,
     Files,
+}
+
+/// Who answers names of the cluster.
+#[derive(Clone, Copy)]
+pub(super) enum DnsMode {
+    Off,
+    Kernel,
+    Full,
 }
 
 pub(super) fn source(text: &str) -> Parsed<SourceKind> {
@@ -111,6 +120,71 @@ pub(super) fn port_range(text: &str) -> Parsed<PortRange> {
         .ok_or_else(|| {
             format!("{text:?} is no port range: write FIRST-LAST within 1-65535, lowest first")
         })
+}
+
+pub(super) fn dns(text: &str) -> Parsed<DnsMode> {
+    match text {
+        // YAML takes a bare `off` for false.
+        "off" | "false" => Ok(DnsMode::Off),
+        "kernel" => Ok(DnsMode::Kernel),
+        "full" => Ok(DnsMode::Full),
+        _ => Err(format!("{text:?} is no way to answer names: write off, kernel or full")),
+    }
+}
+
+pub(super) fn denial(text: &str) -> Parsed<Denial> {
+    match text {
+        "auto" => Ok(Denial::Auto),
+        "on" | "true" => Ok(Denial::On),
+        "off" | "false" => Ok(Denial::Off),
+        "shadow" => Ok(Denial::Shadow),
+        _ => Err(format!("{text:?} is no way to deny names: write auto, on, off or shadow")),
+    }
+}
+
+/// A DNS zone: in lower case, without the dot at the end.
+pub(super) fn zone(text: &str) -> Parsed<String> {
+    let zone = text.trim().trim_end_matches('.').to_ascii_lowercase();
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_label = |label: &str| (1..64).contains(&label.len()) && label.chars().all(valid);
+    if zone.len() > 63 || !zone.split('.').all(is_label) {
+        return Err(format!("{text:?} is no zone of a cluster: write it like cluster.local"));
+    }
+    Ok(zone)
+}
+
+pub(super) fn object_name(text: &str) -> Parsed<ObjectName> {
+    match text.trim().split_once('/') {
+        Some((namespace, name))
+            if !namespace.is_empty() && !name.is_empty() && !name.contains('/') =>
+        {
+            Ok(ObjectName { namespace: namespace.into(), name: name.into() })
+        }
+        _ => Err(format!("{text:?} names no Service: write NAMESPACE/NAME")),
+    }
+}
+
+pub(super) fn ttl(text: &str) -> Parsed<u32> {
+    let seconds = text.trim().parse().ok().filter(|seconds| *seconds <= 3600);
+    seconds.ok_or_else(|| format!("{text:?} is no time to live: write seconds, 0 to 3600"))
+}
+
+pub(super) fn port(text: &str) -> Parsed<u16> {
+    let port = text.trim().parse().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| format!("{text:?} is no port: write a number from 1 to 65535"))
+}
+
+pub(super) fn servers(text: &str) -> Parsed<Vec<SocketAddr>> {
+    let server = |item: &str| {
+        item.parse()
+            .or_else(|_| item.parse().map(|addr: IpAddr| SocketAddr::new(addr, 53)))
+            .map_err(|_| format!("{item:?} is no DNS server: write an address, or one with a port"))
+    };
+    let servers: Vec<_> = items(text).map(server).collect::<Result<_, _>>()?;
+    if servers.is_empty() {
+        return Err("the list is empty: write DNS servers, such as 10.0.0.53".to_owned());
+    }
+    Ok(servers)
 }
 
 /// As Go writes durations, without fractions: `90s`, `1m30s`, `50ms`, `0`.

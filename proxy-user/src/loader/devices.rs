@@ -2,13 +2,18 @@
 //!
 //! Every change makes the whole list be read again, so that nothing is missed for ever.
 
+mod pods;
+
 use crate::model::Interface;
 use futures::{StreamExt as _, TryStreamExt as _};
 use ipnetwork::IpNetwork;
+use pods::Pods;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType};
 use rtnetlink::{Handle, MulticastGroup};
 use std::collections::BTreeMap;
+use std::future::ready;
+use std::pin::pin;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -34,26 +39,35 @@ pub async fn follow(
     interfaces: &watch::Sender<Vec<Interface>>,
     listed: impl Fn(),
 ) -> Result<(), DevicesError> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Neigh,
+    ];
     let (connection, handle, mut events) =
         rtnetlink::new_multicast_connection(&groups).map_err(DevicesError::Socket)?;
     let _connection = tokio::spawn(connection);
     loop {
-        let list = list(&handle).await?;
+        let pods = Pods::list(&handle).await?;
+        let list = list(&handle, &pods).await?;
         listed();
         interfaces.send_if_modified(|known| {
             let changed = *known != list;
             *known = list;
             changed
         });
-        // An event, the end of the stream (then the next list fails) or a while.
-        let _any = tokio::time::timeout(RESYNC, events.next()).await;
+        // Some news, the end of the stream (then the next list fails) or a while.
+        let mut news = pin!((&mut events).filter(|(event, _)| ready(pods.is_news(event))));
+        let _any = tokio::time::timeout(RESYNC, news.next()).await;
         tokio::time::sleep(GATHER).await;
         while let Ok(Some(_)) = tokio::time::timeout(Duration::ZERO, events.next()).await {}
     }
 }
 
-async fn list(handle: &Handle) -> Result<Vec<Interface>, DevicesError> {
+async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesError> {
     let links: Vec<_> = handle
         .link()
         .get()
@@ -68,6 +82,7 @@ async fn list(handle: &Handle) -> Result<Vec<Interface>, DevicesError> {
         .try_collect()
         .await
         .map_err(|e| DevicesError::List("addresses", e))?;
+    let mut pods = pods.addrs();
     let mut interfaces = BTreeMap::new();
     for link in links {
         let name = link.attributes.iter().find_map(|attribute| match attribute {
@@ -92,6 +107,7 @@ async fn list(handle: &Handle) -> Result<Vec<Interface>, DevicesError> {
             has_controller,
             peer_netns,
             addrs: Vec::new(),
+            pods: pods.remove(&index).unwrap_or_default().into_iter().collect(),
         };
         interfaces.insert(index, interface);
     }

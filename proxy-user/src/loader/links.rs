@@ -5,7 +5,8 @@
 //! target is gone is replaced.
 
 use super::{
-    Dataplane, LoadError, SOCKET_PROGRAMS, packet_program, program_fd, socket_program, sys,
+    Dataplane, LoadError, NAMES_PROGRAM, SOCKET_PROGRAMS, packet_program, program_fd,
+    socket_program, sys,
 };
 use crate::status::Attachment;
 use aya::programs::links::FdLink;
@@ -30,6 +31,8 @@ pub struct Target {
     pub index: u32,
     /// Whether packets begin with an Ethernet header.
     pub ethernet: bool,
+    /// Whether queries of names are answered there, if packets begin with an Ethernet header.
+    pub names: bool,
 }
 
 impl Dataplane {
@@ -65,11 +68,9 @@ impl Dataplane {
         let mut made = 0;
         let mut errors = Vec::new();
         for target in targets {
-            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
-                match self.attach_device(target, direction) {
-                    Ok(new) => made += u64::from(new),
-                    Err(error) => errors.push(error),
-                }
+            match self.attach_target(target) {
+                Ok(links) => made += links,
+                Err(error) => errors.push(error),
             }
         }
         let names: BTreeSet<String> = targets.iter().map(|target| escape(&target.name)).collect();
@@ -82,6 +83,30 @@ impl Dataplane {
             }
         }
         (made, errors)
+    }
+
+    /// Attaches all programs to `target`. Returns how many links were not as they should be.
+    fn attach_target(&mut self, target: &Target) -> Result<u64, LoadError> {
+        let egress = self.attach_device(target, TcAttachType::Egress);
+        let ingress = self.attach_device(target, TcAttachType::Ingress)?;
+        let pin = self.link_pin(NAMES_PROGRAM, &escape(&target.name));
+        // Each program is attached before those that are there, and this one has to be first: the
+        // packet path would give the query to a backend.
+        if ingress || !target.names || !target.ethernet {
+            remove(&pin)?;
+        }
+        let names = target.names && target.ethernet && self.attach_names(target)?;
+        Ok(u64::from(egress?) + u64::from(ingress) + u64::from(names))
+    }
+
+    fn attach_names(&mut self, target: &Target) -> Result<bool, LoadError> {
+        let index = u64::from(target.index);
+        let device = escape(&target.name);
+        if self.adopt(NAMES_PROGRAM, &device, |attached| attached & 0xffff_ffff == index)? {
+            return Ok(false);
+        }
+        self.attach_first(NAMES_PROGRAM, target, TcAttachType::Ingress)?;
+        Ok(true)
     }
 
     fn attach_device(&mut self, target: &Target, at: TcAttachType) -> Result<bool, LoadError> {
@@ -97,16 +122,26 @@ impl Dataplane {
             return Ok(false);
         }
         remove(&self.link_pin(other, &device))?;
+        self.attach_first(name, target, at)?;
+        Ok(true)
+    }
+
+    /// Attaches a program before all that are there: a CNI's programs behind it see the flow
+    /// between client and backend.
+    fn attach_first(
+        &mut self,
+        name: &'static str,
+        target: &Target,
+        at: TcAttachType,
+    ) -> Result<(), LoadError> {
         let failed =
             |source| LoadError::Attach { program: name, target: target.name.clone(), source };
         let program = packet_program(&mut self.ebpf, name)?;
-        // First, so that a CNI's programs behind it see the flow between client and backend.
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
         let link = program.attach_with_options(&target.name, at, options).map_err(failed)?;
         let link = program.take_link(link).map_err(failed)?;
         let link = link.try_into().map_err(|_| failed(ProgramError::NotAttached))?;
-        self.pin(name, &device, link)?;
-        Ok(true)
+        self.pin(name, &escape(&target.name), link)
     }
 
     /// Where the programs are attached, by the pins.

@@ -4,22 +4,24 @@
 use super::LoadError;
 use super::filter::SharedFilter;
 use super::sys::{self, BatchError, MappedArray};
-use crate::apply::{Store, StoreError};
+use crate::apply::{NameStore, Store, StoreError};
 use crate::tables::Prefix;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
+use proxy_ebpf::dns::{NameKey, NameValue, Zone};
 use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
-use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::source::Source;
+use proxy_ebpf::{Addr, maps};
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{Ordering, fence};
 
 /// The maps of services.
 pub struct MapStore {
@@ -34,6 +36,10 @@ pub struct MapStore {
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
     addr_filter: SharedFilter,
+    dns_names: MapData,
+    dns_values: MappedArray<NameValue>,
+    dns_records: MappedArray<Addr>,
+    dns_zone: MappedArray<Zone>,
     cpus: usize,
 }
 
@@ -50,8 +56,8 @@ impl MapStore {
             ) => Ok(map),
             _ => Err(LoadError::Missing(name.to_owned())),
         };
-        let mapped = |e| LoadError::Kernel("map the arrays of services into memory", e);
         let source_ranges = Map::LpmTrie(take("source_ranges")?);
+        let mapped = |e| LoadError::Kernel("map arrays of the kernel into memory", e);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
         let retired = take("retired")?;
@@ -71,6 +77,12 @@ impl MapStore {
             backends: MappedArray::new(take("backends")?.fd().as_fd(), maps::BACKENDS)
                 .map_err(mapped)?,
             addr_filter,
+            dns_names: take("dns_names")?,
+            dns_values: MappedArray::new(take("dns_values")?.fd().as_fd(), maps::DNS_NAMES)
+                .map_err(mapped)?,
+            dns_records: MappedArray::new(take("dns_records")?.fd().as_fd(), maps::DNS_RECORDS)
+                .map_err(mapped)?,
+            dns_zone: MappedArray::new(take("dns_zone")?.fd().as_fd(), 1).map_err(mapped)?,
             cpus,
         })
     }
@@ -211,6 +223,60 @@ impl Store for MapStore {
             .filter(|(_, e)| e.kind() != io::ErrorKind::NotFound)
             .map(|(key, e)| (key, error("frontends", "remove a row from", &e)))
             .collect()
+    }
+}
+
+impl NameStore for MapStore {
+    fn names(&self) -> Result<Vec<(NameKey, u32)>, StoreError> {
+        sys::entries(self.dns_names.fd().as_fd()).map_err(|e| error("dns_names", "read", &e))
+    }
+
+    fn put_names(&mut self, rows: &[(NameKey, u32)]) -> Vec<(NameKey, StoreError)> {
+        each_batch(self.dns_names.fd().as_fd(), rows, sys::update_batch)
+            .into_iter()
+            .map(|((key, _), e)| (key, error("dns_names", "write", &e)))
+            .collect()
+    }
+
+    fn remove_names(&mut self, keys: &[NameKey]) -> Vec<(NameKey, StoreError)> {
+        each_batch(self.dns_names.fd().as_fd(), keys, sys::delete_batch)
+            .into_iter()
+            .filter(|(_, e)| e.kind() != io::ErrorKind::NotFound)
+            .map(|(key, e)| (key, error("dns_names", "remove a row from", &e)))
+            .collect()
+    }
+
+    fn value(&self, number: u32) -> NameValue {
+        self.dns_values.get(number)
+    }
+
+    fn write_value(&mut self, number: u32, value: NameValue) {
+        // The records of the value are there before it is.
+        fence(Ordering::Release);
+        self.dns_values.set(number, value);
+    }
+
+    fn record(&self, index: u32) -> Addr {
+        self.dns_records.get(index)
+    }
+
+    fn write_records(&mut self, index: u32, records: &[Addr]) {
+        for (index, record) in (index..).zip(records) {
+            self.dns_records.set(index, *record);
+        }
+    }
+
+    fn zone(&self) -> Zone {
+        self.dns_zone.get(0)
+    }
+
+    fn write_zone(&mut self, zone: &Zone) {
+        fence(Ordering::Release);
+        self.dns_zone.set(0, *zone);
+    }
+
+    fn wait(&self) -> Result<(), StoreError> {
+        sys::wait_for_programs().map_err(|e| error("dns_zone", "wait for the readers of", &e))
     }
 }
 

@@ -28,6 +28,13 @@ struct Exit {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Query {
+    r#type: &'static str,
+    outcome: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ServicePort {
     namespace: String,
     service: String,
@@ -57,6 +64,23 @@ pub(super) fn text(counters: &Counters) -> String {
         outcomes.get_or_create(&exit).inc_by(counter.count);
     }
     registry.register("shunt_outcomes", "How often a program ended in a way", outcomes);
+
+    let queries = Family::<Query, Counter>::default();
+    for counter in &counters.names {
+        let code = match counter.outcome {
+            outcome if !outcome.is_answer() => "",
+            outcome if outcome.code() == 0 => "NOERROR",
+            _ => "NXDOMAIN",
+        };
+        let outcome = counter.outcome.name();
+        let query = Query { r#type: counter.kind.name(), outcome, code };
+        queries.get_or_create(&query).inc_by(counter.count);
+    }
+    registry.register(
+        "shunt_dns_queries",
+        "Packets of pods at the program that answers names, by type, outcome, and code if answered",
+        queries,
+    );
 
     let [connections, refused, packets, bytes] =
         [(); 4].map(|()| Family::<ServicePort, Counter>::default());

@@ -47,10 +47,10 @@ async fn scrape(metrics: Metrics, source: Arc<dyn CounterSource>) -> impl IntoRe
 mod tests {
     use super::*;
     use crate::http::tests::{get, listening};
-    use crate::pinned::{Counters, Fill, OutcomeCount, PinnedError, ServiceCount};
-    use proxy_ebpf::Proto;
+    use crate::pinned::{Counters, Fill, NameCount, OutcomeCount, PinnedError, ServiceCount};
     use proxy_ebpf::outcome::{Outcome, Program};
     use proxy_ebpf::service::{ServiceCounters, ServiceInfo};
+    use proxy_ebpf::{Proto, dns};
 
     struct Example;
 
@@ -61,6 +61,11 @@ mod tests {
                 counters: ServiceCounters { connections, refused: 1, packets: 0, bytes: 9 },
             };
             Ok(Counters {
+                names: vec![NameCount {
+                    kind: dns::Kind::Aaaa,
+                    outcome: dns::Outcome::NoName,
+                    count: 17,
+                }],
                 outcomes: vec![OutcomeCount {
                     program: Program::Connect,
                     outcome: Outcome::NoEndpoint,
@@ -88,6 +93,8 @@ mod tests {
         let labels = "namespace=\"default\",service=\"web\",port=\"http\",protocol=\"TCP\"";
         for line in [
             "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8".to_owned(),
+            "shunt_dns_queries_total{type=\"AAAA\",outcome=\"no_name\",code=\"NXDOMAIN\"} 17"
+                .to_owned(),
             "shunt_outcomes_total{program=\"connect\",outcome=\"no_endpoint\"} 12".to_owned(),
             format!("shunt_service_connections_total{{{labels}}} 42"),
             format!("shunt_service_refused_total{{{labels}}} 2"),

@@ -21,6 +21,8 @@ pub(crate) fn service(service: &str, cluster_ip: impl Into<IpAddr>) -> Service {
         created: 0,
         kind: ServiceType::ClusterIp,
         cluster_ips: vec![cluster_ip.into()],
+        headless: false,
+        other_proxy: false,
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         ports: vec![port],

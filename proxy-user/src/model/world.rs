@@ -12,13 +12,17 @@ use std::sync::Arc;
 /// All objects of the cluster that matter here.
 #[derive(Clone, Debug, Default)]
 pub struct World {
-    services: BTreeMap<ObjectName, Box<Service>>,
+    services: BTreeMap<ObjectName, Arc<Service>>,
     slices: BTreeMap<ObjectName, Arc<Slice>>,
     /// Invariant: the values of `slices` under the Service they name, sorted by name, no entry
     /// empty.
     slices_of: BTreeMap<ObjectName, Vec<Arc<Slice>>>,
     node: Option<Node>,
     service_cidrs: Option<Vec<IpNetwork>>,
+    /// `None` until they are listed.
+    namespaces: Option<BTreeSet<Arc<str>>>,
+    /// `None` until it is known whether there is one.
+    corefile: Option<Option<Arc<str>>>,
     arrived: Arrived,
     /// Invariant: the sum over `slices`.
     endpoints: usize,
@@ -43,6 +47,8 @@ struct Arrived {
 pub struct Touched {
     /// The Services that are new, gone or different, or whose slices are.
     pub services: BTreeSet<ObjectName>,
+    /// The Namespaces that are new or gone.
+    pub namespaces: BTreeSet<Arc<str>>,
     /// Whether the node's name, zone or addresses have changed, on which every Service depends.
     pub everything: bool,
 }
@@ -50,12 +56,13 @@ pub struct Touched {
 impl Touched {
     /// Whether nothing is touched.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && !self.everything
+        self.services.is_empty() && self.namespaces.is_empty() && !self.everything
     }
 
     /// Adds what `other` touches: several changes can be planned in one pass.
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
+        self.namespaces.extend(other.namespaces);
         self.everything |= other.everything;
     }
 }
@@ -73,7 +80,7 @@ impl World {
                     self.remove_service(&name, &mut touched);
                 }
                 for service in listed.into_values() {
-                    self.put_service(Box::new(service), &mut touched);
+                    self.put_service(Arc::new(service), &mut touched);
                 }
             }
             Change::AllSlices(slices) => {
@@ -91,12 +98,28 @@ impl World {
                 self.arrived.node = true;
                 self.put_node(node, &mut touched);
             }
-            Change::Service(service) => self.put_service(service, &mut touched),
+            Change::Service(service) => self.put_service(service.into(), &mut touched),
             Change::ServiceGone(name) => self.remove_service(&name, &mut touched),
             Change::Slice(slice) => self.put_slice(*slice, &mut touched),
             Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
             Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
             Change::OptedOutPods(uids) => self.opted_out_pods = Some(uids),
+            Change::AllNamespaces(names) => {
+                let listed: BTreeSet<_> = names.into_iter().collect();
+                let known = self.namespaces.replace(listed.clone()).unwrap_or_default();
+                touched.namespaces = known.symmetric_difference(&listed).cloned().collect();
+            }
+            Change::Namespace(name) => {
+                if self.namespaces.get_or_insert_default().insert(name.clone()) {
+                    touched.namespaces.insert(name);
+                }
+            }
+            Change::NamespaceGone(name) => {
+                if self.namespaces.get_or_insert_default().remove(&name) {
+                    touched.namespaces.insert(name);
+                }
+            }
+            Change::Corefile(text) => self.corefile = Some(text),
             Change::SourceWarnings(warnings) => self.source_warnings = warnings,
         }
         touched
@@ -109,13 +132,13 @@ impl World {
     }
 
     /// The Service `name`.
-    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name).map(Box::as_ref)
+    pub fn service(&self, name: &ObjectName) -> Option<&Arc<Service>> {
+        self.services.get(name)
     }
 
     /// All Services, by name.
     pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
-        self.services.values().map(Box::as_ref)
+        self.services.values().map(Arc::as_ref)
     }
 
     /// The slices of the Service `name`, by name; also if the Service itself is not known.
@@ -137,6 +160,16 @@ impl World {
     /// so.
     pub fn opted_out_pods(&self) -> Option<&BTreeSet<Arc<str>>> {
         self.opted_out_pods.as_ref()
+    }
+
+    /// The Namespaces; `None` until they are listed, so that what is missing may exist.
+    pub fn namespaces(&self) -> Option<&BTreeSet<Arc<str>>> {
+        self.namespaces.as_ref()
+    }
+
+    /// The Corefile of CoreDNS; `None` until it is known whether there is one.
+    pub fn corefile(&self) -> Option<Option<&str>> {
+        self.corefile.as_ref().map(Option::as_deref)
     }
 
     /// How many slices there are.
@@ -169,7 +202,7 @@ impl World {
         self.source_warnings.iter().cloned().chain(objects).collect()
     }
 
-    fn put_service(&mut self, service: Box<Service>, touched: &mut Touched) {
+    fn put_service(&mut self, service: Arc<Service>, touched: &mut Touched) {
         if self.services.get(&service.name) == Some(&service) {
             return;
         }
@@ -312,6 +345,22 @@ mod tests {
         assert!(world.apply(Change::Node(Some(node("zone-b")))).everything);
         let moved = Node { internal_ips: vec![[192, 168, 0, 1].into()], ..node("zone-b") };
         assert!(world.apply(Change::Node(Some(moved))).everything);
+    }
+
+    #[test]
+    fn namespaces_are_unknown_until_they_are_listed() {
+        let touched = |world: &mut World, change| -> Vec<String> {
+            world.apply(change).namespaces.iter().map(ToString::to_string).collect()
+        };
+        let mut world = World::default();
+        assert!(world.namespaces().is_none() && world.corefile().is_none());
+        let all = |names: &[&str]| Change::AllNamespaces(names.iter().map(|&n| n.into()).collect());
+        assert_eq!(touched(&mut world, all(&["a", "b"])), ["a", "b"]);
+        assert_eq!(touched(&mut world, Change::Namespace("b".into())), [""; 0]);
+        assert_eq!(touched(&mut world, Change::Namespace("c".into())), ["c"]);
+        assert_eq!(touched(&mut world, Change::NamespaceGone("a".into())), ["a"]);
+        assert_eq!(touched(&mut world, all(&["c", "d"])), ["b", "d"], "a list replaces");
+        assert_eq!(world.namespaces().unwrap().len(), 2);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the maps say in numbers: how the programs ended, what each service carried, how full the
 //! maps are. Read by `shunt status` and by a scrape of the metrics.
 
-use super::{PinnedError, PinnedMaps};
+use super::{NameCount, PinnedError, PinnedMaps};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program, counter_index};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
@@ -17,6 +17,8 @@ pub type NoLocal = BTreeMap<(&'static str, &'static str), usize>;
 pub struct Counters {
     /// One for each program and outcome.
     pub outcomes: Vec<OutcomeCount>,
+    /// One for each kind of query and outcome of the program that answers names.
+    pub names: Vec<NameCount>,
     /// One for each service port and family.
     pub services: Vec<ServiceCount>,
     /// One for each map that can fill up.
@@ -67,6 +69,7 @@ impl PinnedMaps {
         let fill = |map, used, max| Fill { map, used, max };
         Ok(Counters {
             outcomes: self.outcomes()?,
+            names: self.name_counts()?,
             services: services
                 .iter()
                 .map(|(id, &info)| {
@@ -79,6 +82,7 @@ impl PinnedMaps {
                 fill("slots", slots, self.slots.max),
                 fill("services", services.len() as u32, self.services.max),
                 fill("flows", self.flows.len()?, self.flows.max),
+                fill("dns_names", self.dns_names.len()?, self.dns_names.max),
             ],
             no_local,
         })

@@ -30,6 +30,8 @@ pub struct NodePlan {
     pub rows: NodeRows,
     /// The interfaces that the packet path is attached to.
     pub attach: Vec<Interface>,
+    /// The node's primary address of each family that it has.
+    pub primary: Vec<IpAddr>,
 }
 
 /// Plans the node.
@@ -49,7 +51,8 @@ pub fn plan_node(
     let node_devices = || attach.iter().filter(|i| !is_pod(i)).copied();
     let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
 
-    let mut plan = NodePlan::default();
+    let mut plan =
+        NodePlan { primary: primary.into_iter().flatten().collect(), ..NodePlan::default() };
     plan.rows.service_cidrs =
         service_cidrs.map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
     // The loopback interface too: a VIP that announces itself may be an address of `lo`.
@@ -68,6 +71,10 @@ pub fn plan_node(
         let netns = interface.peer_netns.unwrap_or(-1);
         let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod, netns };
         plan.rows.devices.insert(interface.index, device);
+        if pod != 0 {
+            let addrs = interface.pods.iter().map(|addr| (Addr::from(*addr), interface.index));
+            plan.rows.pod_addrs.extend(addrs);
+        }
         plan.attach.push(interface.clone());
     }
     plan
@@ -107,6 +114,7 @@ mod tests {
             has_controller: false,
             peer_netns: None,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
+            pods: Vec::new(),
         }
     }
 
@@ -135,6 +143,16 @@ mod tests {
         let names: Vec<_> = plan.attach.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(names, ["eth0", "eth1", "veth12"]);
         assert_eq!(plan.rows.devices.values().map(|d| d.pod).collect::<Vec<_>>(), [0, 0, 1]);
+    }
+
+    #[test]
+    fn addresses_behind_the_devices_of_pods_are_pods() {
+        let mut interfaces = interfaces();
+        let pod: IpAddr = "10.244.1.5".parse().unwrap();
+        interfaces[1].pods = vec!["10.9.9.9".parse().unwrap()];
+        interfaces[3].pods = vec![pod];
+        let plan = plan_node(&interfaces, None, None, &settings());
+        assert_eq!(plan.rows.pod_addrs.into_iter().collect::<Vec<_>>(), [(pod.into(), 4)]);
     }
 
     #[test]

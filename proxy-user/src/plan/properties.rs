@@ -4,7 +4,7 @@
 use super::Planner;
 use crate::model::{
     Change, Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, Slice,
-    SlicePort, Touched, TrafficPolicy, World,
+    SlicePort, Touched, TrafficPolicy, World, examples,
 };
 use crate::tables::Tables;
 use ipnetwork::IpNetwork;
@@ -82,9 +82,11 @@ prop_compose! {
         Service {
             name, created, kind, external_ips, load_balancer_ips, ports, internal_policy,
             external_policy, affinity_seconds,
+            headless: v4.is_empty() && v6.is_empty(),
             cluster_ips: [v4, v6].concat(),
             source_ranges: ranges,
             health_check_node_port: None,
+            other_proxy: false,
             external_name: None,
             warnings: Vec::new(),
         }
@@ -100,6 +102,7 @@ prop_compose! {
         addr in select(vec!["10.1.0.1", "10.1.0.2", "10.1.0.3", "fd01::1", "fd01::2"]),
         (ready, serving, terminating) in any::<(bool, bool, bool)>(),
         node in prop::option::of(select(vec![OWN_NODE, "node-b"])),
+        hostname in prop::option::weighted(0.3, select(vec!["a", "b", "a.b"])),
         zone_hints in hints(&["zone-a", "zone-b"]),
         node_hints in hints(&[OWN_NODE, "node-b"]),
     ) -> Endpoint {
@@ -107,7 +110,7 @@ prop_compose! {
             addr: addr.parse().unwrap(),
             conditions: Conditions { ready, serving, terminating },
             node: node.map(Into::into),
-            hostname: None,
+            hostname: hostname.map(Into::into),
             zone_hints,
             node_hints,
         }
@@ -171,7 +174,7 @@ fn one_by_one((services, slices, node): (Vec<Service>, Vec<Slice>, Node)) -> Vec
 }
 
 fn from_scratch(world: &World) -> Planner {
-    let mut planner = Planner::new(OWN_NODE);
+    let mut planner = Planner::new(OWN_NODE).with_names(examples::name("a"));
     let delta = planner.update(world, &EVERYTHING());
     let mut tables = Tables::default();
     tables.apply(delta);
@@ -180,7 +183,8 @@ fn from_scratch(world: &World) -> Planner {
 }
 
 fn planned(changes: impl IntoIterator<Item = Change>) -> (World, Planner) {
-    let (mut world, mut planner) = (World::default(), Planner::new(OWN_NODE));
+    let (mut world, mut planner) =
+        (World::default(), Planner::new(OWN_NODE).with_names(examples::name("a")));
     for change in changes {
         let touched = world.apply(change);
         let _delta = planner.update(&world, &touched);
@@ -193,7 +197,7 @@ proptest! {
     fn incremental_equals_from_scratch(
         batches in vec(vec(change(), 0..4), 0..12),
     ) {
-        let (mut world, mut planner) = (World::default(), Planner::new(OWN_NODE));
+        let (mut world, mut planner) = (World::default(), Planner::new(OWN_NODE).with_names(examples::name("a")));
         let mut tables = Tables::default();
         for batch in batches {
             let mut touched = Touched::default();
@@ -240,6 +244,8 @@ proptest! {
     #[test]
     fn planning_again_changes_nothing(changes in vec(change(), 0..12)) {
         let (world, mut planner) = planned(changes);
+        // Without any change, not even what is always there has been planned.
+        let _ = planner.update(&world, &Touched::default());
         prop_assert!(planner.update(&world, &EVERYTHING()).is_empty());
     }
 
@@ -276,8 +282,12 @@ proptest! {
     #[test]
     fn nothing_is_left_after_the_last_object(changes in vec(change(), 0..12)) {
         let gone = [Change::AllServices(Vec::new()), Change::AllSlices(Vec::new())];
-        let (world, planner) = planned(changes.into_iter().chain(gone));
-        prop_assert_eq!(planner.tables(), &Tables::default());
+        let gone = changes.into_iter().chain(gone);
+        let (world, mut planner) = planned(gone);
+        let _ = planner.update(&world, &Touched::default());
+        let empty = from_scratch(&World::default());
+        prop_assert_eq!(planner.tables(), empty.tables());
+        prop_assert_eq!(planner.tables().services.len(), 0);
         prop_assert_eq!(planner.warnings(), vec![]);
         prop_assert!(planner.claims.is_empty());
         prop_assert_eq!(world.endpoint_count(), 0);

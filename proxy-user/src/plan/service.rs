@@ -3,12 +3,16 @@
 //! A pure function of the Service, its slices and the [`Place`]. Other Services do not matter
 //! here; who gets a contested frontend is decided in `claims`.
 
-use super::{backends, sources};
+use super::dns::DNS_PORT;
+use super::{Resolver, backends, sources};
 use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
-use crate::tables::{Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe};
-use proxy_ebpf::Addr;
+use crate::tables::{
+    BackendRow, Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe,
+};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::service::NAME_LEN;
+use proxy_ebpf::slot::BackendFlags;
+use proxy_ebpf::{Addr, Proto};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
@@ -25,6 +29,10 @@ pub(super) struct Place<'a> {
     pub(super) node_ips: &'a [IpAddr],
     /// Whether `spec.externalIPs` are served.
     pub(super) external_ips: bool,
+    /// The DNS service, if queries to it may be answered on their way.
+    pub(super) dns_service: Option<&'a ObjectName>,
+    /// Where the node answers DNS queries itself.
+    pub(super) resolver: Option<&'a Resolver>,
 }
 
 /// What one Service needs.
@@ -40,11 +48,11 @@ pub(super) struct ServicePlan {
 
 /// Plans `service` with its `slices`, which are sorted by name.
 ///
-/// A Service without a ClusterIP gets nothing. Any other is served in the families of its
+/// A Service without a ClusterIP gets nothing, nor does that of another proxy. Any other is served in the families of its
 /// ClusterIPs; an external address of another family is not.
 pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -> ServicePlan {
     let mut plan = ServicePlan::default();
-    if service.cluster_ips.is_empty() {
+    if service.cluster_ips.is_empty() || service.other_proxy {
         return plan;
     }
     if let Some(name) = too_long(service) {
@@ -107,6 +115,12 @@ fn plan_port(
     if ![service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local) {
         row.local = Vec::new();
     }
+    if let Some(backend) = resolver(service, port, family, place) {
+        let flags = BackendFlags::SERVING.with(BackendFlags::READY).with(BackendFlags::LOCAL);
+        row.all = BTreeMap::from([(backend, flags)]);
+        row.cluster = vec![backend];
+        row.local = vec![backend];
+    }
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
     row.source_ranges = sources::ranges(service, family, place.node_ips);
     if left_out > 0 {
@@ -117,6 +131,18 @@ fn plan_port(
         ));
     }
     plan.rows.insert(key, row);
+}
+
+/// The node's resolver in `family`, if `port` is that of the DNS service.
+fn resolver(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    place: Place<'_>,
+) -> Option<BackendRow> {
+    let is_dns = port.port.number() == DNS_PORT && port.proto != Proto::SCTP;
+    let resolver = place.resolver.filter(|r| is_dns && r.service == service.name)?;
+    resolver.backends.iter().find(|backend| Family::of(backend.addr) == family).copied()
 }
 
 /// The frontends of `port` in the family of `cluster_ip`; the first of equal keys counts.
@@ -136,7 +162,12 @@ fn frontends(
     let external = local(service.external_policy, FrontendFlags::EXTERNAL_LOCAL);
 
     let at = |addr| FrontendKey::service(addr, port.port, port.proto);
-    let mut frontends = vec![(at(cluster_ip), internal)];
+    let is_dns = port.port.number() == DNS_PORT && port.proto == Proto::UDP;
+    let dns = match place.dns_service {
+        Some(name) if is_dns && *name == service.name => FrontendFlags::DNS,
+        _ => FrontendFlags::NONE,
+    };
+    let mut frontends = vec![(at(cluster_ip), internal.with(dns))];
     let has_node_ports = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
     if let Some(number) = port.node_port.filter(|_| has_node_ports) {
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);

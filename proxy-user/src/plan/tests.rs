@@ -2,7 +2,9 @@
 
 use super::Planner;
 use super::backends::MAX_BACKENDS;
-use crate::model::{Change, Service, Slice, Touched, World, examples};
+use crate::model::{Change, Service, ServicePort, Slice, Touched, World, examples};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::{Port, Proto};
 use std::net::{IpAddr, Ipv4Addr};
 
 fn addr(index: u32) -> Ipv4Addr {
@@ -50,6 +52,27 @@ fn external_ips_can_be_turned_off() {
     let delta = planner.update(&world, &touched);
     assert!(!delta.frontends.is_empty());
     assert!(delta.frontends.keys().all(|key| key.addr == addr(1).into()));
+}
+
+#[test]
+fn queries_to_the_dns_service_are_left_to_the_veth() {
+    let mut service = examples::service("kube-dns", addr(1));
+    let tcp = service.ports[0].clone();
+    let port = |number, proto| ServicePort { port: Port::new(number), proto, ..tcp.clone() };
+    service.ports = vec![port(53, Proto::UDP), port(53, Proto::TCP), port(9153, Proto::UDP)];
+    let mut other = examples::service("web", addr(2));
+    other.ports = service.ports.clone();
+    let (world, touched) = world(vec![service, other], vec![]);
+    let flagged = |planner: Planner| {
+        let delta = { planner }.update(&world, &touched);
+        let rows = delta.frontends.into_iter().filter_map(|(key, row)| Some((key, row?)));
+        rows.filter(|(_, row)| row.flags.has(FrontendFlags::DNS)).map(|(key, _)| key).collect()
+    };
+    let planner = || Planner::new("node-a");
+    let left: Vec<_> = flagged(planner().with_names(examples::name("kube-dns")));
+    assert_eq!(left, [FrontendKey::service(addr(1).into(), Port::new(53), Proto::UDP)]);
+    let left: Vec<_> = flagged(planner());
+    assert_eq!(left, []);
 }
 
 #[test]

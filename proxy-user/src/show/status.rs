@@ -140,6 +140,16 @@ impl StatusReport {
                 ),
             ),
             (
+                "Names",
+                agent.dns.as_ref().map_or_else(
+                    || "answered by the DNS service (--dns=off)".to_owned(),
+                    |dns| {
+                        let denies = if dns.denies { "denied" } else { "passed on" };
+                        format!("of {}; unknown ones are {denies}: {}", dns.zone, dns.reason)
+                    },
+                ),
+            ),
+            (
                 "Drift",
                 agent.drift.as_ref().map_or_else(
                     || "not checked yet".to_owned(),

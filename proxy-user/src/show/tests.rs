@@ -4,7 +4,7 @@
 use super::*;
 use crate::model::Warning;
 use crate::pinned::{Counters, Fill, OutcomeCount, Range};
-use crate::status::{Attachment, Drift, Objects, Status};
+use crate::status::{Attachment, DnsStatus, Drift, Objects, Status};
 use jiff::Timestamp;
 use proxy_ebpf::choose::Destination;
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, Stamp};
@@ -263,6 +263,14 @@ fn agent() -> Status {
         objects: Objects { services: 120, slices: 131, endpoints: 842 },
         attachments: vec![attachment("connect4", "/sys/fs/cgroup"), attachment("ingress", "eth0")],
         drift: Some(Drift { checked: at(99_970), repaired: 0, repaired_total: 3 }),
+        dns: Some(DnsStatus {
+            zone: "cluster.local".into(),
+            denies: true,
+            reason: "the Corefile answers the zone from the cluster alone".into(),
+            ttl: 30,
+            resolver: vec!["10.0.0.1:10053".parse().unwrap()],
+            upstreams: vec!["10.244.0.2:53".parse().unwrap()],
+        }),
         warnings: vec![Warning {
             subject: "Service default/web".into(),
             message: "nodePort 80 is outside 30000-32767: it is not served".into(),
@@ -279,6 +287,7 @@ fn status_tells_the_agent_and_the_maps() {
     let now = Timestamp::from_second(1_790_000_000 + 100_000).unwrap();
     let outcome = |outcome, count| OutcomeCount { program: Program::Connect, outcome, count };
     let counters = || Counters {
+        names: vec![],
         outcomes: vec![
             outcome(Outcome::Chosen, 123),
             outcome(Outcome::NoEndpoint, 4),

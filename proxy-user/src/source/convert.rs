@@ -35,6 +35,10 @@ pub const SOCKET_PATH: &str = "shunt.dev/socket-path";
 /// The annotation of a static pod that has the UID by which the kubelet knows it; the API server
 /// gives its mirror another one.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
+/// Where CoreDNS has its ConfigMap.
+pub const COREDNS_NAMESPACE: &str = "kube-system";
+/// What it is called.
+pub const COREDNS_NAME: &str = "coredns";
 
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -44,12 +48,20 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 #[derive(Debug, Default)]
 pub struct Converter {
     strings: Interner,
+    /// Whether Services of other proxies are converted too, for their names.
+    names: bool,
 }
 
 impl Converter {
-    /// The Service, or `None` if another proxy serves it.
+    /// A converter, for who needs the names of Services that other proxies serve, or not.
+    pub fn new(names: bool) -> Self {
+        Self { names, ..Self::default() }
+    }
+
+    /// The Service, or `None` if another proxy serves it and names are not needed.
     pub fn service(&mut self, object: &core::Service) -> Option<Service> {
-        if has_label(&object.metadata, SERVICE_PROXY_NAME) {
+        let other_proxy = has_label(&object.metadata, SERVICE_PROXY_NAME);
+        if other_proxy && !self.names {
             return None;
         }
         let empty = core::ServiceSpec::default();
@@ -76,6 +88,8 @@ impl Converter {
             created: created(&object.metadata),
             kind,
             cluster_ips,
+            headless: service::is_headless(spec, kind),
+            other_proxy,
             external_ips,
             load_balancer_ips,
             ports: self.service_ports(spec, &mut warnings),
@@ -176,6 +190,19 @@ impl Converter {
         }
         let uid = annotation(metadata, STATIC_UID).or(metadata.uid.as_deref())?;
         Some(self.strings.intern(uid))
+    }
+
+    /// The name of a Namespace.
+    pub fn namespace(&mut self, object: &core::Namespace) -> Arc<str> {
+        self.strings.intern(object.metadata.name.as_deref().unwrap_or_default())
+    }
+
+    /// The Corefile, if the ConfigMap is that of CoreDNS and has one.
+    pub fn corefile(&mut self, object: &core::ConfigMap) -> Option<Arc<str>> {
+        let (namespace, name) = object_key(&object.metadata);
+        let is_core_dns = (namespace, name) == (COREDNS_NAMESPACE, COREDNS_NAME);
+        let data = object.data.as_ref().filter(|_| is_core_dns)?;
+        data.get("Corefile").map(|text| text.as_str().into())
     }
 
     /// The name of an object; without a namespace it is in `default`.

@@ -9,7 +9,7 @@ mod manifest;
 #[cfg(test)]
 mod tests;
 
-use super::{Closed, SourceError, send};
+use super::{Closed, SourceError, Wanted, send};
 use crate::model::Change;
 use folder::Folder;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -31,12 +31,12 @@ const RESTLESS: usize = 20;
 /// Sends what the manifests in `path` say, until the receiver is dropped.
 pub(super) async fn run(
     path: &Path,
-    node_name: &str,
+    wanted: Wanted<'_>,
     changes: &Sender<Change>,
 ) -> Result<(), SourceError> {
     let wrong = |error| SourceError::Manifests { path: path.into(), error };
     std::fs::read_dir(path).map_err(wrong)?;
-    let Closed = follow(Folder::new(path, node_name), path, changes).await;
+    let Closed = follow(Folder::new(path, wanted), path, changes).await;
     Ok(())
 }
 

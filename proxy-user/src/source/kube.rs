@@ -11,9 +11,9 @@ mod explain;
 mod feed;
 mod watch;
 
-use super::{Closed, SourceError, send};
+use super::{Closed, SourceError, Wanted, send};
 use crate::model::{Change, Warning};
-use feed::{OwnNode, OwnPods, ServiceCidrs, Services, Slices};
+use feed::{Corefile, Feed, Namespaces, OwnNode, OwnPods, ServiceCidrs, Services, Slices};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::BTreeMap;
@@ -26,20 +26,30 @@ use watch::Watch;
 /// Sends what the API server of `kubeconfig` says, until the receiver is dropped.
 pub(super) async fn run(
     kubeconfig: Option<&Path>,
-    node_name: &str,
+    wanted: Wanted<'_>,
     changes: &Sender<Change>,
 ) -> Result<(), SourceError> {
     let connection = connect(kubeconfig).await?;
     let report = Report { changes, warnings: Mutex::default() };
+    let at = (kubeconfig, &connection, &report);
     let Closed = tokio::select! {
         () = changes.closed() => Closed,
-        closed = Watch::new(Services::default(), kubeconfig, &connection, &report).run() => closed,
-        closed = Watch::new(Slices::default(), kubeconfig, &connection, &report).run() => closed,
-        closed = Watch::new(ServiceCidrs::default(), kubeconfig, &connection, &report).run() => closed,
-        closed = Watch::new(OwnPods::new(node_name), kubeconfig, &connection, &report).run() => closed,
-        closed = Watch::new(OwnNode::new(node_name), kubeconfig, &connection, &report).run() => closed,
+        closed = follow(Services::new(wanted.names), at) => closed,
+        closed = follow(Slices::default(), at) => closed,
+        closed = follow(OwnNode::new(wanted.node_name), at) => closed,
+        closed = follow(ServiceCidrs::default(), at) => closed,
+        closed = follow(OwnPods::new(wanted.node_name), at) => closed,
+        closed = follow(Namespaces::default(), at), if wanted.names => closed,
+        closed = follow(Corefile::default(), at), if wanted.names => closed,
     };
     Ok(())
+}
+
+async fn follow<F: Feed>(
+    feed: F,
+    (kubeconfig, connection, report): (Option<&Path>, &Connection, &Report<'_>),
+) -> Closed {
+    Watch::new(feed, kubeconfig, connection, report).run().await
 }
 
 /// A client, and the address that it talks to.

@@ -11,6 +11,7 @@ mod clients;
 mod headers;
 mod lifetime;
 mod mutations;
+mod names;
 mod net;
 mod outcomes;
 mod packet;

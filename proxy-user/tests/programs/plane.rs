@@ -10,17 +10,18 @@ use aya::{Pod, TestRun as _, TestRunOptions};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
+use proxy_ebpf::dns;
 use proxy_ebpf::flow::{FlowFlags, FlowKey, FlowValue, Hook};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::ServiceCounters;
 use proxy_ebpf::{Addr, Proto};
-use proxy_user::loader::{Dataplane, FlowTable, Settings, pin_directory};
+use proxy_user::loader::{Dataplane, DnsLimit, FlowTable, Settings, pin_directory};
 use proxy_user::pinned::PinnedMaps;
 use proxy_user::tables::{Family, NodeRows, Prefix};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -86,6 +87,10 @@ impl Plane {
         Self::with(|settings| settings.snat_ports = snat_ports)
     }
 
+    pub(crate) fn with_dns_limit(dns_limit: DnsLimit) -> Self {
+        Self::with(|settings| settings.dns_limit = dns_limit)
+    }
+
     /// With settings that `adjust` has changed.
     pub(crate) fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
         let bpffs = bpffs();
@@ -95,6 +100,7 @@ impl Plane {
             masquerade_all: false,
             snat_ports: 61_000..=65_535,
             log_level: None,
+            dns_limit: DnsLimit { rate: 0, burst: 0 },
         };
         adjust(&mut settings);
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
@@ -161,7 +167,7 @@ impl Plane {
         else {
             panic!("there is no packet program {name}");
         };
-        let mut data_out = vec![0; packet.len() + 64];
+        let mut data_out = vec![0; packet.len().max(1_400) + 64];
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut data_out),
@@ -214,6 +220,37 @@ impl Plane {
         rows.service_cidrs = Some(self.service_cidrs.iter().copied().map(Prefix::from).collect());
         rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod, netns: -1 });
         self.dataplane.write_node(&rows).unwrap();
+    }
+
+    /// Makes the one device be a pod's veth with the flags `pod`, where `addrs` are the pod's.
+    pub(crate) fn be_pod(&mut self, pod: u32, addrs: &[IpAddr]) {
+        self.via = None;
+        let mut rows = NodeRows::default();
+        rows.devices.insert(DEVICE, Device { pod, ..Device::default() });
+        rows.pod_addrs = addrs.iter().map(|addr| (Addr::from(*addr), DEVICE)).collect();
+        self.dataplane.write_node(&rows).unwrap();
+    }
+
+    /// Hands `packet` to the program that answers names. Returns what becomes of it, and the one
+    /// outcome that was counted, by the kind of question.
+    pub(crate) fn ask(&mut self, packet: &[u8]) -> (Fate, Vec<u8>, dns::Kind, dns::Outcome) {
+        let before = self.dns_counters();
+        let (fate, packet) = self.run_uncounted("names", packet);
+        let counted = self.dns_counters();
+        let all = || dns::Kind::ALL.into_iter().flat_map(|k| dns::Outcome::ALL.map(|o| (k, o)));
+        let new: Vec<_> = all()
+            .zip(before.iter().zip(counted))
+            .filter(|(_, (before, now))| **before != *now)
+            .collect();
+        let [((kind, outcome), (before, now))] = new[..] else { panic!("counted {new:?}") };
+        assert_eq!(before + 1, now, "one packet counts once");
+        (fate, packet, kind, outcome)
+    }
+
+    fn dns_counters(&self) -> Vec<u64> {
+        let map = MapData::from_pin(pin_directory(&self.settings.bpffs_root).join("dns_counters"));
+        let map: PerCpuArray<_, u64> = Map::PerCpuArray(map.unwrap()).try_into().unwrap();
+        (0..dns::outcome::COUNTERS).map(|index| map.get(&index, 0).unwrap().iter().sum()).collect()
     }
 
     /// Makes the map of the pods' prefixes say that 10.244.0.0/15 and its like are pods.

@@ -33,7 +33,7 @@ fn without_endpoints() -> Plane {
 }
 
 /// The beginning of an answer to `packet`, on the way back.
-fn back(packet: &Packet, tos: u8) -> PacketBuilderStep<IpHeaders> {
+pub(crate) fn back(packet: &Packet, tos: u8) -> PacketBuilderStep<IpHeaders> {
     let link = PacketBuilder::ethernet2(MACS[1], MACS[0]);
     link.ip(match (packet.dst.ip(), packet.src.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {

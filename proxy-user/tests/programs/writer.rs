@@ -10,7 +10,7 @@ use proxy_user::loader::Dataplane;
 use proxy_user::loader::store::MapStore;
 use proxy_user::loader::sys::wait_for_programs;
 use proxy_user::tables::{
-    BackendRow, FrontendRow, ServiceKey, ServicePortName, ServiceRow, TableDelta,
+    BackendRow, DnsRow, FrontendRow, ServiceKey, ServicePortName, ServiceRow, TableDelta,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -80,8 +80,19 @@ impl Writer {
         self.apply(delta);
     }
 
-    fn apply(&mut self, delta: TableDelta) {
+    pub(crate) fn apply(&mut self, delta: TableDelta) {
         assert_eq!(self.0.apply(delta), []);
+    }
+
+    /// Makes the cluster zone what `row` says, for an hour.
+    pub(crate) fn write_zone(&mut self, row: Option<&DnsRow>) {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        self.write_zone_until(row, (time.tv_sec as u64 + 3_600) * 1_000_000_000);
+    }
+
+    /// Makes the cluster zone what `row` says, until so many nanoseconds of the monotonic clock.
+    pub(crate) fn write_zone_until(&mut self, row: Option<&DnsRow>, fresh_until: u64) {
+        self.0.write_zone(row, fresh_until).unwrap();
     }
 
     /// Frees what was replaced, when no program can read it any more.

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 use ipnetwork::IpNetwork;
 use lab::api::{ApiServer, Fault, Refusal};
 use proxy_user::model::{Change, Node, ObjectName, Service, Slice, Warning};
-use proxy_user::source::{self, SourceConfig, SourceError};
+use proxy_user::source::{self, SourceConfig, SourceError, Wanted};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+pub(super) const WANTED: Wanted<'_> = Wanted { node_name: "node-a", names: false };
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A source at work, and what its changes add up to.
@@ -36,7 +37,7 @@ impl Drop for Seen {
 impl Seen {
     pub(super) fn start(config: SourceConfig) -> Self {
         let (sender, changes) = channel(16);
-        let task = tokio::spawn(async move { source::run(&config, "node-a", sender).await });
+        let task = tokio::spawn(async move { source::run(&config, WANTED, sender).await });
         let (services, slices, node, service_cidrs) = (None, None, None, None);
         let (warnings, lists) = (Vec::new(), (0, 0));
         Self { changes, task, services, slices, node, service_cidrs, warnings, lists }
@@ -69,6 +70,10 @@ impl Seen {
             Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
             Change::OptedOutPods(_) => {}
             Change::SourceWarnings(warnings) => self.warnings = warnings,
+            Change::AllNamespaces(_)
+            | Change::Namespace(_)
+            | Change::NamespaceGone(_)
+            | Change::Corefile(_) => panic!("nobody asked for names"),
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The kinds that a manifest may hold.
-const KINDS: [(&str, &str); 12] = [
+const KINDS: [(&str, &str); 14] = [
     ("apps/v1", "DaemonSet"),
     ("apps/v1", "Deployment"),
     ("apps/v1", "StatefulSet"),
@@ -18,6 +18,8 @@ const KINDS: [(&str, &str); 12] = [
     ("kustomize.config.k8s.io/v1beta1", "Kustomization"),
     ("rbac.authorization.k8s.io/v1", "ClusterRole"),
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "Role"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
     ("v1", "ConfigMap"),
     ("v1", "Namespace"),
     ("v1", "Service"),
@@ -27,7 +29,11 @@ const KINDS: [(&str, &str); 12] = [
 /// All that the agent may ask of the API server.
 fn rules() -> Value {
     json!([
-        { "apiGroups": [""], "resources": ["services", "nodes"], "verbs": ["list", "watch"] },
+        {
+            "apiGroups": [""],
+            "resources": ["services", "nodes", "namespaces"],
+            "verbs": ["list", "watch"]
+        },
         {
             "apiGroups": ["discovery.k8s.io"],
             "resources": ["endpointslices"],

@@ -74,6 +74,12 @@ pub(super) fn cluster_ips(
     addrs
 }
 
+/// Whether the Service asks for no ClusterIP.
+pub(super) fn is_headless(spec: &ServiceSpec, kind: ServiceType) -> bool {
+    let mut texts = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    kind != ServiceType::ExternalName && texts.any(|text| text == "None")
+}
+
 pub(super) fn family(addr: IpAddr) -> &'static str {
     if addr.is_ipv4() { "IPv4" } else { "IPv6" }
 }

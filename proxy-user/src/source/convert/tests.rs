@@ -76,6 +76,8 @@ status:
         name: ObjectName { namespace: "shop".into(), name: "web".into() },
         created: 1_735_787_045,
         kind: ServiceType::LoadBalancer,
+        headless: false,
+        other_proxy: false,
         cluster_ips: addrs(&["10.96.0.7", "fd00:10:96::7"]),
         external_ips: addrs(&["192.0.2.8"]),
         load_balancer_ips: addrs(&["203.0.113.1", "203.0.113.2"]),

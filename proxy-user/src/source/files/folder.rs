@@ -3,6 +3,7 @@
 
 use super::manifest::{self, Manifest};
 use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
+use crate::source::Wanted;
 use crate::source::convert::Converter;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ const RACY: Duration = Duration::from_millis(100);
 pub(super) struct Folder {
     path: PathBuf,
     node_name: String,
+    names: bool,
     converter: Converter,
     files: BTreeMap<PathBuf, File>,
     /// Whether `sent` is not what the files say.
@@ -54,15 +56,26 @@ struct Objects {
     node: Option<Node>,
     service_cidrs: BTreeSet<IpNetwork>,
     opted_out: BTreeSet<Arc<str>>,
+    /// `None` if names are not wanted.
+    names: Option<Names>,
+}
+
+/// What has names beside Services.
+#[derive(Debug, Default, PartialEq)]
+struct Names {
+    /// Those of the Services too: who writes manifests seldom writes Namespaces.
+    namespaces: BTreeSet<Arc<str>>,
+    corefile: Option<Arc<str>>,
 }
 
 impl Folder {
     /// The folder at `path`, of which nothing has been read.
-    pub(super) fn new(path: &Path, node_name: &str) -> Self {
+    pub(super) fn new(path: &Path, wanted: Wanted<'_>) -> Self {
         Self {
             path: path.into(),
-            node_name: node_name.into(),
-            converter: Converter::default(),
+            node_name: wanted.node_name.into(),
+            names: wanted.names,
+            converter: Converter::new(wanted.names),
             files: BTreeMap::new(),
             stale: true,
             trouble: None,
@@ -172,6 +185,15 @@ impl Folder {
         let pods = self.files.values().flat_map(|file| &file.manifest.opted_out);
         let own = pods.filter(|(node, _)| *node == self.node_name);
         objects.opted_out.extend(own.map(|(_, uid)| uid.clone()));
+        if self.names {
+            let manifests = || self.files.values().map(|file| &file.manifest);
+            let listed = manifests().flat_map(|manifest| &manifest.namespaces).cloned();
+            let used = objects.services.keys().map(|name| name.namespace.clone());
+            objects.names = Some(Names {
+                namespaces: listed.chain(used).collect(),
+                corefile: manifests().find_map(|manifest| manifest.corefile.clone()),
+            });
+        }
         if objects.node.is_none() {
             warnings.push(crate::source::no_node(&self.node_name));
         }
@@ -217,13 +239,13 @@ impl File {
 
 impl Objects {
     fn all(&self) -> Vec<Change> {
-        vec![
-            Change::AllServices(self.services.values().cloned().collect()),
-            Change::AllSlices(self.slices.values().cloned().collect()),
-            Change::Node(self.node.clone()),
-            self.service_cidrs(),
-            Change::OptedOutPods(self.opted_out.clone()),
-        ]
+        let mut all = self.names.as_ref().map_or_else(Vec::new, Names::all);
+        all.push(Change::AllServices(self.services.values().cloned().collect()));
+        all.push(Change::AllSlices(self.slices.values().cloned().collect()));
+        all.push(Change::Node(self.node.clone()));
+        all.push(self.service_cidrs());
+        all.push(Change::OptedOutPods(self.opted_out.clone()));
+        all
     }
 
     fn service_cidrs(&self) -> Change {
@@ -244,7 +266,16 @@ impl Objects {
         let cidrs = (before.service_cidrs != self.service_cidrs).then(|| self.service_cidrs());
         let pods = (before.opted_out != self.opted_out)
             .then(|| Change::OptedOutPods(self.opted_out.clone()));
-        services.chain(slices).chain(node).chain(cidrs).chain(pods).collect()
+        let names = self.names.as_ref().filter(|_| self.names != before.names);
+        let names = names.map(Names::all).into_iter().flatten();
+        names.chain(services).chain(slices).chain(node).chain(cidrs).chain(pods).collect()
+    }
+}
+
+impl Names {
+    fn all(&self) -> Vec<Change> {
+        let namespaces = self.namespaces.iter().cloned().collect();
+        vec![Change::AllNamespaces(namespaces), Change::Corefile(self.corefile.clone())]
     }
 }
 

@@ -1,4 +1,5 @@
-//! The text of a manifest in, its Services, EndpointSlices, Nodes, ServiceCIDRs and pods out.
+//! The text of a manifest in, its Services, EndpointSlices, Nodes, ServiceCIDRs, pods and what else
+//! has names out.
 //!
 //! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
 //! that cannot be read makes the whole text unreadable: half a file is not what was meant.
@@ -28,6 +29,10 @@ pub(super) struct Manifest {
     pub(super) service_cidrs: Vec<IpNetwork>,
     /// The nodes and UIDs of its pods that opt out of the socket path.
     pub(super) opted_out: Vec<(String, Arc<str>)>,
+    /// Its Namespaces.
+    pub(super) namespaces: Vec<Arc<str>>,
+    /// Its Corefile.
+    pub(super) corefile: Option<Arc<str>>,
 }
 
 /// Why a text cannot be read.
@@ -136,8 +141,18 @@ impl Manifest {
                 self.service_cidrs.extend(converter.service_cidrs(&typed(value)?));
                 return Ok(());
             }
+            ("v1", "Namespace") => {
+                self.namespaces.push(converter.namespace(&typed(value)?));
+                return Ok(());
+            }
+            ("v1", "ConfigMap") => {
+                self.corefile = converter.corefile(&typed(value)?).or(self.corefile.take());
+                return Ok(());
+            }
             ("v1", "List") => None,
             ("v1", "ServiceList") => Some(("v1", "Service")),
+            ("v1", "NamespaceList") => Some(("v1", "Namespace")),
+            ("v1", "ConfigMapList") => Some(("v1", "ConfigMap")),
             ("v1", "NodeList") => Some(("v1", "Node")),
             (NETWORKING, "ServiceCIDRList") => Some((NETWORKING, "ServiceCIDR")),
             ("v1", "PodList") => Some(("v1", "Pod")),

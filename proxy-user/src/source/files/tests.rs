@@ -14,6 +14,7 @@ fn service(name: &str, ip: &str) -> String {
     )
 }
 
+const WANTED: Wanted<'_> = Wanted { node_name: "node-a", names: false };
 const NODE: &str = "---\n{apiVersion: v1, kind: Node, metadata: {name: node-a}}\n";
 
 /// A folder that holds `files`.
@@ -29,7 +30,7 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
 fn start(dir: &Path) -> Receiver<Change> {
     let (sender, receiver) = channel(64);
     let dir = dir.to_path_buf();
-    tokio::spawn(async move { run(&dir, "node-a", &sender).await.unwrap() });
+    tokio::spawn(async move { run(&dir, WANTED, &sender).await.unwrap() });
     receiver
 }
 
@@ -177,7 +178,7 @@ async fn the_own_node_is_picked_out_and_missed() {
 #[tokio::test]
 async fn a_folder_that_is_not_there_ends_the_source_with_the_flag_to_mend() {
     let (sender, _receiver) = channel(1);
-    let error = run(Path::new("/nonexistent"), "node-a", &sender).await.unwrap_err().to_string();
+    let error = run(Path::new("/nonexistent"), WANTED, &sender).await.unwrap_err().to_string();
     assert!(error.contains("/nonexistent") && error.contains("--manifests"), "{error}");
 }
 

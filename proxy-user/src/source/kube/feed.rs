@@ -2,13 +2,15 @@
 //! they make.
 
 use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
-use crate::source::convert::{Converter, SERVICE_NAME, SERVICE_PROXY_NAME};
+use crate::source::convert::{
+    COREDNS_NAME, COREDNS_NAMESPACE, Converter, SERVICE_NAME, SERVICE_PROXY_NAME,
+};
 use crate::source::no_node;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
 };
-use kube::{Resource, ResourceExt as _};
+use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -26,6 +28,11 @@ pub(super) trait Feed: Send {
 
     /// Whether an API server may know nothing of the kind; then there is none.
     const OPTIONAL: bool = false;
+
+    /// Where its objects are asked for.
+    fn api(client: Client) -> Api<Self::Object> {
+        Api::all(client)
+    }
 
     /// The label selector and the field selector of what is asked for.
     fn selectors(&self) -> (Option<String>, Option<String>);
@@ -52,10 +59,17 @@ pub(super) trait Feed: Send {
 }
 
 /// The Services.
-#[derive(Default)]
 pub(super) struct Services {
+    names: bool,
     converter: Converter,
     list: Vec<Service>,
+}
+
+impl Services {
+    /// The feed of the Services; also of those of other proxies, if their names are wanted.
+    pub(super) fn new(names: bool) -> Self {
+        Self { names, converter: Converter::new(names), list: Vec::new() }
+    }
 }
 
 impl Feed for Services {
@@ -63,7 +77,7 @@ impl Feed for Services {
     const RESOURCE: &'static str = "services";
 
     fn selectors(&self) -> (Option<String>, Option<String>) {
-        (Some(format!("!{SERVICE_PROXY_NAME}")), None)
+        ((!self.names).then(|| format!("!{SERVICE_PROXY_NAME}")), None)
     }
 
     fn begin_list(&mut self) {
@@ -267,6 +281,85 @@ impl Feed for OwnPods {
 
     fn deleted(&mut self, object: &core::Pod) -> Change {
         self.opted_out.remove(&self.converter.name(&object.metadata));
+        self.end_list()
+    }
+}
+
+/// The Namespaces, of which the names alone matter.
+#[derive(Default)]
+pub(super) struct Namespaces {
+    converter: Converter,
+    list: Vec<Arc<str>>,
+}
+
+impl Feed for Namespaces {
+    type Object = core::Namespace;
+    const RESOURCE: &'static str = "namespaces";
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (None, None)
+    }
+
+    fn begin_list(&mut self) {
+        self.list.clear();
+    }
+
+    fn listed(&mut self, object: &core::Namespace) {
+        self.list.push(self.converter.namespace(object));
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::AllNamespaces(take(&mut self.list))
+    }
+
+    fn applied(&mut self, object: &core::Namespace) -> Option<Change> {
+        Some(Change::Namespace(self.converter.namespace(object)))
+    }
+
+    fn deleted(&mut self, object: &core::Namespace) -> Change {
+        Change::NamespaceGone(self.converter.namespace(object))
+    }
+}
+
+/// The Corefile, in the ConfigMap of CoreDNS.
+#[derive(Default)]
+pub(super) struct Corefile {
+    converter: Converter,
+    text: Option<Arc<str>>,
+}
+
+impl Feed for Corefile {
+    type Object = core::ConfigMap;
+    const RESOURCE: &'static str = "configmaps";
+
+    /// RBAC need allow no other namespace.
+    fn api(client: Client) -> Api<core::ConfigMap> {
+        Api::namespaced(client, COREDNS_NAMESPACE)
+    }
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (None, Some(format!("metadata.name={COREDNS_NAME}")))
+    }
+
+    fn begin_list(&mut self) {
+        self.text = None;
+    }
+
+    fn listed(&mut self, object: &core::ConfigMap) {
+        self.text = self.converter.corefile(object);
+    }
+
+    fn end_list(&mut self) -> Change {
+        Change::Corefile(self.text.clone())
+    }
+
+    fn applied(&mut self, object: &core::ConfigMap) -> Option<Change> {
+        self.text = self.converter.corefile(object);
+        Some(self.end_list())
+    }
+
+    fn deleted(&mut self, _: &core::ConfigMap) -> Change {
+        self.text = None;
         self.end_list()
     }
 }

@@ -77,7 +77,7 @@ impl<'a, F: Feed> Watch<'a, F> {
             feed,
             kubeconfig,
             server: connection.server.clone(),
-            api: Api::all(connection.client.clone()),
+            api: F::api(connection.client.clone()),
             report,
             version: None,
             open_since: None,
@@ -152,7 +152,7 @@ impl<'a, F: Feed> Watch<'a, F> {
         match connect(self.kubeconfig).await {
             Ok(connection) => {
                 self.server = connection.server;
-                self.api = Api::all(connection.client);
+                self.api = F::api(connection.client);
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot reconnect");

@@ -1,0 +1,128 @@
+//! The plan of names: what the names of the cluster zone stand for.
+//!
+//! A pure function of a Service and its slices, as CoreDNS's plugin `kubernetes` reads them
+//! (plugin/kubernetes/kubernetes.go, `findServices`). It answers nothing; the rows are for the
+//! kernel, and the resolver asks the same functions.
+
+use crate::model::{Endpoint, ObjectName, Service, ServiceType, Slice};
+use crate::tables::{DnsName, NameKind, NameRow};
+use proxy_ebpf::{Addr, Proto};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// The port of DNS servers (RFC 1035 section 4.2).
+pub const DNS_PORT: u16 = 53;
+/// The longest label (RFC 1035 section 2.3.4).
+const LABEL_LEN: usize = 63;
+
+/// The names outside `svc` and `pod` that CoreDNS knows.
+pub(super) const OTHER_NAMES: [&str; 2] = ["dns-version", "ns.dns"];
+
+/// The endpoints that names stand for, each with its slice: all that are ready.
+pub fn ready_endpoints(slices: &[Arc<Slice>]) -> impl Iterator<Item = (&Slice, &Endpoint)> {
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().map(|e| (&**slice, e)));
+    endpoints.filter(|(_, endpoint)| endpoint.conditions.ready)
+}
+
+/// The first label of an endpoint's own name: its host name, or else its address with dashes.
+pub fn endpoint_label(endpoint: &Endpoint) -> Cow<'_, str> {
+    match (&endpoint.hostname, endpoint.addr) {
+        (Some(hostname), _) => hostname.to_ascii_lowercase().into(),
+        (None, IpAddr::V4(addr)) => addr.to_string().replace('.', "-").into(),
+        (None, IpAddr::V6(addr)) => {
+            let mut label = addr.to_string().replace(':', "-");
+            // No label ends in a dash.
+            if label.ends_with('-') {
+                label.push('0');
+            }
+            label.into()
+        }
+    }
+}
+
+/// The servers behind the DNS service `service`: its ready endpoints, or else those that
+/// terminate and still serve.
+pub fn upstreams(service: &Service, slices: &[Arc<Slice>]) -> Vec<SocketAddr> {
+    let ports = service.ports.iter().filter(|port| port.port.number() == DNS_PORT);
+    let names: Vec<_> = ports.map(|port| &port.name).collect();
+    let serving = |ready: bool| {
+        let mut found = Vec::new();
+        for slice in slices {
+            let ports =
+                slice.ports.iter().filter(|p| p.proto == Proto::UDP && names.contains(&&p.name));
+            for port in ports {
+                let endpoints = slice.endpoints.iter().filter(|endpoint| {
+                    let conditions = endpoint.conditions;
+                    if ready { conditions.ready } else { conditions.serving }
+                });
+                found.extend(endpoints.map(|e| SocketAddr::new(e.addr, port.port.number())));
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
+    };
+    let ready = serving(true);
+    if ready.is_empty() { serving(false) } else { ready }
+}
+
+/// The name `<namespace>.svc`.
+pub(super) fn namespace_name(namespace: &str) -> DnsName {
+    DnsName(format!("{namespace}.svc").into())
+}
+
+/// A name that exists, and for which the kernel has no address.
+pub(super) fn bare(kind: NameKind) -> NameRow {
+    NameRow { kind, v4: Vec::new(), v6: Vec::new() }
+}
+
+/// The rows of `service`: its own name, and those of its endpoints.
+///
+/// A headless Service without a ready endpoint has no name. One with an endpoint whose label
+/// makes no name is not the kernel's to answer: it could not tell that another name of the
+/// Service is unknown.
+pub(super) fn rows(service: &Service, slices: &[Arc<Slice>]) -> BTreeMap<DnsName, NameRow> {
+    let ObjectName { namespace, name } = &service.name;
+    let own = DnsName(format!("{name}.{namespace}.svc").to_ascii_lowercase().into());
+    let mut rows = BTreeMap::new();
+    if service.kind == ServiceType::ExternalName
+        || service.cluster_ips.is_empty() && !service.headless
+    {
+        rows.insert(own, bare(NameKind::External));
+        return rows;
+    }
+    let mut kind = NameKind::Service;
+    let mut addrs: Vec<Addr> = Vec::new();
+    for (_, endpoint) in ready_endpoints(slices) {
+        let label = endpoint_label(endpoint);
+        if label.is_empty() || label.len() > LABEL_LEN || label.contains('.') {
+            kind = NameKind::External;
+            continue;
+        }
+        let name = DnsName(format!("{label}.{own}").into());
+        let row = rows.entry(name).or_insert_with(|| bare(NameKind::Endpoint));
+        let addr = Addr::from(endpoint.addr);
+        if addr.is_v4() {
+            row.v4.push(addr);
+        } else {
+            row.v6.push(addr);
+        }
+        addrs.push(addr);
+    }
+    if !service.headless {
+        addrs = service.cluster_ips.iter().map(|&ip| ip.into()).collect();
+    }
+    if !addrs.is_empty() || kind == NameKind::External {
+        let (v4, v6) = addrs.into_iter().partition(|addr| addr.is_v4());
+        rows.insert(own, NameRow { kind, v4, v6 });
+    }
+    for row in rows.values_mut() {
+        for addrs in [&mut row.v4, &mut row.v6] {
+            addrs.sort();
+            addrs.dedup();
+        }
+    }
+    rows
+}

@@ -1,0 +1,247 @@
+//! Names of the cluster, as pods and nodes ask for them: answered in the kernel, by the node's
+//! resolver, or by the DNS service.
+
+#[path = "names/scene.rs"]
+mod scene;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hickory_proto::op::Message;
+use hickory_proto::rr::RecordType;
+use lab::cluster::eventually;
+use scene::{By, KUBEADM, Scene, describe, query};
+use serde_json::json;
+
+/// What CoreDNS answers; see the file.
+const VECTORS: &str = include_str!("../../proxy-user/src/dns/tests/vectors.txt");
+
+#[tokio::test]
+async fn every_vector_is_answered_in_a_pod_over_every_transport() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=full"]).await?;
+    let (mut wrong, mut answered) = (String::new(), [0; 3]);
+    for Vector { name, kind, expected } in vectors()? {
+        answered[scene.answered_by(&name, kind).await? as usize] += 1;
+        let query = query(&name, kind)?;
+        for (to, tcp) in scene.transports() {
+            let reply = scene.ask(to, tcp, &query).await?;
+            let found = describe(&reply)?;
+            let is_right = match expected.as_str() {
+                "forward" => Message::from_vec(&reply)?.metadata.recursion_available,
+                // The serial number is the time.
+                _ if kind == RecordType::SOA && name == "cluster.local." => {
+                    found.starts_with("8500 1/0/0 ns.dns… hostmaster… ")
+                }
+                expected => found == expected,
+            };
+            if !is_right {
+                wrong += &format!("{name} {kind} {to} {tcp}: {found}\n    not {expected}\n");
+            }
+        }
+    }
+    ensure!(wrong.is_empty(), "\n{wrong}");
+    println!("kernel {}, resolver {}, DNS service {}", answered[0], answered[1], answered[2]);
+    ensure!(answered[0] >= 40 && answered[2] == 0, "{answered:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn kernel_answers_its_vectors_without_the_dns_service() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=kernel"]).await?;
+    let mut wrong = String::new();
+    let mut answered = 0;
+    for Vector { name, kind, expected } in vectors()? {
+        let by_kernel = scene.answered_by(&name, kind).await? == By::Kernel;
+        let query = query(&name, kind)?;
+        for (to, _) in scene.transports().into_iter().filter(|(_, tcp)| !tcp) {
+            let found = describe(&scene.ask(to, false, &query).await?)?;
+            let asked = scene.upstream.take_asked().await?;
+            if asked.is_empty() != by_kernel || (by_kernel && found != expected) {
+                wrong += &format!("{name} {kind} {to}: {found}, by the kernel {by_kernel}\n");
+            }
+        }
+        answered += u32::from(by_kernel);
+    }
+    ensure!(wrong.is_empty(), "\n{wrong}");
+    ensure!(answered >= 40, "{answered}");
+    Ok(())
+}
+
+/// A question, and what its answer looks like in the lab.
+struct Vector {
+    name: String,
+    kind: RecordType,
+    expected: String,
+}
+
+fn vectors() -> Result<Vec<Vector>> {
+    let mut vectors = Vec::new();
+    for line in VECTORS.lines().filter(|line| !line.starts_with('#')) {
+        let [name, kinds, expected] = line.split(" | ").collect::<Vec<_>>()[..] else {
+            bail!("{line}")
+        };
+        let name = match name {
+            "@" => "cluster.local.".to_owned(),
+            name if name.ends_with('.') => name.to_owned(),
+            name => format!("{name}.cluster.local."),
+        };
+        // Behind an alias lies what the stand-in says of every name.
+        let expected = match expected.split_once(" then ") {
+            Some((alias, _)) => alias.replace("1/0/0 ", "2/0/0 192.0.2.53, "),
+            None => expected.to_owned(),
+        };
+        for kind in kinds.split(' ') {
+            let (name, expected) = (name.clone(), expected.clone());
+            vectors.push(Vector { name, kind: kind.parse()?, expected });
+        }
+    }
+    Ok(vectors)
+}
+
+#[tokio::test]
+async fn outside_name_takes_two_queries_and_not_eight() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=kernel"]).await?;
+    let resolved = |output: &str| output.contains("192.0.2.53") && output.contains("2001:db8::53");
+
+    let output = scene.getent("www.example.com").await?;
+    ensure!(resolved(&output), "{output}");
+    let asked = scene.upstream.take_asked().await?;
+    ensure!(asked.len() == 2, "{asked:?}");
+    ensure!(asked.iter().all(|name| name.starts_with("www.example.com. ")), "{asked:?}");
+
+    // Of a name with so few dots, the search list is tried first.
+    let output = scene.getent("web").await?;
+    ensure!(output.contains("10.96.1.1") && output.contains("fd00:10:96::101"), "{output}");
+    ensure!(scene.upstream.take_asked().await?.is_empty());
+
+    // Another plugin may know names of the zone: everything unknown is asked.
+    let hosts = KUBEADM.replace("    loop\n", "    hosts {\n      fallthrough\n    }\n");
+    scene.cluster.api.apply(&lab::objects::corefile(&hosts))?;
+    let denies = |status: &serde_json::Value| status["dns"]["denies"] == json!(true);
+    let status = scene.cluster.agent(0)?.wait_status(|status| !denies(status)).await?;
+    let reason = status["dns"]["reason"].as_str().context("a reason")?;
+    ensure!(reason.contains("`hosts`"), "{reason}");
+    // The stand-in knows every name, so the first of the search list is taken.
+    let output = scene.getent("www.example.com").await?;
+    ensure!(resolved(&output), "{output}");
+    let asked = scene.upstream.take_asked().await?;
+    ensure!(asked[0].starts_with("www.example.com.shop.svc.cluster.local. "), "{asked:?}");
+
+    scene.cluster.api.apply(&lab::objects::corefile(KUBEADM))?;
+    let _ = scene.cluster.agent(0)?.wait_status(denies).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn ready_pod_always_has_a_name_while_a_stateful_set_rolls() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=kernel"]).await?;
+    let query = query("db-0.db.shop.svc.cluster.local.", RecordType::A)?;
+    for round in 0..40_u8 {
+        // Pod db-1 goes, comes back elsewhere, and then db-0 moves in one step.
+        let gone = [("db-0", 100 + round, true), ("db-1", 11, false)];
+        let back = [("db-0", 100 + round, true), ("db-1", round, true)];
+        for endpoints in [&gone, &back] {
+            scene.publish_db(endpoints)?;
+            let expected = format!("8500 1/0/0 10.244.1.{}", 100 + round);
+            let reached = eventually(
+                "the name follows the pod",
+                async || -> Result<String> {
+                    let found = describe(&scene.ask(scene.dns_v4(), false, &query).await?)?;
+                    ensure!(found.starts_with("8500 1/0/0 10.244.1."), "{found}");
+                    Ok(found)
+                },
+                |answer| answer.as_ref().is_ok_and(|found| *found == expected) || answer.is_err(),
+            );
+            reached.await??;
+        }
+    }
+    ensure!(scene.upstream.take_asked().await?.is_empty(), "all was answered in the kernel");
+    Ok(())
+}
+
+#[tokio::test]
+async fn kernel_and_resolver_say_the_same_while_everything_changes() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=full", "--min-sync-period=0"]).await?;
+    let resolver = scene.resolver();
+    let mut differences = String::new();
+    let mut by_kernel = 0;
+    for (round, (name, kind)) in scene::random_questions(1500).into_iter().enumerate() {
+        if round.is_multiple_of(10) {
+            let last = (round / 10 % 200) as u8;
+            scene
+                .publish_db(&[("db-0", last, true), ("db-1", last + 1, !last.is_multiple_of(3))])?;
+        }
+        let query = query(&name, kind)?;
+        let mut last = Default::default();
+        // They are written one after the other; what differs must be the same a moment later.
+        for _ in 0..50 {
+            let asked = || format!("{name} {kind}");
+            let kernel = scene.ask(scene.dns_v4(), false, &query).await.with_context(asked)?;
+            // From the node: in the pod, a port that has just asked the service may come again.
+            let node = scene.cluster.lab.node(0);
+            let own = node.exchange_names(scene.exchange(resolver, false, &query)).await;
+            let own = own.with_context(asked)?;
+            last = (scene::normal(&kernel)?, scene::normal(&own)?);
+            if last.0 == last.1 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        if last.0 != last.1 {
+            differences += &format!("{name} {kind}: {} and {}\n", last.0, last.1);
+        }
+        if scene.answered_by(&name, kind).await? == By::Kernel {
+            by_kernel += 1;
+        }
+    }
+    ensure!(differences.is_empty(), "\n{differences}");
+    println!("{by_kernel} of 1500 by the kernel");
+    ensure!(by_kernel > 700, "{by_kernel}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_are_answered_on_the_node_and_after_the_agent_too() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=full"]).await?;
+    let node = scene.cluster.lab.node(0);
+    let srv = query("_pg._tcp.db.shop.svc.cluster.local.", RecordType::SRV)?;
+    let on_node = node.exchange_names(scene.exchange(scene.dns_v4(), false, &srv)).await?;
+    ensure!(describe(&on_node)?.starts_with("8500 3/0/6"), "{}", describe(&on_node)?);
+    ensure!(scene.upstream.take_asked().await?.is_empty(), "the node's own resolver answered");
+
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let resolver = scene.resolver();
+    let refused = outsider.exchange_names(scene.exchange(resolver, false, &srv)).await;
+    ensure!(refused.is_err(), "whoever is no pod gets nothing");
+
+    let agent = scene.cluster.take_agent(0)?;
+    let _ = agent.terminate().await?;
+    let web = query("web.shop.svc.cluster.local.", RecordType::A)?;
+    let kernel = scene.ask(scene.dns_v4(), false, &web).await?;
+    ensure!(describe(&kernel)? == "8500 1/0/0 10.96.1.1", "the kernel goes on for a while");
+    let passed = scene.ask(scene.dns_v4(), false, &srv).await?;
+    ensure!(Message::from_vec(&passed)?.metadata.recursion_available, "to the DNS service again");
+    ensure!(scene.upstream.take_asked().await?.len() == 1);
+
+    // An agent that leaves names to the service takes them away, and denies none meanwhile.
+    let options = scene.cluster.options().flag("--dns", "off");
+    let _ = scene.cluster.start_agent(0, &options)?;
+    let passed = eventually(
+        "the service is asked",
+        async || scene.ask(scene.dns_v4(), false, &web).await.and_then(|reply| describe(&reply)),
+        |found| !found.as_ref().is_ok_and(|found| found == "8500 1/0/0 10.96.1.1"),
+    );
+    ensure!(passed.await?? == "8180 1/0/0 192.0.2.53");
+    let _ = scene.cluster.agent(0)?.wait_synced().await?;
+    Ok(())
+}
