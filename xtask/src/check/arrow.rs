@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 19] = [
+const MODULES: [(&str, &[&str]); 20] = [
     ("model", &[]),
     ("tables", &[]),
     ("source", &["model"]),
