@@ -16,6 +16,7 @@ use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
+use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, Port, Proto};
 use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
 use proxy_user::pinned::{Fill, PinnedMaps};
@@ -57,6 +58,15 @@ fn array<V: Pod>(path: &Path, max: u32, entries: &[(u32, V)]) {
     let mut map = Array::<MapData, V>::create(max, 0).unwrap();
     for (index, value) in entries {
         map.set(*index, value, 0).unwrap();
+    }
+    map.pin(path).unwrap();
+}
+
+/// A trie that holds the prefixes `rows`, each with its bits.
+fn trie<K: Pod>(path: &Path, rows: &[(u32, K)]) {
+    let mut map = LpmTrie::<MapData, K, u32>::create(8, BPF_F_NO_PREALLOC).unwrap();
+    for (bits, prefix) in rows {
+        map.insert(&Key::new(*bits, *prefix), 1, 0).unwrap();
     }
     map.pin(path).unwrap();
 }
@@ -118,11 +128,10 @@ fn pin_example(bpffs_root: &Path) {
     array(&dir.join("backends"), 8, &[(1, state())]);
     hash(&dir.join("services"), 8, &[(SERVICE, info())]);
     hash(&dir.join("node_addrs"), 8, &[(addr("192.168.0.1"), NodeAddr::NODE_PORT)]);
-    let mut cidrs = LpmTrie::<MapData, Addr, u32>::create(8, BPF_F_NO_PREALLOC).unwrap();
-    for (bits, prefix) in [(96 + 16, "10.244.0.0"), (56, "fd00:244::")] {
-        cidrs.insert(&Key::new(bits, addr(prefix)), 1, 0).unwrap();
-    }
-    cidrs.pin(dir.join("cluster_cidrs")).unwrap();
+    let pods = [(96 + 16, addr("10.244.0.0")), (56, addr("fd00:244::"))];
+    trie(&dir.join("cluster_cidrs"), &pods);
+    trie(&dir.join("service_cidrs"), &[(96 + 12, addr("10.96.0.0"))]);
+    trie::<Source>(&dir.join("source_ranges"), &[]);
     hash::<u32, Device>(&dir.join("devices"), 8, &[]);
     hash::<FlowKey, FlowValue>(&dir.join("flows"), 8, &[]);
     let carried = |cpu| ServiceCounters { connections: cpu + 1, ..Default::default() };
@@ -161,6 +170,8 @@ fn what_is_in_the_pinned_maps_is_read() {
     assert_eq!(maps.services().unwrap()[&SERVICE], info());
     assert_eq!(maps.backend(BackendId(1)).unwrap(), state());
 
+    let service_cidrs = maps.service_cidrs().unwrap();
+    assert_eq!(service_cidrs, ["10.96.0.0/12".parse().unwrap()]);
     let cidrs: Vec<_> = maps.cluster_cidrs().unwrap().iter().map(ToString::to_string).collect();
     assert_eq!(cidrs, ["10.244.0.0/16", "fd00:244::/56"]);
     assert_eq!(maps.node_addrs().unwrap().len(), 1);
