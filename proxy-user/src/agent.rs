@@ -4,6 +4,7 @@
 //! go out. Nothing is written before the source is in sync; what fails is reported and tried
 //! again; on SIGTERM everything is left forwarding.
 
+mod clock;
 mod dns;
 mod node;
 mod opt_out;
@@ -22,23 +23,24 @@ use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
 use crate::source::{self, SourceConfig, SourceError, Wanted};
 use crate::sweep;
+use clock::{at, finished, fresh_until, now, ticker};
 use dns::DnsState;
 use jiff::Timestamp;
 use node::NodeState;
 use opt_out::OptOut;
 use proxy_ebpf::Proto;
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::flow::Stamp;
+
 use report::{Report, chain};
 use std::fs::File;
-use std::future::pending;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 /// How often flows that have ended are removed.
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
@@ -46,9 +48,6 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
 /// How often it is said that the names in the kernel are good.
 const VOUCH_PERIOD: Duration = Duration::from_secs(10);
-/// How long they are good without another word: longer than an agent takes to restart, shorter
-/// than anybody should be told of a name that it does not exist because nobody looks.
-const NAMES_GOOD: Duration = Duration::from_secs(60);
 /// How often it is tried whether another agent has ended.
 const LOCK_PERIOD: Duration = Duration::from_millis(100);
 /// How many changes may wait before a source has to wait too.
@@ -474,49 +473,10 @@ impl Agent {
     }
 }
 
-/// Until when the names in the kernel are good without another word of this agent, in nanoseconds
-/// of the monotonic clock.
-fn fresh_until() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let until = Duration::new(now.tv_sec.unsigned_abs(), 0) + NAMES_GOOD;
-    u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
-}
-
 fn zone_warning(error: &ApplyError) -> Warning {
     Warning { subject: "--dns".to_owned(), message: chain(error) }
 }
 
 fn map_warning(error: &StoreError) -> Warning {
     Warning { subject: format!("map {}", error.map), message: chain(error) }
-}
-
-/// The coarse time as the programs stamp flows with it.
-fn now() -> Stamp {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    let nanoseconds = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
-    Stamp::from_nanoseconds(nanoseconds)
-}
-
-fn ticker(period: Duration) -> tokio::time::Interval {
-    let mut ticker = interval(period);
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticker
-}
-
-/// Waits until `instant`; for ever if there is none.
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => pending().await,
-    }
-}
-
-/// The result of `task`, which is then taken away; waits for ever if there is none.
-async fn finished(task: &mut Option<JoinHandle<Option<Quarantine>>>) -> Option<Quarantine> {
-    let result = match task {
-        Some(task) => task.await.ok().flatten(),
-        None => pending().await,
-    };
-    *task = None;
-    result
 }

@@ -21,6 +21,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// How many watches an agent has beside the one that fails.
+const OTHER_WATCHES: usize = 4;
+
 /// Long enough for an answer, short where none is expected.
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -184,7 +187,8 @@ async fn nothing_is_removed_before_every_list_has_come() -> Result<()> {
             assert!(status["synced"].is_null(), "{what}");
         }
         let other_lists_came = async || anyhow::Ok(web.cluster.api.watches());
-        eventually(&what, other_lists_came, |n| n.as_ref().is_ok_and(|n| *n == 3)).await??;
+        eventually(&what, other_lists_came, |n| n.as_ref().is_ok_and(|n| *n == OTHER_WATCHES))
+            .await??;
         assert_eq!(table(&web, 0).await?, before, "{what}");
         for vip in VIPS {
             web.client.tcp(vip).await.with_context(|| what.clone())?;

@@ -60,7 +60,11 @@ async fn a_client_stays_with_its_backend() -> Result<()> {
         for number in 0..20 {
             let lab = &scene.cluster.lab;
             let pod = lab.add_pod(lab.node(0), &format!("client-{number}")).await?;
-            names.insert(only("another pod", &pod, &[Ask::tcp(vip(1)[0])]).await?);
+            let ask = Ask::tcp(vip(1)[0]);
+            // The packet path has to find the pod's device first.
+            let served = async || answer("another pod", &pod, &ask).await;
+            let _ = eventually("another pod is served", served, Result::is_ok).await??;
+            names.insert(only("another pod", &pod, &[ask]).await?);
             if names.len() == 2 {
                 break;
             }

@@ -31,7 +31,7 @@ fn rules() -> Value {
     json!([
         {
             "apiGroups": [""],
-            "resources": ["services", "nodes", "namespaces"],
+            "resources": ["services", "nodes", "pods", "namespaces"],
             "verbs": ["list", "watch"]
         },
         {
@@ -43,6 +43,16 @@ fn rules() -> Value {
             "apiGroups": ["networking.k8s.io"],
             "resources": ["servicecidrs"],
             "verbs": ["list", "watch"]
+        },
+        {
+            "apiGroups": [""],
+            "resources": ["services"],
+            "verbs": ["get"]
+        },
+        {
+            "apiGroups": [""],
+            "resources": ["events"],
+            "verbs": ["create"]
         },
     ])
 }

@@ -1,0 +1,51 @@
+//! The agent's time: the clocks that the programs share, and waiting for what may never come.
+
+use proxy_ebpf::flow::Stamp;
+use std::future::pending;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+
+/// How long the names in the kernel are good without another word: longer than an agent takes to
+/// restart, shorter than anybody should be told of a name that it does not exist because nobody
+/// looks.
+const NAMES_GOOD: Duration = Duration::from_secs(60);
+
+/// Until when the names in the kernel are good without another word of this agent, in nanoseconds
+/// of the monotonic clock.
+pub(super) fn fresh_until() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let until = Duration::new(now.tv_sec.unsigned_abs(), 0) + NAMES_GOOD;
+    u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The coarse time as the programs stamp flows with it.
+pub(super) fn now() -> Stamp {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    let nanoseconds = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
+    Stamp::from_nanoseconds(nanoseconds)
+}
+
+pub(super) fn ticker(period: Duration) -> Interval {
+    let mut ticker = interval(period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// Waits until `instant`; for ever if there is none.
+pub(super) async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
+}
+
+/// The result of `task`, which is then taken away; waits for ever if there is none.
+pub(super) async fn finished<T>(task: &mut Option<JoinHandle<Option<T>>>) -> Option<T> {
+    let result = match task {
+        Some(task) => task.await.ok().flatten(),
+        None => pending().await,
+    };
+    *task = None;
+    result
+}
