@@ -176,7 +176,7 @@ async fn logs_are_json_if_asked_for_and_tell_of_refusals_at_debug() -> Result<()
     let failure = web.client.tcp("10.96.7.1:80").await.err().context("refused")?;
     ensure!(failure.refused_at_once(), "{failure}");
     let ids = web.cluster.shunt(0, &["services", "empty"]).await?;
-    let line = format!("refused: service {} has no usable endpoint", ids[0]["id"]);
+    let line = format!("refused: service {} has no such port or no endpoint", ids[0]["id"]);
     let agent = web.cluster.take_agent(0)?;
     let log = async || anyhow::Ok(agent.log());
     let log = eventually(&line, log, |log| log.as_ref().is_ok_and(|l| l.contains(&line))).await??;
@@ -295,7 +295,7 @@ async fn a_node_without_a_manifest_of_its_own_is_healthy() -> Result<()> {
     let mut service = objects::service("web", &["10.96.7.1"], &HTTP);
     service["spec"]["externalIPs"] = json!(["192.0.2.7"]);
     objects::write(&folder, &service)?;
-    let options = AgentOptions::files(&folder).flag("--external-ips", "off");
+    let options = AgentOptions::files(&folder).flag("--external-ips", "false");
     let agent = web.cluster.start_agent(0, &options)?;
     let _status = agent.wait_synced().await?;
     let healthz = agent.healthz();

@@ -7,7 +7,7 @@ mod cluster;
 mod names;
 
 use anyhow::{Context as _, Result, bail};
-use cluster::{Cluster, NODE, PATIENCE, Seen, WANTED, always, kube, service, slice, wait};
+use cluster::{Cluster, NODE, PATIENCE, Seen, WANTED, WATCHES, always, kube, service, slice, wait};
 use lab::api::{ApiServer, Fault, Refusal};
 use proxy_user::model::Slice;
 use proxy_user::source::{self, SourceConfig};
@@ -194,7 +194,7 @@ async fn a_broken_watch_goes_on_where_it_was() -> Result<()> {
     cluster.synced().await?;
     cluster.api.drop_watches();
     cluster.follows("a", "b").await?;
-    wait(|| cluster.api.watches() == 4).await?;
+    wait(|| cluster.api.watches() == WATCHES).await?;
     cluster.api.truncate_watches();
     cluster.follows("a b", "c").await?;
     assert_eq!(cluster.seen.lists, (1, 1), "no second list is needed");
@@ -234,7 +234,7 @@ async fn a_version_that_is_too_old_leads_to_a_list() -> Result<()> {
     cluster.api.expire_watches();
     cluster.follows("a", "b").await?;
     cluster.seen.until("a second list", |seen| seen.lists.0 == 2).await?;
-    wait(|| cluster.api.watches() == 4).await?;
+    wait(|| cluster.api.watches() == WATCHES).await?;
     // After the server was away.
     let addr = cluster.api.addr();
     cluster.api.refuse_connections();

@@ -12,6 +12,9 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+/// How many watches a source holds that is not asked for names.
+pub(super) const WATCHES: usize = 5;
+
 pub(super) const WANTED: Wanted<'_> = Wanted { node_name: "node-a", names: false };
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -145,7 +148,7 @@ impl Cluster {
     /// The source has everything, and its four watches are open.
     pub(super) async fn synced(&mut self) -> Result<()> {
         self.seen.synced().await?;
-        wait(|| self.api.watches() == 4).await
+        wait(|| self.api.watches() == WATCHES).await
     }
 
     /// A new Service reaches the source.
