@@ -1,4 +1,5 @@
-//! `cargo xtask check`: everything that can be checked without running Shunt, a line for each.
+//! `cargo xtask check`: everything that can be checked without running Shunt, a line for each. Only
+//! one needs root: the kernel has to load the programs to say how large they are to it.
 //!
 //! A check gives its findings, each a sentence that names the place; none is a pass. What a check
 //! looks for stands as data at the top of its file.
@@ -6,6 +7,7 @@
 mod arrow;
 mod documents;
 mod manifests;
+mod programs;
 mod sources;
 
 use crate::machine::{cargo, root, shown};
@@ -25,7 +27,7 @@ struct Check {
     run: fn() -> Result<Findings>,
 }
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     Check { name: "sources", what: "files are short and open with //!", run: sources::check },
     Check { name: "tracked", what: "nothing is here that does not belong", run: sources::tracked },
     Check { name: "arrow", what: "imports follow the arrow", run: arrow::check },
@@ -34,6 +36,11 @@ const CHECKS: [Check; 8] = [
     Check { name: "clippy-bpf", what: "clippy is content with the programs", run: clippy_bpf },
     Check { name: "documents", what: "documents name what exists", run: documents::check },
     Check { name: "manifests", what: "manifests parse and fit the agent", run: manifests::check },
+    Check {
+        name: "programs",
+        what: "programs are far from the verifier's limit",
+        run: programs::check,
+    },
 ];
 
 /// Runs the checks `names`, or all if there are none.
