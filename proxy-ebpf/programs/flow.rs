@@ -101,7 +101,7 @@ fn send_back(ctx: &TcContext) -> i32 {
 fn read(ctx: &TcContext, network: usize, headers: &mut Headers, hook: Hook) -> Result<(), Unread> {
     packet::read(ctx, network, headers)?;
     match headers.form {
-        Form::Later(id) => fragment::recall(headers, id, hook).ok_or(Unread::Unsupported),
+        Form::Later => fragment::recall(headers, hook).ok_or(Unread::Unsupported),
         _ => Ok(()),
     }
 }
