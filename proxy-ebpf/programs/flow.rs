@@ -38,6 +38,9 @@ struct Verdict(u32);
 const DROP: u32 = 1 << 31;
 /// The sender is to be told that nobody serves it.
 const REFUSE: u32 = 1 << 30;
+/// No verdict: the flow that the packet belongs to stays as it is. Whoever has its entry at hand
+/// goes on.
+const STAY: u32 = 1 << 29;
 
 const fn pass(outcome: Outcome) -> Verdict {
     Verdict(outcome as u32)
@@ -101,7 +104,7 @@ fn send_back(ctx: &TcContext) -> i32 {
 fn read(ctx: &TcContext, network: usize, headers: &mut Headers, hook: Hook) -> Result<(), Unread> {
     packet::read(ctx, network, headers)?;
     match headers.form {
-        Form::Later(id) => fragment::recall(headers, id, hook).ok_or(Unread::Unsupported),
+        Form::Later => fragment::recall(headers, hook).ok_or(Unread::Unsupported),
         _ => Ok(()),
     }
 }
@@ -129,7 +132,10 @@ fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
         let known = serves(value);
         // A connection that is still being opened keeps the backend that it was given.
         if !known || value.flags.has(FlowFlags::ESTABLISHED) || was_refused(&key, value) {
-            return new_flow(ctx, headers, true);
+            let verdict = new_flow(ctx, headers, true);
+            if verdict.0 != STAY {
+                return verdict;
+            }
         }
     }
     matched(ctx, headers, &key, value)
@@ -278,7 +284,8 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
     }
 }
 
-/// A packet that no entry knows (or whose entry must be made anew: `known`).
+/// A packet that no entry knows, or whose entry must be made anew: `known`. A UDP flow with an
+/// entry and without any other backend is to [`STAY`].
 #[inline(never)]
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     let from_pod = is_from_pod(ctx);
@@ -301,7 +308,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
             CHOSEN => {}
             // Nothing else serves: the socket stays where it is.
             NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
-            NO_ENDPOINT if known && headers.proto == Proto::UDP => return stay(ctx, headers),
+            NO_ENDPOINT if known && headers.proto == Proto::UDP => return Verdict(STAY),
             NO_ENDPOINT => {
                 debug!(
                     ctx,
@@ -401,16 +408,6 @@ fn choose_backend(
             NO_LOCAL_ENDPOINT
         }
         None => Outcome::Inconsistent as u32,
-    }
-}
-
-/// Keeps a UDP flow whose service has no usable endpoint left.
-#[inline(always)]
-fn stay(ctx: &TcContext, headers: &Headers) -> Verdict {
-    let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
-    match flow(&key) {
-        Some(value) => matched(ctx, headers, &key, value),
-        None => pass(Outcome::NotOurs),
     }
 }
 

@@ -34,16 +34,16 @@ pub(crate) struct Ports {
 }
 
 #[inline(always)]
-fn key(headers: &Headers, id: FragmentId, hook: Hook) -> Key {
+fn key(headers: &Headers, hook: Hook) -> Key {
     let (src, dst) = (headers.src.addr, headers.dst.addr);
     let proto = if src.is_v4() { headers.proto } else { Proto::default() };
-    Key { src, dst, id, proto, hook: hook as u8, zero: 0 }
+    Key { src, dst, id: headers.fragment, proto, hook: hook as u8, zero: 0 }
 }
 
 /// Remembers the first fragment of a packet.
 #[inline(never)]
-pub(crate) fn remember(headers: &Headers, id: FragmentId, hook: Hook) {
-    let key = key(headers, id, hook);
+pub(crate) fn remember(headers: &Headers, hook: Hook) {
+    let key = key(headers, hook);
     let (src, dst, proto) = (headers.src.port, headers.dst.port, headers.proto);
     let ports = Ports { src, dst, proto, zero: [0; 3] };
     // A table of least recently used entries makes room.
@@ -52,8 +52,8 @@ pub(crate) fn remember(headers: &Headers, id: FragmentId, hook: Hook) {
 
 /// Completes the headers of a later fragment. `None` if its first one is not known.
 #[inline(never)]
-pub(crate) fn recall(headers: &mut Headers, id: FragmentId, hook: Hook) -> Option<()> {
-    let key = key(headers, id, hook);
+pub(crate) fn recall(headers: &mut Headers, hook: Hook) -> Option<()> {
+    let key = key(headers, hook);
     // SAFETY: copied at once. A recycled element would give the ports of another packet; then
     // this one is lost, as rarely as the table overflows within a packet's time.
     let Ports { src, dst, proto, .. } = *unsafe { FRAGMENTS.get(&key) }?;

@@ -12,7 +12,8 @@ use crate::packet::{IPV4_CHECKSUM, addr_offset, checksum_offset};
 use aya_ebpf::programs::TcContext;
 use proxy_ebpf::checksum::{Sum, update};
 use proxy_ebpf::flow::{End, Hook};
-use proxy_ebpf::packet::{Form, Headers};
+use proxy_ebpf::packet::Headers;
+use proxy_ebpf::packet::answer::ICMP_LEN;
 use proxy_ebpf::{Addr, Proto};
 
 /// Where an ICMP header has its checksum.
@@ -22,7 +23,7 @@ const CHECKSUM: usize = 2;
 /// other end of the quoted packet. `None` if the kernel refuses.
 #[inline(never)]
 pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
-    let Form::Error { network, icmp } = headers.form else { return None };
+    let Headers { network: quote, outer: network, .. } = *headers;
     let is_v4 = to.addr.is_v4();
     // The headers are those of the quoted packet in reverse.
     let (from, quoted, port) = match hook {
@@ -38,14 +39,14 @@ pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) 
     let mut change = ports.and(checksum);
     if is_v4 {
         // The sum of an IPv4 header stays, for its checksum is in it.
-        edit_checksum(ctx, headers.network + IPV4_CHECKSUM, addr)?;
+        edit_checksum(ctx, quote + IPV4_CHECKSUM, addr)?;
         edit_checksum(ctx, network + IPV4_CHECKSUM, outer_addr)?;
     } else {
         change = change.and(addr).and(outer_addr);
     }
-    edit_checksum(ctx, icmp + CHECKSUM, change)?;
+    edit_checksum(ctx, quote - ICMP_LEN + CHECKSUM, change)?;
     store_addr(ctx, outer, to.addr)?;
-    store_addr(ctx, headers.network + addr_offset(is_v4, quoted), to.addr)?;
+    store_addr(ctx, quote + addr_offset(is_v4, quoted), to.addr)?;
     ctx.store(port, &to.port.network(), 0).ok()
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn read(ctx: &TcContext, network: usize, headers: &mut Headers) -> Re
 #[inline(always)]
 pub(crate) fn translate(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
     match headers.form {
-        Form::Error { .. } => icmp::rewrite(ctx, headers, hook, to),
+        Form::Error => icmp::rewrite(ctx, headers, hook, to),
         _ => rewrite(ctx, headers, hook, to),
     }
 }
@@ -59,8 +59,8 @@ pub(crate) fn translate(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End
 /// [`translate`] for all but ICMP errors.
 #[inline(never)]
 pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Option<()> {
-    if let Form::First(id) = headers.form {
-        fragment::remember(headers, id, hook);
+    if headers.form == Form::First {
+        fragment::remember(headers, hook);
     }
     if headers.has_transport() {
         rewrite_transport(ctx, headers, hook, to)?;
@@ -107,7 +107,7 @@ fn rewrite_addr(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) -> Opt
         return ctx.store(offset, &to.addr.v4_word(), 0).ok();
     }
     // Nothing in a later fragment of IPv6 makes up for the address in the sum of a device.
-    let is_later = matches!(headers.form, Form::Later(_));
+    let is_later = headers.form == Form::Later;
     let flags = if is_later { u64::from(BPF_F_RECOMPUTE_CSUM) } else { 0 };
     ctx.store(offset, &to.addr.words(), flags).ok()
 }

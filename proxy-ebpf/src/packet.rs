@@ -37,6 +37,11 @@ pub struct Headers {
     pub tcp_flags: TcpFlags,
     /// What kind of packet it is.
     pub form: Form,
+    /// Of a fragment, the packet that it is of; means nothing for all other packets.
+    pub fragment: FragmentId,
+    /// Where the packet's own network header begins. An ICMP error has another one, which these
+    /// headers are of, behind it and behind its ICMP header.
+    pub outer: usize,
 }
 
 /// What a first look at a packet tells.
@@ -56,24 +61,19 @@ pub enum Form {
     /// It is a packet of its own.
     Whole,
     /// It is the first fragment of one, with the transport header.
-    First(FragmentId),
+    First,
     /// It is another fragment. Its ports (and in IPv6 the protocol) are those of the first one,
     /// and not known from the packet: 0.
-    Later(FragmentId),
+    Later,
     /// It is an ICMP error, and its headers are those of the packet that it quotes, in reverse.
-    Error {
-        /// Where the error's own network header begins.
-        network: usize,
-        /// Where the error's ICMP header begins.
-        icmp: usize,
-    },
+    Error,
 }
 
 impl Headers {
     /// Whether a flow can begin with the packet, or change its state.
     #[inline(always)]
     pub const fn has_transport(&self) -> bool {
-        matches!(self.form, Form::Whole | Form::First(_))
+        matches!(self.form, Form::Whole | Form::First)
     }
 }
 
@@ -181,8 +181,8 @@ const fn split(ports: u32) -> (Port, Port) {
 pub fn read<P: Packet>(packet: &P, ethertype: u16, network: usize) -> Result<Headers, Unread> {
     let outer = ip::read(packet, ethertype, network)?;
     let form = match outer.fragment {
-        Fragment::Later(id) => return read_later(&outer, network, id),
-        Fragment::First(id) => Form::First(id),
+        Fragment::Later => return read_later(&outer, network),
+        Fragment::First => Form::First,
         Fragment::None => Form::Whole,
     };
     if form == Form::Whole && is_error(packet, &outer)? {
@@ -193,15 +193,15 @@ pub fn read<P: Packet>(packet: &P, ethertype: u16, network: usize) -> Result<Hea
 
 /// A fragment without a transport header. What IPv6 says of its protocol need not be so.
 #[inline(always)]
-fn read_later(outer: &Network, network: usize, id: FragmentId) -> Result<Headers, Unread> {
-    let Network { src, dst, transport, .. } = *outer;
+fn read_later(outer: &Network, network: usize) -> Result<Headers, Unread> {
+    let Network { src, dst, transport, id: fragment, .. } = *outer;
     let proto = if src.is_v4() { outer.proto } else { Proto::default() };
     if src.is_v4() && !has_ports(proto) {
         return Err(Unread::NotOurs);
     }
     let [src, dst] = [src, dst].map(|addr| End { addr, port: Port::default() });
-    let (tcp_flags, form) = (TcpFlags::default(), Form::Later(id));
-    Ok(Headers { src, dst, proto, network, transport, tcp_flags, form })
+    let (tcp_flags, form, outer) = (TcpFlags::default(), Form::Later, network);
+    Ok(Headers { src, dst, proto, network, transport, tcp_flags, form, fragment, outer })
 }
 
 /// Whether the packet is an ICMP error that a flow has to hear of: destination unreachable
@@ -226,17 +226,14 @@ fn read_error<P: Packet>(
     network: usize,
     outer: &Network,
 ) -> Result<Headers, Unread> {
-    let icmp = outer.transport;
-    let quote = icmp + ICMP_LEN;
+    let quote = outer.transport + ICMP_LEN;
     let inner = ip::read(packet, ethertype, quote)?;
     // Whoever sent the packet is told; everything else is made up.
-    if inner.src != outer.dst || matches!(inner.fragment, Fragment::Later(_)) {
+    if inner.src != outer.dst || inner.fragment == Fragment::Later {
         return Err(Unread::NotOurs);
     }
-    let form = Form::Error { network, icmp };
-    let Headers { src, dst, proto, transport, .. } = read_transport(packet, &inner, quote, form)?;
-    let (src, dst, tcp_flags) = (dst, src, TcpFlags::default());
-    Ok(Headers { src, dst, proto, network: quote, transport, tcp_flags, form })
+    let headers = read_transport(packet, &inner, quote, Form::Error)?;
+    Ok(Headers { src: headers.dst, dst: headers.src, outer: network, ..headers })
 }
 
 #[inline(always)]
@@ -251,7 +248,7 @@ fn read_transport<P: Packet>(
     network: usize,
     form: Form,
 ) -> Result<Headers, Unread> {
-    let Network { src, dst, proto, transport, .. } = *outer;
+    let Network { src, dst, proto, transport, id: fragment, .. } = *outer;
     if !has_ports(proto) {
         return Err(Unread::NotOurs);
     }
@@ -259,17 +256,18 @@ fn read_transport<P: Packet>(
     // its options. An error may quote no more than 8.
     let [ports, tag]: [u32; 2] = packet.load(transport).ok_or(Unread::Malformed)?;
     let (src_port, dst_port) = split(ports);
-    let tcp_flags = if proto == Proto::TCP && !matches!(form, Form::Error { .. }) {
+    let tcp_flags = if proto == Proto::TCP && form != Form::Error {
         let [word, _]: [u32; 2] = packet.load(transport + 12).ok_or(Unread::Malformed)?;
         TcpFlags(word.to_ne_bytes()[1])
-    } else if proto == Proto::SCTP && tag == 0 && !matches!(form, Form::Error { .. }) {
+    } else if proto == Proto::SCTP && tag == 0 && form != Form::Error {
         // Only a packet with an INIT has no verification tag (RFC 9260 section 8.5.1).
         TcpFlags::SYN
     } else {
         TcpFlags::default()
     };
     let (src, dst) = (End { addr: src, port: src_port }, End { addr: dst, port: dst_port });
-    Ok(Headers { src, dst, proto, network, transport, tcp_flags, form })
+    let outer = network;
+    Ok(Headers { src, dst, proto, network, transport, tcp_flags, form, fragment, outer })
 }
 
 #[cfg(test)]

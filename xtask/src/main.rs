@@ -12,6 +12,7 @@ mod image;
 mod machine;
 mod setup;
 mod test;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -55,6 +56,8 @@ enum Task {
         #[arg(long, default_value = "shunt:dev")]
         tag: String,
     },
+    /// Boot older kernels in virtual machines and load the kernel programs there
+    Vm,
     /// The part of `test` that runs as root: what the file `plan` says
     #[command(hide = true)]
     PrivilegedTests { plan: PathBuf, results: PathBuf },
@@ -79,6 +82,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => return bench::run(&args),
         Task::Check { names } => return check::run(&names),
         Task::Image { tag } => image::build(&tag)?,
+        Task::Vm => return vm::run_all(),
         Task::PrivilegedTests { plan, results } => test::run_privileged(&plan, &results)?,
     }
     Ok(ExitCode::SUCCESS)

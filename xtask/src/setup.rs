@@ -106,6 +106,13 @@ pub(crate) fn ensure_baselines() {
     }
 }
 
+/// Installs those of `programs` that are missing, each of which comes with its package.
+pub(crate) fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
+    let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
+    if packages.is_empty() { Ok(()) } else { apt_install(&packages) }
+}
+
 /// Whether root would find `program`, who may have a longer PATH than this user.
 fn in_sbin(program: &str) -> bool {
     Path::new("/usr/sbin").join(program).is_file()

@@ -27,22 +27,27 @@ pub struct Network {
     pub transport: usize,
     /// Whether the packet is a fragment.
     pub fragment: Fragment,
+    /// Which packet it is a fragment of; means nothing if it is whole.
+    pub id: FragmentId,
 }
 
 /// Which fragment of a packet this is.
+///
+/// Without the identification: what is written only for some variants and copied for all is read
+/// from the stack before it is written, which Linux refuses before 6.3.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fragment {
     /// It is whole.
     None,
     /// The one with the transport header.
-    First(FragmentId),
+    First,
     /// Any other.
-    Later(FragmentId),
+    Later,
 }
 
 /// The identification that the fragments of one packet share, as it lies in the packet.
 #[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FragmentId(pub u32);
 
 /// Reads the header of type `ethertype` at `offset`.
@@ -65,7 +70,6 @@ fn read_ipv4<P: Packet>(packet: &P, offset: usize) -> Result<Network, Unread> {
         return Err(Unread::Malformed);
     }
     let [id0, id1, place0, place1] = header[1].to_ne_bytes();
-    let id = FragmentId(u16::from_ne_bytes([id0, id1]) as u32);
     Ok(Network {
         src: Addr::from_v4_word(header[3]),
         dst: Addr::from_v4_word(header[4]),
@@ -73,9 +77,10 @@ fn read_ipv4<P: Packet>(packet: &P, offset: usize) -> Result<Network, Unread> {
         transport: offset + header_len,
         fragment: match u16::from_be_bytes([place0, place1]) & 0x3fff {
             0 => Fragment::None,
-            0x2000 => Fragment::First(id),
-            _ => Fragment::Later(id),
+            0x2000 => Fragment::First,
+            _ => Fragment::Later,
         },
+        id: FragmentId(u16::from_ne_bytes([id0, id1]) as u32),
     })
 }
 
@@ -98,9 +103,10 @@ fn read_ipv6<P: Packet>(packet: &P, offset: usize) -> Result<Network, Unread> {
         proto: Proto(header[1].to_ne_bytes()[2]),
         transport: offset + 40,
         fragment: Fragment::None,
+        id: FragmentId::default(),
     };
     for _ in 0..EXTENSIONS {
-        if !is_extension(network.proto) || matches!(network.fragment, Fragment::Later(_)) {
+        if !is_extension(network.proto) || network.fragment == Fragment::Later {
             return Ok(network);
         }
         skip_extension(packet, &mut network)?;
@@ -129,12 +135,12 @@ fn skip_extension<P: Packet>(packet: &P, network: &mut Network) -> Result<(), Un
         return Ok(());
     }
     network.transport += 8;
-    let id = FragmentId(header[1]);
-    match u16::from_be_bytes([place0, place1]) & 0xfff9 {
+    network.id = FragmentId(header[1]);
+    network.fragment = match u16::from_be_bytes([place0, place1]) & 0xfff9 {
         // RFC 6946: whole, although it says that it is a fragment.
-        0 => {}
-        1 => network.fragment = Fragment::First(id),
-        _ => network.fragment = Fragment::Later(id),
-    }
+        0 => network.fragment,
+        1 => Fragment::First,
+        _ => Fragment::Later,
+    };
     Ok(())
 }

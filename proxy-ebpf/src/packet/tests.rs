@@ -95,23 +95,29 @@ fn what_is_not_read_says_why() {
 
 #[test]
 fn fragments_are_told_from_packets_that_only_could_be_some() {
-    let form = |flags| read(&Bytes(ipv4(0, flags, 17)), ETH_P_IP, 14).unwrap().form;
-    assert_eq!(form(0x4000), Form::Whole);
-    assert_eq!(form(0x2000), Form::First(FragmentId(0)));
-    assert_eq!(form(0x2001), Form::Later(FragmentId(0)));
-    assert_eq!(form(0x0001), Form::Later(FragmentId(0)));
+    let ipv4 = |flags| {
+        let mut packet = ipv4(0, flags, 17);
+        packet[18..20].copy_from_slice(&[0, 9]);
+        let headers = read(&Bytes(packet), ETH_P_IP, 14).unwrap();
+        (headers.form, headers.fragment)
+    };
+    let id = FragmentId(9_u16.to_be().into());
+    assert_eq!(ipv4(0x4000).0, Form::Whole);
+    assert_eq!(ipv4(0x2000), (Form::First, id));
+    assert_eq!(ipv4(0x2001), (Form::Later, id));
+    assert_eq!(ipv4(0x0001), (Form::Later, id));
 
     let ipv6 = |place: u8, more: u8| {
         let mut packet = ipv6(44, [1; 16]);
         drop(packet.splice(40..40, [17, 0, place, more, 0, 0, 0, 9]));
         let headers = read(&Bytes(packet), ETH_P_IPV6, 0).unwrap();
+        assert_eq!(headers.fragment, FragmentId(9_u32.to_be()));
         (headers.form, headers.dst.port.number(), headers.proto)
     };
-    let id = FragmentId(9_u32.to_be());
     assert_eq!(ipv6(0, 0), (Form::Whole, 80, Proto::UDP), "an atomic fragment (RFC 6946)");
-    assert_eq!(ipv6(0, 1), (Form::First(id), 80, Proto::UDP));
-    assert_eq!(ipv6(1, 0), (Form::Later(id), 0, Proto(0)));
-    assert_eq!(ipv6(1, 1), (Form::Later(id), 0, Proto(0)));
+    assert_eq!(ipv6(0, 1), (Form::First, 80, Proto::UDP));
+    assert_eq!(ipv6(1, 0), (Form::Later, 0, Proto(0)));
+    assert_eq!(ipv6(1, 1), (Form::Later, 0, Proto(0)));
 }
 
 #[test]
@@ -126,7 +132,7 @@ fn an_error_reads_as_a_reply_to_what_it_quotes() {
     assert_eq!(headers.src, end("10.96.0.1", 80));
     assert_eq!(headers.dst, end("10.0.0.1", 40000));
     assert_eq!((headers.network, headers.transport, headers.proto), (42, 66, Proto::TCP));
-    assert_eq!(headers.form, Form::Error { network: 14, icmp: 34 });
+    assert_eq!((headers.form, headers.outer), (Form::Error, 14));
     assert!(!headers.tcp_flags.opens(), "a quoted SYN opens nothing");
 }
 
