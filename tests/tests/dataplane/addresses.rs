@@ -169,7 +169,7 @@ async fn an_address_outside_the_cluster_is_a_services_if_it_says_so() -> Result<
     Ok(())
 }
 
-/// Scenarios 41, 46 to 49 and 67; S15.
+/// Scenarios 41, 42, 46 to 49 and 67; S15.
 #[tokio::test]
 async fn a_node_port_goes_to_its_service_and_every_other_port_to_the_node() -> Result<()> {
     let mut everyone = Everyone::prepare().await?;
@@ -199,8 +199,12 @@ async fn a_node_port_goes_to_its_service_and_every_other_port_to_the_node() -> R
             node.serve(Serve::udp(node_port(number)).on(addr.ip())).await?;
         }
     }
+    // An address of the node that is not in the list.
+    node.add_addr("172.18.0.78/16").await?;
+    let unlisted = SocketAddr::from(([172, 18, 0, 78], node_port(47)));
+    node.serve(Serve::udp(node_port(47)).on(unlisted.ip())).await?;
     // A list of one family says nothing of the other.
-    let flags = [("--node-port-addresses", "172.18.0.0/16"), ("--external-ips", "false")];
+    let flags = [("--node-port-addresses", "172.18.0.8/29"), ("--external-ips", "false")];
     everyone.start(&flags).await?;
     let node = everyone.scene.cluster.lab.node(0);
     let [v4, v6] = node.addrs().at(node_port(49));
@@ -215,6 +219,7 @@ async fn a_node_port_goes_to_its_service_and_every_other_port_to_the_node() -> R
         questions.extend([
             ("46: TCP of the one", who, only(Transport::Tcp, at(46)), From(HERE)),
             ("46: UDP of the other", who, only(Transport::Udp, at(46)), From(AFAR)),
+            ("42: an address that is not in the list", who, one(unlisted), From(HOST)),
             ("47: whoever listens there; S15", who, at(47), From(AFAR)),
             ("48: no endpoint", who, at(48), Refused),
             ("49: its family", who, one(v4), From(AFAR)),

@@ -8,7 +8,7 @@ use crate::scene::{node_port, ready, service, slices, vip};
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use lab::cluster::eventually;
-use lab::{Ask, Machine, Serve};
+use lab::{Ask, Load, LoadReport, Machine, Serve};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -143,6 +143,68 @@ async fn a_burst_of_changes_ends_in_the_last_state() -> Result<()> {
 async fn heard(from: &Machine, to: SocketAddr) -> Result<BTreeSet<String>> {
     let asking = (0..30).map(|_| from.tcp(to));
     Ok(try_join_all(asking).await?.into_iter().map(|reply| reply.name).collect())
+}
+
+/// Scenario 89.
+#[tokio::test]
+async fn no_connection_of_a_client_with_affinity_fails_while_its_backend_goes() -> Result<()> {
+    let mut everyone = Everyone::prepare().await?;
+    let affinity = json!({ "sessionAffinity": "ClientIP" });
+    let publish = |everyone: &Everyone, pod: usize| {
+        let web = &everyone.scene.web[pod];
+        everyone.scene.publish_with(1, affinity.clone(), &[(web, ready())])
+    };
+    publish(&everyone, 0)?;
+    everyone.start(&[]).await?;
+    let node = everyone.scene.cluster.lab.node(0).addrs().at(node_port(1));
+    let mut loads = Vec::new();
+    for to in vip(1).into_iter().chain(node) {
+        for from in [&*everyone.scene.client, &everyone.aside, &everyone.outsider] {
+            let load = Load::new(Ask::tcp(to)).per_second(50.0);
+            loads.push((from.start_load(load).await?, from.name().to_owned(), to));
+        }
+    }
+    for pod in [1, 0] {
+        publish(&everyone, pod)?;
+        let name = everyone.scene.web[pod].name();
+        for (load, ..) in &loads {
+            let before = load.report().await?.backends.get(name).copied().unwrap_or(0);
+            let more = |report: &LoadReport| report.backends.get(name).is_some_and(|n| *n > before);
+            let asked = async || load.report().await;
+            let moved = |report: &Result<LoadReport, _>| report.as_ref().is_ok_and(more);
+            let _report = eventually(name, asked, moved).await??;
+        }
+    }
+    for (load, from, to) in loads {
+        let report = load.stop().await?;
+        assert_eq!(report.failed(), 0, "{from} → {to}: {report:?}");
+    }
+    Ok(())
+}
+
+/// Scenario S10.
+#[tokio::test]
+async fn a_client_that_has_a_backend_elsewhere_keeps_to_the_node_where_it_must() -> Result<()> {
+    let mut everyone = Everyone::prepare().await?;
+    let spec = json!({ "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local" });
+    let publish = |everyone: &Everyone, count: usize| {
+        let web = &everyone.scene.web;
+        let all = [(&web[1], ready()), (&web[0], ready())];
+        everyone.scene.publish_with(1, spec.clone(), &all[..count])
+    };
+    publish(&everyone, 1)?;
+    everyone.start(&[]).await?;
+    let known = [Pods, Node, Outsider].map(|who| ("the only one", who, both(vip(1)), From(AFAR)));
+    everyone.check(&known).await?;
+    publish(&everyone, 2)?;
+    everyone.scene.wait_endpoints(1, 2).await?;
+    everyone.check(&known).await?;
+    let at_node = everyone.node_ports(0, 1);
+    let questions = [
+        ("pods stay with theirs", Pods, at_node.clone(), From(AFAR)),
+        ("outsiders keep to the node", Outsider, at_node, From(HERE)),
+    ];
+    everyone.check(&questions).await
 }
 
 /// Scenarios 85 and 86.
