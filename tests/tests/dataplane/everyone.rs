@@ -12,7 +12,8 @@ use lab::cluster::eventually;
 use lab::{Ask, FailureKind, LabConfig, Machine, Pod, RpFilter, Serve, Transport};
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// The networks of ClusterIPs, of load balancers and of external IPs.
 const NETWORKS: [[&str; 2]; 3] = [
@@ -172,14 +173,14 @@ async fn hear(from: &Machine, ask: &Ask, expected: Answer) -> Result<(), String>
     let names = match expected {
         Answer::From(names) => names,
         Answer::Refused => {
-            let asked = try_join_all([(); 2].map(|()| from.ask(ask.clone()))).await;
+            let asked = try_join_all([(); 2].map(|()| from.ask(afresh(ask)))).await;
             return match asked {
                 Err(failure) if failure.refused_at_once() => Ok(()),
                 other => Err(format!("{other:?}")),
             };
         }
         Answer::Silence => {
-            return match from.ask(ask.clone().timeout(SILENCE)).await {
+            return match from.ask(afresh(ask).timeout(SILENCE)).await {
                 Err(failure) if failure.kind == FailureKind::TimedOut => Ok(()),
                 other => Err(format!("{other:?}")),
             };
@@ -187,7 +188,7 @@ async fn hear(from: &Machine, ask: &Ask, expected: Answer) -> Result<(), String>
     };
     let mut heard = BTreeSet::new();
     for _ in 0..TIMES * names.len() {
-        let reply = from.ask(ask.clone()).await.map_err(|failure| failure.to_string())?;
+        let reply = from.ask(afresh(ask)).await.map_err(|failure| failure.to_string())?;
         if reply.peer.to_string() != ask.to {
             return Err(format!("the peer {}", reply.peer));
         }
@@ -195,6 +196,21 @@ async fn hear(from: &Machine, ask: &Ask, expected: Answer) -> Result<(), String>
     }
     let is_right = heard.iter().map(String::as_str).eq(names.iter().copied());
     if is_right { Ok(()) } else { Err(format!("{heard:?}")) }
+}
+
+/// The question from a port that has asked nothing yet: a datagram of a port that just asked, by
+/// chance, belongs to the flow that it began.
+fn afresh(ask: &Ask) -> Ask {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let ask = ask.clone();
+    if ask.transport == Transport::Tcp {
+        return ask;
+    }
+    // Neither the kernel's own choice nor a NodePort.
+    let port = 10_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 20_000;
+    let is_v6 = ask.to.starts_with('[');
+    let any = if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    ask.from(SocketAddr::new(any, port))
 }
 
 /// TCP and UDP to both addresses.
