@@ -4,7 +4,7 @@ use crate::scene::{PORTS, Path, Scene, answer, node_port, reaches, ready, silent
 use anyhow::{Context, Result};
 use futures::future::try_join_all;
 use lab::cluster::eventually;
-use lab::{Ask, Cni, Machine, objects};
+use lab::{Ask, Cni, Machine, Socket, objects};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -150,13 +150,13 @@ async fn source_ranges_hold_for_the_balancers_addresses_and_nothing_else() -> Re
 
         // Tightened: the established connection goes on, and the pod is let in.
         let open = try_join_all(to.map(|to| outsider.open(Ask::tcp(to)))).await?;
-        try_join_all(open.iter().map(|socket| socket.ask())).await?;
+        try_join_all(open.iter().map(Socket::ask)).await?;
         balance(&scene, &host(client))?;
         let asked = async || client.ask(Ask::tcp(to[0])).await;
         let _ = eventually("the pod is let in", asked, Result::is_ok).await??;
         let asked = async || outsider.ask(Ask::tcp(to[0])).await;
         let _ = eventually("the outsider is not", asked, Result::is_err).await?;
-        try_join_all(open.iter().map(|socket| socket.ask())).await?;
+        try_join_all(open.iter().map(Socket::ask)).await?;
         silent("in no range any more", &outsider, sockets(to)).await?;
         reaches("a pod in a range", client, sockets(to), &own).await?;
     }
