@@ -1,7 +1,7 @@
 //! UDP sockets that stay open while endpoints change: they keep their port, and leave a backend
 //! when that no longer serves and another one does.
 //!
-//! On the socket path unconnected ones; a connected socket's datagrams pass no hook there.
+//! On the socket path unconnected ones; `stale_udp` has those that are connected.
 
 use crate::addresses::{balanced, balancer};
 use crate::everyone::Answer::{From, Refused};
