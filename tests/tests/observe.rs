@@ -39,6 +39,7 @@ fn metric(node: &Machine, sample: &str) -> Result<f64> {
     Ok(line.with_context(|| format!("no {sample} in\n{text}"))?.parse()?)
 }
 
+/// Scenarios 102 to 104.
 #[tokio::test]
 async fn health_follows_the_node_object() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -52,14 +53,24 @@ async fn health_follows_the_node_object() -> Result<()> {
     for field in ["lastUpdated", "currentTime", "nodeEligible"] {
         assert!(!body[field].is_null(), "no {field} in {body}");
     }
-    let mut leaving = objects::node(web.cluster.lab.node(0));
-    leaving["spec"]["taints"] =
+    let node = objects::node(web.cluster.lab.node(0));
+    let mut tainted = node.clone();
+    tainted["spec"]["taints"] =
         json!([{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }]);
-    web.cluster.api.apply(&leaving)?;
+    let mut deleted = node.clone();
+    deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let mut cordoned = node.clone();
+    cordoned["spec"]["unschedulable"] = json!(true);
+    cordoned["spec"]["taints"] =
+        json!([{ "key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule" }]);
     let is = |wanted| move |codes: &Result<(u16, u16)>| codes.as_ref().is_ok_and(|c| *c == wanted);
-    eventually("a node that is to go gets no new traffic", codes, is((200, 503))).await??;
-    web.cluster.api.apply(&objects::node(web.cluster.lab.node(0)))?;
-    eventually("and gets it again", codes, is((200, 200))).await?.map(drop)
+    for leaving in [tainted, deleted] {
+        web.cluster.api.apply(&leaving)?;
+        eventually("a node that is to go gets no new traffic", codes, is((200, 503))).await??;
+        web.cluster.api.apply(&cordoned)?;
+        eventually("one that is cordoned does", codes, is((200, 200))).await??;
+    }
+    Ok(())
 }
 
 #[tokio::test]

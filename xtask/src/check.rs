@@ -8,6 +8,7 @@ mod arrow;
 mod documents;
 mod manifests;
 mod programs;
+mod scenarios;
 mod sources;
 
 use crate::machine::{cargo, root, shown};
@@ -27,7 +28,7 @@ struct Check {
     run: fn() -> Result<Findings>,
 }
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     Check { name: "sources", what: "files are short and open with //!", run: sources::check },
     Check { name: "tracked", what: "nothing is here that does not belong", run: sources::tracked },
     Check { name: "arrow", what: "imports follow the arrow", run: arrow::check },
@@ -35,6 +36,7 @@ const CHECKS: [Check; 9] = [
     Check { name: "clippy", what: "clippy is content with user space", run: clippy },
     Check { name: "clippy-bpf", what: "clippy is content with the programs", run: clippy_bpf },
     Check { name: "documents", what: "documents name what exists", run: documents::check },
+    Check { name: "scenarios", what: "every scenario has its tests", run: scenarios::check },
     Check { name: "manifests", what: "manifests parse and fit the agent", run: manifests::check },
     Check {
         name: "programs",

@@ -19,7 +19,7 @@ pub struct NodeSettings {
     /// Patterns of the node's side of pod devices.
     pub pod_devices: Vec<String>,
     /// Where NodePorts are reached: at addresses within these, or, if `None`, at the primary
-    /// address of each family.
+    /// address of each family. A family of which nothing is named is not restricted.
     pub node_port_addresses: Option<Vec<IpNetwork>>,
 }
 
@@ -57,9 +57,13 @@ pub fn plan_node(
         service_cidrs.map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
     // The loopback interface too: a VIP that announces itself may be an address of `lo`.
     for addr in interfaces.iter().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
+        let v6 = addr.is_ipv6();
         let accepted = match &settings.node_port_addresses {
-            Some(ranges) => ranges.iter().any(|range| range.contains(addr)),
-            None => primary.contains(&Some(addr)),
+            Some(ranges) => {
+                let mut ranges = ranges.iter().filter(|range| range.is_ipv6() == v6).peekable();
+                ranges.peek().is_none() || ranges.any(|range| range.contains(addr))
+            }
+            None => primary.contains(&Some(addr)) || is_only_of_family(node, !v6),
         };
         let flags = if accepted { NodeAddr::NODE_PORT } else { NodeAddr::LOCAL };
         plan.rows.addrs.insert(addr.into(), flags);
@@ -82,6 +86,12 @@ pub fn plan_node(
 
 const fn none() -> Addr {
     Addr::UNSPECIFIED_V6
+}
+
+/// Whether the Node has InternalIPs, and all are of one family.
+fn is_only_of_family(node: Option<&Node>, v6: bool) -> bool {
+    let internal_ips = node.map_or(&[][..], |node| &node.internal_ips);
+    !internal_ips.is_empty() && internal_ips.iter().all(|ip| ip.is_ipv6() == v6)
 }
 
 /// The node's primary address of a family: its first InternalIP that is here, or else the first
@@ -187,6 +197,24 @@ mod tests {
         assert!(plan.rows.addrs[&addr("10.1.0.2")].accepts_node_ports());
         assert!(!plan.rows.addrs[&addr("172.18.0.2")].accepts_node_ports());
         assert!(plan.rows.addrs.contains_key(&addr("192.168.7.7")));
+    }
+
+    /// Scenario S15.
+    #[test]
+    fn a_family_of_which_nothing_is_named_is_not_restricted() {
+        let accepted = |node: Option<&Node>, settings: &NodeSettings| -> Vec<String> {
+            let mut interfaces = interfaces();
+            interfaces[2].addrs.push("fd00:1::2/64".parse().unwrap());
+            let plan = plan_node(&interfaces, node, None, settings);
+            let accepted = plan.rows.addrs.iter().filter(|(_, a)| a.accepts_node_ports());
+            accepted.map(|(addr, _)| addr.to_string()).collect()
+        };
+        let internal_ips = vec!["172.18.0.3".parse().unwrap()];
+        let node = Node { internal_ips, ..Node::default() };
+        assert_eq!(accepted(Some(&node), &settings()), ["172.18.0.3", "fd00::2", "fd00:1::2"]);
+        let mut settings = settings();
+        settings.node_port_addresses = Some(vec!["10.0.0.0/8".parse().unwrap()]);
+        assert_eq!(accepted(None, &settings), ["10.1.0.2", "fd00::2", "fd00:1::2"]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use crate::scene::{PORTS, Path, Scene, answer, node_port, reaches, ready, silent, sockets, vip};
 use anyhow::{Context, Result};
+use futures::future::try_join_all;
 use lab::cluster::eventually;
-use lab::{Ask, Cni, Machine, objects};
+use lab::{Ask, Cni, Machine, Socket, objects};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -74,7 +75,7 @@ async fn a_client_stays_with_its_backend() -> Result<()> {
     Ok(())
 }
 
-/// Scenarios 85 and 89.
+/// Scenario 89.
 #[tokio::test]
 async fn a_client_whose_backend_goes_finds_another_and_stays_there() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -148,14 +149,14 @@ async fn source_ranges_hold_for_the_balancers_addresses_and_nothing_else() -> Re
         }
 
         // Tightened: the established connection goes on, and the pod is let in.
-        let open = outsider.open(Ask::tcp(to[0])).await?;
-        open.ask().await?;
+        let open = try_join_all(to.map(|to| outsider.open(Ask::tcp(to)))).await?;
+        try_join_all(open.iter().map(Socket::ask)).await?;
         balance(&scene, &host(client))?;
         let asked = async || client.ask(Ask::tcp(to[0])).await;
         let _ = eventually("the pod is let in", asked, Result::is_ok).await??;
         let asked = async || outsider.ask(Ask::tcp(to[0])).await;
         let _ = eventually("the outsider is not", asked, Result::is_err).await?;
-        open.ask().await?;
+        try_join_all(open.iter().map(Socket::ask)).await?;
         silent("in no range any more", &outsider, sockets(to)).await?;
         reaches("a pod in a range", client, sockets(to), &own).await?;
     }

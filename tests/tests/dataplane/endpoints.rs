@@ -155,6 +155,7 @@ async fn a_backend_may_be_a_process_of_a_node() -> Result<()> {
         for (fact, from, to, seen) in [
             ("a pod of the node", &**client, vip(1), client.addrs()),
             ("a pod elsewhere", &web[1], vip(1), web[1].addrs()),
+            ("the node itself", node, vip(1), node.addrs()),
             ("an outsider", &outsider, node.addrs().at(node_port(1)), outsider.addrs()),
             ("an outsider, by the other", &outsider, other.addrs().at(node_port(1)), other.addrs()),
         ] {

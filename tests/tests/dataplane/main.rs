@@ -5,13 +5,19 @@
 //! addresses, `matrix` all of them in every shape of network, `beside` others that look at the same
 //! packets; `endpoints` and `policy` are what decides between backends, `clients` who stays with
 //! one, `flows` what the packet path remembers, `packets` what packets it takes and gives,
-//! `counters` what an operator is told of it.
+//! `counters` what an operator is told of it. `inputs`, `conditions`, `topology`, `addresses`,
+//! `changes` and `udp` are what Kubernetes objects say, asked by everyone over both paths at once.
 
+mod addresses;
 mod beside;
+mod changes;
 mod clients;
+mod conditions;
 mod counters;
 mod endpoints;
+mod everyone;
 mod flows;
+mod inputs;
 mod matrix;
 mod node_port;
 mod packet_path;
@@ -20,3 +26,5 @@ mod policy;
 mod scene;
 mod socket_path;
 mod stale_udp;
+mod topology;
+mod udp;

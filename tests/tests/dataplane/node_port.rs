@@ -21,6 +21,7 @@ async fn a_node_port_without_an_endpoint_is_refused_to_outsiders() -> Result<()>
     Ok(())
 }
 
+/// Scenarios 42 and 50.
 #[tokio::test]
 async fn an_address_that_is_added_is_accepted_within_the_given_networks_only() -> Result<()> {
     const NETWORKS: &str = "172.18.0.76/31,fd00:18::4c/127";
@@ -38,8 +39,11 @@ async fn an_address_that_is_added_is_accepted_within_the_given_networks_only() -
         let [inside, outside] = [inside, outside].map(at_node_port);
         let ask = async || outsider.tcp(&inside).await;
         assert_eq!(eventually(&inside, ask, Result::is_ok).await??.name, "web-1");
-        let failure = outsider.tcp(&outside).await.expect_err("outside of the networks");
-        assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        assert_eq!(scene.client.tcp(&inside).await?.name, "web-1", "a pod, by its socket");
+        for from in [&outsider, &*scene.client] {
+            let failure = from.tcp(&outside).await.expect_err("outside of the networks");
+            assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+        }
     }
     // The node's own address is not within them either.
     let failure = outsider.tcp(node.addrs().at(node_port(1))[0]).await.expect_err("not inside");
@@ -54,6 +58,7 @@ fn at_node_port(addr: &str) -> String {
     format!("{addr}:{}", node_port(1))
 }
 
+/// Scenario 43.
 #[tokio::test]
 async fn only_the_primary_addresses_accept_node_ports_by_default() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -69,8 +74,10 @@ async fn only_the_primary_addresses_accept_node_ports_by_default() -> Result<()>
         assert_eq!(answer("primary", &outsider, &Ask::tcp(to)).await?.name, "web-1");
     }
     for addr in ["172.18.0.78/16", "fd00:18::4e/64"] {
-        let failure = outsider.tcp(at_node_port(addr)).await.expect_err(addr);
-        assert_eq!(failure.kind, FailureKind::Refused, "{addr}: {failure}");
+        for from in [&outsider, &*scene.client] {
+            let failure = from.tcp(at_node_port(addr)).await.expect_err(addr);
+            assert_eq!(failure.kind, FailureKind::Refused, "{addr}: {failure}");
+        }
     }
     Ok(())
 }

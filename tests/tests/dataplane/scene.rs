@@ -112,25 +112,12 @@ impl Scene {
         spec: Value,
         endpoints: &[(&Pod, Value)],
     ) -> Result<()> {
-        let name = format!("svc-{number}");
-        let ips = vip(number).map(|vip| vip.ip().to_string());
-        let mut service = objects::service(&name, &[&ips[0], &ips[1]], &PORTS);
-        service["spec"]["type"] = json!("NodePort");
-        for index in 0..PORTS.len() {
-            service["spec"]["ports"][index]["nodePort"] = json!(node_port(number));
-        }
+        let mut service = service(number);
         for (field, value) in spec.as_object().into_iter().flatten() {
             service["spec"][field] = value.clone();
         }
         self.cluster.api.apply(&service)?;
-        let pods: Vec<_> = endpoints.iter().map(|(pod, _)| *pod).collect();
-        for mut slice in objects::slices(&name, &PORTS, &pods) {
-            for (index, (_, conditions)) in endpoints.iter().enumerate() {
-                slice["endpoints"][index]["conditions"] = conditions.clone();
-            }
-            self.cluster.api.apply(&slice)?;
-        }
-        Ok(())
+        slices(number, endpoints).iter().try_for_each(|slice| self.cluster.api.apply(slice))
     }
 
     /// Waits until each port of the service `number` has so many endpoints on the first node.
@@ -175,6 +162,28 @@ pub(crate) async fn serve(machine: &Machine) -> Result<()> {
     machine.serve(Serve::tcp(8080)).await?;
     machine.serve(Serve::udp(8080)).await?;
     Ok(())
+}
+
+/// The Service `number`, which has NodePorts too.
+pub(crate) fn service(number: u8) -> Value {
+    let ips = vip(number).map(|vip| vip.ip().to_string());
+    let mut service = objects::service(&format!("svc-{number}"), &[&ips[0], &ips[1]], &PORTS);
+    service["spec"]["type"] = json!("NodePort");
+    for index in 0..PORTS.len() {
+        service["spec"]["ports"][index]["nodePort"] = json!(node_port(number));
+    }
+    service
+}
+
+/// The slices of the service `number`, one of each family, with endpoints in the given conditions.
+pub(crate) fn slices(number: u8, endpoints: &[(&Pod, Value)]) -> [Value; 2] {
+    let pods: Vec<_> = endpoints.iter().map(|(pod, _)| *pod).collect();
+    objects::slices(&format!("svc-{number}"), &PORTS, &pods).map(|mut slice| {
+        for (index, (_, conditions)) in endpoints.iter().enumerate() {
+            slice["endpoints"][index]["conditions"] = conditions.clone();
+        }
+        slice
+    })
 }
 
 /// The ClusterIPs of the service `number`, and its port.

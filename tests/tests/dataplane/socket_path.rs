@@ -143,23 +143,27 @@ async fn a_udp_socket_stays_with_its_backend_until_that_is_gone() -> Result<()> 
     Ok(())
 }
 
+/// Scenario 16.
 #[tokio::test]
 async fn backends_are_chosen_uniformly() -> Result<()> {
-    let mut scene = Scene::routed().await?;
-    let web_2 = scene.cluster.lab.add_pod(scene.cluster.lab.node(1), "web-2").await?;
-    serve(&web_2).await?;
-    scene.publish(1, &[&scene.web[0], &scene.web[1], &web_2])?;
-    scene.start(Path::Socket).await?;
-    for to in vip(1) {
-        let load = scene.client.start_load(Load::new(Ask::tcp(to)).concurrency(4)).await?;
-        load.until(|report| report.answered() + report.failed() >= 1_500).await?;
-        let report = load.stop().await?;
-        assert_eq!(report.failed(), 0, "{report:?}");
-        let expected = report.answered() as f64 / 3.0;
-        let terms = report.backends.values().map(|&n| (n as f64 - expected).powi(2) / expected);
-        // Two degrees of freedom: chance exceeds 30 once in 3 million times.
-        let chi_square: f64 = terms.sum();
-        assert!(report.backends.len() == 3 && chi_square < 30.0, "{chi_square} {report:?}");
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::routed().await?;
+        let web_2 = scene.cluster.lab.add_pod(scene.cluster.lab.node(1), "web-2").await?;
+        serve(&web_2).await?;
+        scene.publish(1, &[&scene.web[0], &scene.web[1], &web_2])?;
+        scene.start(path).await?;
+        for to in vip(1) {
+            let load = scene.client.start_load(Load::new(Ask::tcp(to)).concurrency(4)).await?;
+            load.until(|report| report.answered() + report.failed() >= 1_500).await?;
+            let report = load.stop().await?;
+            assert_eq!(report.failed(), 0, "{path:?}: {report:?}");
+            let expected = report.answered() as f64 / 3.0;
+            let terms = report.backends.values().map(|&n| (n as f64 - expected).powi(2) / expected);
+            // Two degrees of freedom: chance exceeds 30 once in 3 million times.
+            let chi_square: f64 = terms.sum();
+            let is_even = report.backends.len() == 3 && chi_square < 30.0;
+            assert!(is_even, "{path:?}: {chi_square} {report:?}");
+        }
     }
     Ok(())
 }
