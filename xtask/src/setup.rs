@@ -12,7 +12,8 @@ use std::process::Command;
 const BPF_LINKER: &str = "0.10.4";
 const PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
 /// What the benchmark compares with: a program, and its package.
-const BASELINES: [(&str, &str); 2] = [("iptables-nft-restore", "iptables"), ("nft", "nftables")];
+const BASELINES: [(&str, &str); 3] =
+    [("iptables-nft-restore", "iptables"), ("nft", "nftables"), ("unbound", "unbound")];
 
 struct Step {
     name: &'static str,
