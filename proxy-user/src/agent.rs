@@ -184,7 +184,10 @@ fn settings(config: &AgentConfig) -> Settings {
         node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
-        dns_limit: DnsLimit::default(),
+        dns_limit: config
+            .dns
+            .as_ref()
+            .map_or_else(DnsLimit::default, |dns| DnsLimit { rate: dns.limit, burst: dns.limit }),
     }
 }
 
