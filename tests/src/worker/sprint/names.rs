@@ -21,13 +21,14 @@ pub(super) fn run(sprint: &NameSprint) -> io::Result<SprintReport> {
     let mut latency = Histogram::default();
     let mut queries: Vec<_> = sprint.questions.iter().map(|each| each.query.clone()).collect();
     let checks: Vec<_> = sprint.questions.iter().map(Check::new).collect();
+    let mut next = 0_u16;
     let started = Instant::now();
     while started.elapsed() < sprint.duration {
         let begun = Instant::now();
         let asked = if sprint.at_once == 1 {
-            in_turn(&socket, &mut queries, &checks)
+            in_turn(&socket, &mut queries, &checks, &mut next)
         } else {
-            at_once(&socket, &mut queries, &checks, sprint.at_once)
+            at_once(&socket, &mut queries, &checks, sprint.at_once, &mut next)
         };
         match asked {
             Ok(count) => report.count += count as u64,
@@ -49,11 +50,20 @@ pub(super) fn run(sprint: &NameSprint) -> io::Result<SprintReport> {
 }
 
 /// Asks all questions, each when the one before it is answered.
-fn in_turn(socket: &UdpSocket, queries: &mut [Vec<u8>], checks: &[Check<'_>]) -> io::Result<usize> {
+fn in_turn(
+    socket: &UdpSocket,
+    queries: &mut [Vec<u8>],
+    checks: &[Check<'_>],
+    next: &mut u16,
+) -> io::Result<usize> {
     let mut reply = [0; 4096];
     for (query, check) in queries.iter_mut().zip(checks) {
-        send(socket, query, 0)?;
+        send(socket, query, *next)?;
         let length = socket.recv(&mut reply)?;
+        if number_of(&reply) != *next {
+            return Err(io::Error::other("a reply to another query"));
+        }
+        *next = next.wrapping_add(1);
         check.holds(&reply[..length])?;
     }
     Ok(queries.len())
@@ -65,18 +75,28 @@ fn at_once(
     queries: &mut [Vec<u8>],
     checks: &[Check<'_>],
     count: usize,
+    next: &mut u16,
 ) -> io::Result<usize> {
     let mut reply = [0; 4096];
     let kinds = queries.len();
     for number in 0..count {
-        send(socket, &mut queries[number % kinds], number as u16)?;
+        send(socket, &mut queries[number % kinds], next.wrapping_add(number as u16))?;
     }
     for _ in 0..count {
         let length = socket.recv(&mut reply)?;
-        let number = usize::from(u16::from_be_bytes([reply[0], reply[1]]));
+        let number = usize::from(number_of(&reply).wrapping_sub(*next));
+        if number >= count {
+            return Err(io::Error::other("a reply to another query"));
+        }
         checks[number % kinds].holds(&reply[..length])?;
     }
+    *next = next.wrapping_add(count as u16);
     Ok(count)
+}
+
+/// The number of the query that a reply is to.
+fn number_of(reply: &[u8]) -> u16 {
+    u16::from_be_bytes([reply[0], reply[1]])
 }
 
 fn send(socket: &UdpSocket, query: &mut [u8], number: u16) -> io::Result<()> {
