@@ -183,7 +183,10 @@ fn settings(config: &AgentConfig) -> Settings {
         node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
-        dns_limit: DnsLimit::default(),
+        dns_limit: config
+            .dns
+            .as_ref()
+            .map_or_else(DnsLimit::default, |dns| DnsLimit { rate: dns.limit, burst: dns.limit }),
     }
 }
 
@@ -284,14 +287,17 @@ impl Agent {
             _ => {}
         }
         let is_node = matches!(change, Change::Node(_) | Change::ServiceCidrs(_));
+        let is_opt_out = matches!(change, Change::OptedOutPods(_));
         let is_corefile = matches!(change, Change::Corefile(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
-        if let Some(uids) = self.world.opted_out_pods() {
-            self.opt_out.set(uids);
+        if let Some(pods) = self.world.opted_out_pods() {
+            self.opt_out.set(&pods.socket_path);
         }
         if is_node {
             self.health.node(self.world.node());
+        }
+        if is_node || is_opt_out {
             self.update_node();
         }
         if is_corefile && self.synced {

@@ -84,6 +84,8 @@ pub struct DnsConfig {
     pub service: ObjectName,
     /// The time to live of answers in seconds; `None` means that of the Corefile.
     pub ttl: Option<u32>,
+    /// Answers of the kernel to a pod in a second; 0 means no limit.
+    pub limit: u32,
     /// The resolver's port on the node.
     pub port: u16,
     /// Who is asked what the resolver does not know; `None` means the endpoints of the service.
@@ -348,6 +350,7 @@ impl Values {
             zone: self.read("dns-zone", value::zone)?,
             service: self.read("dns-service", value::object_name)?,
             ttl: self.optional("dns-ttl", value::ttl)?,
+            limit: self.read("dns-limit", value::rate)?,
             port: self.read("dns-port", value::port)?,
             upstreams: self.optional("dns-upstream", value::servers)?,
         }))

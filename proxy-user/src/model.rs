@@ -17,6 +17,23 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+/// What a pod, or several, opted out of.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct OptedOut {
+    /// The UIDs, as the kubelet names cgroups by, of those that want the packet path alone.
+    pub socket_path: BTreeSet<Arc<str>>,
+    /// The addresses of those that want their names from the DNS service.
+    pub names: BTreeSet<IpAddr>,
+}
+
+impl OptedOut {
+    /// With what `other` opted out of.
+    pub fn extend(&mut self, other: &Self) {
+        self.socket_path.extend(other.socket_path.iter().cloned());
+        self.names.extend(&other.names);
+    }
+}
+
 /// The namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectName {
@@ -254,9 +271,8 @@ pub enum Change {
     /// All networks that ClusterIPs are taken from; none in a cluster that has no ServiceCIDRs.
     /// Nothing waits for this change.
     ServiceCidrs(Vec<IpNetwork>),
-    /// The UIDs, as the kubelet names cgroups by, of all pods of this node that want the packet
-    /// path alone. Not waited for.
-    OptedOutPods(BTreeSet<Arc<str>>),
+    /// What all pods of this node opt out of. Not waited for.
+    OptedOutPods(OptedOut),
     /// A Namespace is new.
     Namespace(Arc<str>),
     /// A Namespace is gone.

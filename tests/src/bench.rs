@@ -10,6 +10,7 @@ mod control;
 mod facts;
 mod measure;
 mod metrics;
+mod names;
 mod noise;
 mod options;
 mod population;
@@ -86,6 +87,11 @@ async fn measure(options: &Options) -> Result<Report> {
     };
     let bar = progress(options, &field);
     let mut loads = traffic(options, &field, &mut report, &bar).await?;
+    if options.wants("dns") {
+        bar.set_message("names");
+        let names = names::run(options, &mut report.skipped);
+        report.rows.extend(watched(names, &mut report.noise).await?);
+    }
     control_plane(options, &mut loads, &mut report, &bar).await?;
     bar.finish_and_clear();
     Ok(report)

@@ -9,7 +9,7 @@ use crate::cgroup;
 use crate::netns::{Netns, Via};
 use crate::network::ETH0;
 use crate::protocol::{Command, Opened};
-use crate::sprint::{Sprint, SprintReport};
+use crate::sprint::{NameSprint, Sprint, SprintReport};
 use crate::traffic::{
     Ask, ExecOutput, Failure, Load, LoadReport, NameExchange, Reply, Serve, ServerReport, Transport,
 };
@@ -151,6 +151,11 @@ impl Machine {
     /// Runs a sprint to its end.
     pub async fn sprint(&self, sprint: Sprint) -> Result<SprintReport, Failure> {
         self.0.remote.call(Command::Sprint(sprint)).await
+    }
+
+    /// Runs a sprint of DNS queries to its end.
+    pub async fn sprint_names(&self, sprint: NameSprint) -> Result<SprintReport, Failure> {
+        self.0.remote.call(Command::NameSprint(sprint)).await
     }
 
     /// Runs a program in the machine's namespace and cgroup, to its end.

@@ -2,7 +2,7 @@
 //!
 //! Requests carry numbers and are answered in any order. Only data; both sides act elsewhere.
 
-use crate::sprint::Sprint;
+use crate::sprint::{NameSprint, Sprint};
 use crate::traffic::{Ask, Failure, Load, NameExchange, Serve};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -49,6 +49,8 @@ pub(crate) enum Command {
     SprintServers(u16),
     /// Run a sprint to its end: [`crate::sprint::SprintReport`].
     Sprint(Sprint),
+    /// Run a sprint of DNS queries to its end: [`crate::sprint::SprintReport`].
+    NameSprint(NameSprint),
     /// Stand in for a DNS server at this port: `()`.
     ServeNames(u16),
     /// What that server was asked since the last time: a list of texts.

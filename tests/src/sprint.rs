@@ -7,7 +7,7 @@
 use crate::traffic::{Failure, Latency};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// How many bytes a request and its reply have.
@@ -101,12 +101,37 @@ pub struct Sprint {
     pub duration: Duration,
 }
 
-/// What came of a [`Sprint`].
+/// A load of DNS queries over one UDP socket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameSprint {
+    /// The server.
+    pub to: SocketAddr,
+    /// What is asked, again and again in this order.
+    pub questions: Vec<Question>,
+    /// How many queries are under way. Of one at a time, each pass through the questions has a
+    /// latency.
+    pub at_once: usize,
+    /// For how long.
+    pub duration: Duration,
+}
+
+/// A question, and what the reply must say.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Question {
+    /// The query's bytes: a header, a question, and maybe more.
+    pub query: Vec<u8>,
+    /// The code of the reply: 0 for what there is, 3 for what there is not.
+    pub code: u8,
+    /// All addresses in it, in any order.
+    pub addrs: Vec<IpAddr>,
+}
+
+/// What came of a [`Sprint`], or of a [`NameSprint`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SprintReport {
     /// How long it took.
     pub elapsed: Duration,
-    /// What was counted: connections, replies, bytes or datagrams.
+    /// What was counted: connections, replies, bytes, datagrams or queries.
     pub count: u64,
     /// Replies by the id of the server.
     pub backends: BTreeMap<u16, u64>,

@@ -142,6 +142,7 @@ impl Worker {
             }
             Command::SprintServers(id) => sprint::serve(id).and(DONE),
             Command::Sprint(load) => json(sprint::run(load).await?),
+            Command::NameSprint(load) => json(sprint::run_names(load).await?),
             Command::ServeNames(port) => {
                 let server = names::NameServer::start(port).await?;
                 self.name_servers.put(id, Arc::new(server));

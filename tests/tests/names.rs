@@ -1,6 +1,8 @@
 //! Names of the cluster, as pods and nodes ask for them: answered in the kernel, by the node's
 //! resolver, or by the DNS service.
 
+#[path = "names/clients.rs"]
+mod clients;
 #[path = "names/scene.rs"]
 mod scene;
 

@@ -75,7 +75,11 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Setup => setup::report()?,
+        Task::Setup => {
+            setup::report()?;
+            setup::ensure_baselines();
+            setup::ensure_clients();
+        }
         Task::Build { release } => drop(build::binaries(release)?),
         Task::Test(args) => return test::run(&args),
         Task::Demo(args) => return demo::run(&args),

@@ -11,8 +11,11 @@ use std::process::Command;
 
 const BPF_LINKER: &str = "0.10.4";
 const PACKAGES: [&str; 2] = ["gcc", "libc6-dev"];
+/// Clients that the tests of names run in pods: a program, and its package.
+const CLIENTS: [(&str, &str); 2] = [("dig", "bind9-dnsutils"), ("musl-gcc", "musl-tools")];
 /// What the benchmark compares with: a program, and its package.
-const BASELINES: [(&str, &str); 2] = [("iptables-nft-restore", "iptables"), ("nft", "nftables")];
+const BASELINES: [(&str, &str); 3] =
+    [("iptables-nft-restore", "iptables"), ("nft", "nftables"), ("unbound", "unbound")];
 
 struct Step {
     name: &'static str,
@@ -92,7 +95,17 @@ fn walk(on_found: impl Fn(&Step, &str)) -> Result<()> {
 /// Installs what the benchmark compares with, where that can be done. Without it those are left
 /// out, and the benchmark says so.
 pub(crate) fn ensure_baselines() {
-    let missing: Vec<_> = BASELINES
+    ensure_programs(&BASELINES, "the baselines of the benchmark");
+}
+
+/// Installs the clients that tests run in pods, where that can be done. Without them those tests
+/// fail, and say so.
+pub(crate) fn ensure_clients() {
+    ensure_programs(&CLIENTS, "the tests of names");
+}
+
+fn ensure_programs(programs: &[(&str, &'static str)], what: &str) {
+    let missing: Vec<_> = programs
         .iter()
         .filter(|(program, _)| !in_sbin(program) && find_program(program).is_none())
         .map(|(_, package)| *package)
@@ -100,7 +113,7 @@ pub(crate) fn ensure_baselines() {
     if missing.is_empty() {
         return;
     }
-    println!("installing {}, for the baselines of the benchmark", missing.join(" and "));
+    println!("installing {}, for {what}", missing.join(" and "));
     if let Err(error) = apt_install(&missing) {
         println!("missing    {}: {error:#}", missing.join(" and "));
     }

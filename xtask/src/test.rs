@@ -5,7 +5,7 @@
 //! so that everything in the tree stays the user's.
 
 use crate::machine::{as_root, cargo, root};
-use crate::{build, machine};
+use crate::{build, machine, setup};
 use anyhow::{Context as _, Result};
 use build::Executable;
 use clap::ValueEnum;
@@ -110,6 +110,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let tiers = if args.tier.is_empty() { &Tier::ALL[..] } else { &args.tier };
     let libtest_args: Vec<_> = args.filter.iter().chain(&args.flags).cloned().collect();
 
+    if tiers.contains(&Tier::Lab) {
+        setup::ensure_clients();
+    }
     // The lab runs `shunt` and `lab-worker`, which lie beside the test executables.
     drop(build::binaries(false)?);
     let runs = build::tests()?.into_iter().map(|executable| Run {

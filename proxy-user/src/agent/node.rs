@@ -65,7 +65,7 @@ impl NodeState {
             Err(error) => warnings.push(warning("socket path", &error)),
         }
         if let Some(interfaces) = &self.interfaces {
-            let plan = plan_node(interfaces, world.node(), world.service_cidrs(), &self.settings);
+            let plan = plan_node(interfaces, world, &self.settings);
             match self.dataplane.write_node(&plan.rows) {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),

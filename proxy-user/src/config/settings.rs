@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 29] = [
+pub(super) const SETTINGS: [Setting; 30] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -171,6 +171,13 @@ pub(super) const SETTINGS: [Setting; 29] = [
         value: "SECONDS",
         default: None,
         help: "How long answers may be kept [default: what the Corefile says, or else 30]",
+    },
+    Setting {
+        name: "dns-limit",
+        value: "RATE",
+        default: Some("20000"),
+        help: "How many answers a second a pod has from the kernel; what it asks beyond goes to the \
+               DNS service. 0 sets no limit",
     },
     Setting {
         name: "dns-port",

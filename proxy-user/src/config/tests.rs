@@ -111,18 +111,25 @@ fn names_are_answered_as_the_flags_say() {
         zone: "cluster.local".to_owned(),
         service: kube_dns,
         ttl: None,
+        limit: 20_000,
         port: 10_053,
         upstreams: None,
     };
     assert_eq!(dns(&["--dns", "kernel"]), Some(kernel.clone()));
     let flags = ["--dns=full", "--dns-deny=shadow", "--dns-zone=K8s.Example.", "--dns-ttl=7"];
-    let more = ["--dns-service=a/b", "--dns-port=53", "--dns-upstream=10.0.0.1, [fd00::1]:5353"];
+    let more = [
+        "--dns-service=a/b",
+        "--dns-limit=5",
+        "--dns-port=53",
+        "--dns-upstream=10.0.0.1, [fd00::1]:5353",
+    ];
     let full = DnsConfig {
         full: true,
         deny: Denial::Shadow,
         zone: "k8s.example".to_owned(),
         service: ObjectName { namespace: "a".into(), name: "b".into() },
         ttl: Some(7),
+        limit: 5,
         port: 53,
         upstreams: Some(vec!["10.0.0.1:53".parse().unwrap(), "[fd00::1]:5353".parse().unwrap()]),
     };

@@ -169,6 +169,11 @@ pub(super) fn ttl(text: &str) -> Parsed<u32> {
     seconds.ok_or_else(|| format!("{text:?} is no time to live: write seconds, 0 to 3600"))
 }
 
+pub(super) fn rate(text: &str) -> Parsed<u32> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is no rate: write answers a second, or 0 for no limit"))
+}
+
 pub(super) fn port(text: &str) -> Parsed<u16> {
     let port = text.trim().parse().ok().filter(|port| *port > 0);
     port.ok_or_else(|| format!("{text:?} is no port: write a number from 1 to 65535"))

@@ -73,6 +73,7 @@ mod tests {
             zone: "cluster.local".to_owned(),
             service: ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() },
             ttl: None,
+            limit: 0,
             port: 10_053,
             upstreams: None,
         }

@@ -4,7 +4,7 @@
 //! each of them touches. A change that says what is known already touches nothing. It decides
 //! nothing: what objects mean together is `plan`'s business.
 
-use super::{Change, Node, ObjectName, Service, Slice, Warning};
+use super::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct World {
     /// Invariant: the names of those objects that carry warnings.
     faulty_services: BTreeSet<ObjectName>,
     faulty_slices: BTreeSet<ObjectName>,
-    opted_out_pods: Option<BTreeSet<Arc<str>>>,
+    opted_out_pods: Option<OptedOut>,
     source_warnings: Vec<Warning>,
 }
 
@@ -103,7 +103,7 @@ impl World {
             Change::Slice(slice) => self.put_slice(*slice, &mut touched),
             Change::SliceGone(name) => self.remove_slice(&name, &mut touched),
             Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
-            Change::OptedOutPods(uids) => self.opted_out_pods = Some(uids),
+            Change::OptedOutPods(pods) => self.opted_out_pods = Some(pods),
             Change::AllNamespaces(names) => {
                 let listed: BTreeSet<_> = names.into_iter().collect();
                 let known = self.namespaces.replace(listed.clone()).unwrap_or_default();
@@ -156,9 +156,8 @@ impl World {
         self.service_cidrs.as_deref()
     }
 
-    /// The UIDs of this node's pods that want the packet path alone; `None` until a source has said
-    /// so.
-    pub fn opted_out_pods(&self) -> Option<&BTreeSet<Arc<str>>> {
+    /// What this node's pods opted out of; `None` until a source has said so.
+    pub fn opted_out_pods(&self) -> Option<&OptedOut> {
         self.opted_out_pods.as_ref()
     }
 

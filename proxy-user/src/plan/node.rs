@@ -1,10 +1,11 @@
 //! The plan for the node itself: which devices the packet path is attached to, at which addresses
 //! NodePorts are reached, and what the source of SNAT is on each device.
 //!
-//! A pure function of the interfaces, the Node, the ServiceCIDRs and the settings.
+//! A pure function of the interfaces, the settings, and what the world says of the Node, the
+//! ServiceCIDRs and the pods that opt out.
 
 use crate::glob::matches_any;
-use crate::model::{Interface, Node};
+use crate::model::{Interface, Node, World};
 use crate::tables::{NodeRows, Prefix};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
@@ -35,12 +36,8 @@ pub struct NodePlan {
 }
 
 /// Plans the node.
-pub fn plan_node(
-    interfaces: &[Interface],
-    node: Option<&Node>,
-    service_cidrs: Option<&[IpNetwork]>,
-    settings: &NodeSettings,
-) -> NodePlan {
+pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSettings) -> NodePlan {
+    let node = world.node();
     let is_pod = |i: &Interface| matches_any(&settings.pod_devices, &i.name);
     let is_node = |i: &Interface| match &settings.devices {
         Some(patterns) => matches_any(patterns, &i.name),
@@ -54,7 +51,7 @@ pub fn plan_node(
     let mut plan =
         NodePlan { primary: primary.into_iter().flatten().collect(), ..NodePlan::default() };
     plan.rows.service_cidrs =
-        service_cidrs.map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
+        world.service_cidrs().map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
     // The loopback interface too: a VIP that announces itself may be an address of `lo`.
     for addr in interfaces.iter().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
         let v6 = addr.is_ipv6();
@@ -71,7 +68,14 @@ pub fn plan_node(
     for interface in attach {
         let own = |v6: bool| interface.addrs.iter().map(IpNetwork::ip).find(|a| a.is_ipv6() == v6);
         let snat = |v6: bool| own(v6).or(primary[usize::from(v6)]).map_or_else(none, Addr::from);
-        let pod = u32::from(is_pod(interface));
+        let names_off = world.opted_out_pods().is_some_and(|opted_out| {
+            interface.pods.iter().any(|addr| opted_out.names.contains(addr))
+        });
+        let pod = match (is_pod(interface), names_off) {
+            (true, true) => Device::POD | Device::NAMES_OFF,
+            (true, false) => Device::POD,
+            (false, _) => 0,
+        };
         let netns = interface.peer_netns.unwrap_or(-1);
         let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod, netns };
         plan.rows.devices.insert(interface.index, device);
@@ -113,6 +117,7 @@ fn primary<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Change, OptedOut};
 
     fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
         Interface {
@@ -143,13 +148,19 @@ mod tests {
         ]
     }
 
+    fn world(node: Option<&Node>) -> World {
+        let mut world = World::default();
+        let _ = world.apply(Change::Node(node.cloned()));
+        world
+    }
+
     fn addr(text: &str) -> Addr {
         text.parse::<IpAddr>().unwrap().into()
     }
 
     #[test]
     fn node_devices_have_addresses_and_pod_devices_match() {
-        let plan = plan_node(&interfaces(), None, None, &settings());
+        let plan = plan_node(&interfaces(), &World::default(), &settings());
         let names: Vec<_> = plan.attach.iter().map(|i| i.name.as_str()).collect();
         assert_eq!(names, ["eth0", "eth1", "veth12"]);
         assert_eq!(plan.rows.devices.values().map(|d| d.pod).collect::<Vec<_>>(), [0, 0, 1]);
@@ -161,8 +172,25 @@ mod tests {
         let pod: IpAddr = "10.244.1.5".parse().unwrap();
         interfaces[1].pods = vec!["10.9.9.9".parse().unwrap()];
         interfaces[3].pods = vec![pod];
-        let plan = plan_node(&interfaces, None, None, &settings());
+        let plan = plan_node(&interfaces, &World::default(), &settings());
         assert_eq!(plan.rows.pod_addrs.into_iter().collect::<Vec<_>>(), [(pod.into(), 4)]);
+    }
+
+    #[test]
+    fn names_of_a_pod_that_opts_out_are_left_alone_on_its_device() {
+        let mut interfaces = interfaces();
+        let pod: IpAddr = "fd00::1:5".parse().unwrap();
+        interfaces[3].pods = vec!["10.244.1.5".parse().unwrap(), pod];
+        interfaces.push(Interface { pods: vec![], ..interface(6, "veth13", &[]) });
+        let mut world = World::default();
+        let answered = |world: &World| {
+            let plan = plan_node(&interfaces, world, &settings());
+            [4, 6].map(|index| plan.rows.devices[&index].answers_names())
+        };
+        assert_eq!(answered(&world), [true, true]);
+        let opted_out = OptedOut { names: [pod].into(), ..OptedOut::default() };
+        let _ = world.apply(Change::OptedOutPods(opted_out));
+        assert_eq!(answered(&world), [false, true]);
     }
 
     #[test]
@@ -170,16 +198,20 @@ mod tests {
         let mut interfaces = interfaces();
         interfaces[1].has_controller = true;
         interfaces[2].up = false;
-        let plan = plan_node(&interfaces, None, None, &settings());
+        let plan = plan_node(&interfaces, &World::default(), &settings());
         assert_eq!(plan.attach.len(), 1);
         interfaces[3].has_controller = true;
-        assert_eq!(plan_node(&interfaces, None, None, &settings()).attach.len(), 1, "pods' always");
+        assert_eq!(
+            plan_node(&interfaces, &World::default(), &settings()).attach.len(),
+            1,
+            "pods' always"
+        );
     }
 
     #[test]
     fn primary_is_the_internal_ip_and_else_the_first_address() {
         let accepted = |node: Option<&Node>| -> Vec<String> {
-            let plan = plan_node(&interfaces(), node, None, &settings());
+            let plan = plan_node(&interfaces(), &world(node), &settings());
             let accepted = plan.rows.addrs.iter().filter(|(_, a)| a.accepts_node_ports());
             accepted.map(|(addr, _)| addr.to_string()).collect()
         };
@@ -193,7 +225,7 @@ mod tests {
     fn listed_ranges_choose_the_addresses_and_all_are_known() {
         let mut settings = settings();
         settings.node_port_addresses = Some(vec!["10.0.0.0/8".parse().unwrap()]);
-        let plan = plan_node(&interfaces(), None, None, &settings);
+        let plan = plan_node(&interfaces(), &World::default(), &settings);
         assert!(plan.rows.addrs[&addr("10.1.0.2")].accepts_node_ports());
         assert!(!plan.rows.addrs[&addr("172.18.0.2")].accepts_node_ports());
         assert!(plan.rows.addrs.contains_key(&addr("192.168.7.7")));
@@ -219,7 +251,7 @@ mod tests {
 
     #[test]
     fn snat_takes_the_devices_own_address_or_the_primary_one() {
-        let plan = plan_node(&interfaces(), None, None, &settings());
+        let plan = plan_node(&interfaces(), &World::default(), &settings());
         assert_eq!(plan.rows.devices[&3].snat_v4, addr("10.1.0.2"));
         assert_eq!(plan.rows.devices[&3].snat_v6, addr("fd00::2"));
         assert_eq!(plan.rows.devices[&4].snat_v4, addr("172.18.0.2"));

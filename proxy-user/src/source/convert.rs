@@ -11,8 +11,8 @@ mod service;
 mod tests;
 
 use crate::model::{
-    Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, Slice, SlicePort,
-    TrafficPolicy,
+    Conditions, Endpoint, Node, ObjectName, OptedOut, Service, ServicePort, ServiceType, Slice,
+    SlicePort, TrafficPolicy,
 };
 use intern::Interner;
 use ipnetwork::IpNetwork;
@@ -32,6 +32,9 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The annotation with which a pod chooses its path: `off` leaves it to the packet path, as
 /// sandboxes and meshes with a network stack of their own want.
 pub const SOCKET_PATH: &str = "shunt.dev/socket-path";
+/// The annotation with which a pod chooses who answers its names: `off` leaves them to the DNS
+/// service, as a pod whose policy keeps it from there may want.
+pub const DNS: &str = "shunt.dev/dns";
 /// The annotation of a static pod that has the UID by which the kubelet knows it; the API server
 /// gives its mirror another one.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
@@ -179,17 +182,24 @@ impl Converter {
         }
     }
 
-    /// The UID of the pod if it runs, or will, and opts out of the socket path.
-    pub fn opted_out_pod(&mut self, object: &core::Pod) -> Option<Arc<str>> {
-        let metadata = &object.metadata;
-        let phase = object.status.as_ref().and_then(|status| status.phase.as_deref());
-        if annotation(metadata, SOCKET_PATH) != Some("off")
-            || matches!(phase, Some("Succeeded" | "Failed"))
-        {
-            return None;
+    /// What the pod opts out of, if it runs, or will.
+    pub fn opted_out(&mut self, object: &core::Pod) -> OptedOut {
+        let (metadata, status) = (&object.metadata, object.status.as_ref());
+        let mut opted_out = OptedOut::default();
+        let phase = status.and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            return opted_out;
         }
-        let uid = annotation(metadata, STATIC_UID).or(metadata.uid.as_deref())?;
-        Some(self.strings.intern(uid))
+        if annotation(metadata, SOCKET_PATH) == Some("off") {
+            let uid = annotation(metadata, STATIC_UID).or(metadata.uid.as_deref());
+            opted_out.socket_path.extend(uid.map(|uid| self.strings.intern(uid)));
+        }
+        if annotation(metadata, DNS) == Some("off") {
+            let addrs = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+            let addrs = addrs.iter().filter_map(|addr| addr.ip.parse::<IpAddr>().ok());
+            opted_out.names.extend(addrs);
+        }
+        opted_out
     }
 
     /// The name of a Namespace.

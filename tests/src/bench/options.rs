@@ -48,7 +48,7 @@ pub struct Options {
 }
 
 /// The parts of a run that are not traffic, by their names for `--only`.
-pub(super) const PARTS: [&str; 3] = ["programs", "control", "scale"];
+pub(super) const PARTS: [&str; 4] = ["programs", "dns", "control", "scale"];
 
 impl Options {
     /// Whether the part or measurement `name` was asked for.

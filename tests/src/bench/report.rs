@@ -118,6 +118,7 @@ impl Row {
         let part = match self.key.split('-').next() {
             Some("programs") => "Programs",
             Some("control") => "Control plane",
+            Some("dns") => "Names (direct: a local unbound)",
             Some("scale") => "Scale, 25 endpoints each",
             _ => "Traffic",
         };

@@ -18,6 +18,8 @@ pub(super) enum Target {
         /// Whether no proxy may be better.
         beat_proxies: bool,
     },
+    /// A share of what the baseline takes, not to exceed.
+    AtMostOfDirect(f64),
     /// A value not to exceed.
     AtMost(f64),
 }
@@ -43,6 +45,15 @@ pub(super) enum Verdict {
 impl Target {
     /// Judges a ratio to the direct path, given those of the proxies.
     pub(super) fn judge_ratio(self, ratio: Figure, proxies: &[Figure]) -> Verdict {
+        if let Self::AtMostOfDirect(most) = self {
+            let is_open = ratio.low <= most && most < ratio.high;
+            let is_wide = is_open && ratio.spread() > NOISE;
+            return if is_wide {
+                Verdict::TooNoisy
+            } else {
+                reached(ratio.median <= most, is_open)
+            };
+        }
         let Self::OfDirect { at_least, beat_proxies } = self else { return Verdict::None };
         let best = proxies.iter().map(|proxy| proxy.median).fold(0.0, f64::max);
         let bar = if beat_proxies { best.max(at_least) } else { at_least };
@@ -57,7 +68,7 @@ impl Target {
     pub(super) fn judge(self, value: Figure) -> Verdict {
         match self {
             Self::AtMost(most) => reached(value.median <= most, value.low <= most),
-            Self::OfDirect { .. } => Verdict::None,
+            Self::OfDirect { .. } | Self::AtMostOfDirect(_) => Verdict::None,
         }
     }
 }
@@ -77,6 +88,7 @@ impl fmt::Display for Target {
                 write!(f, "≥ {at_least:.2}")?;
                 f.write_str(if *beat_proxies { "*" } else { "" })
             }
+            Self::AtMostOfDirect(most) => write!(f, "≤ {most:.2}"),
             Self::AtMost(most) => write!(f, "≤ {most}"),
         }
     }
@@ -119,6 +131,17 @@ mod tests {
         assert_eq!(judge(0.8, 1.0, 1.2), Verdict::TooNoisy);
         assert_eq!(judge(1.0, 1.2, 1.5), Verdict::Met);
         assert_eq!(judge(0.5, 0.6, 0.9), Verdict::Missed);
+    }
+
+    #[test]
+    fn a_share_not_to_exceed_is_judged_from_the_other_side() {
+        let judge = |low, median, high| {
+            Target::AtMostOfDirect(0.2).judge_ratio(figure(low, median, high), &[])
+        };
+        assert_eq!(judge(0.15, 0.16, 0.17), Verdict::Met);
+        assert_eq!(judge(0.19, 0.21, 0.22), Verdict::WithinSpread);
+        assert_eq!(judge(0.21, 0.22, 0.23), Verdict::Missed);
+        assert_eq!(judge(0.1, 0.18, 0.3), Verdict::TooNoisy);
     }
 
     #[test]

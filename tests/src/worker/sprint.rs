@@ -2,13 +2,14 @@
 //! time, epoll where there are many.
 
 mod many;
+mod names;
 mod one;
 mod server;
 
 pub(super) use server::serve;
 
 use super::latency::Histogram;
-use crate::sprint::{Deed, Sprint, SprintReport};
+use crate::sprint::{Deed, NameSprint, Sprint, SprintReport};
 use crate::traffic::Failure;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::hash::{BuildHasher, RandomState};
@@ -22,9 +23,24 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Runs a sprint to its end.
 pub(super) async fn run(sprint: Sprint) -> Result<SprintReport, Failure> {
+    on_its_thread(move || run_here(&sprint)).await
+}
+
+/// Runs a sprint of DNS queries to its end.
+pub(super) async fn run_names(sprint: NameSprint) -> Result<SprintReport, Failure> {
+    let ran = move || {
+        stay_on(Side::Client);
+        names::run(&sprint).map_err(|error| Failure::from_io("ask for names", &error))
+    };
+    on_its_thread(ran).await
+}
+
+async fn on_its_thread(
+    run: impl FnOnce() -> Result<SprintReport, Failure> + Send + 'static,
+) -> Result<SprintReport, Failure> {
     let running = tokio::task::spawn_blocking(move || {
         // On a thread of its own: the affinity ends with it.
-        thread::scope(|scope| scope.spawn(|| run_here(&sprint)).join())
+        thread::scope(|scope| scope.spawn(run).join())
     });
     let ran = running.await.map_err(Failure::lab)?;
     ran.unwrap_or_else(|_| Err(Failure::lab("the thread of a sprint panicked")))

@@ -185,15 +185,32 @@ impl Scene {
     /// What glibc finds in the pod, with a resolv.conf like the kubelet's for the namespace
     /// `shop`.
     pub(crate) async fn getent(&self, name: &str) -> Result<String> {
+        self.with_search_list(&format!("getent ahosts {name}")).await
+    }
+
+    /// What `command` prints in the pod, with such a resolv.conf.
+    pub(crate) async fn with_search_list(&self, command: &str) -> Result<String> {
         let conf = self.cluster.lab.scratch().join("resolv.conf");
         let search = "shop.svc.cluster.local svc.cluster.local cluster.local";
         fs::write(&conf, format!("search {search}\nnameserver 10.96.0.10\noptions ndots:5\n"))?;
         // The file lies in the place of the machine's own for this command alone.
-        let script = format!(
-            "mount --bind {} /etc/resolv.conf && exec getent ahosts {name}",
-            conf.display()
-        );
+        let script = format!("mount --bind {} /etc/resolv.conf && exec {command}", conf.display());
         let output = self.client.exec("unshare", &["--mount", "sh", "-c", &script]).await?;
+        Ok(output.stdout + &output.stderr)
+    }
+}
+
+impl Scene {
+    /// The pod that asks.
+    pub(crate) fn client(&self) -> &Pod {
+        &self.client
+    }
+
+    /// What dig prints in the pod.
+    pub(crate) async fn dig(&self, args: &str) -> Result<String> {
+        let args: Vec<_> = ["+tries=1", "+time=3"].into_iter().chain(args.split(' ')).collect();
+        let ran = self.client.exec("dig", &args).await;
+        let output = ran.context("run dig; `cargo xtask setup` installs it")?;
         Ok(output.stdout + &output.stderr)
     }
 }

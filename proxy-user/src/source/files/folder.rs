@@ -2,7 +2,7 @@
 //! together say.
 
 use super::manifest::{self, Manifest};
-use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
+use crate::model::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
 use crate::source::Wanted;
 use crate::source::convert::Converter;
 use ipnetwork::IpNetwork;
@@ -55,7 +55,7 @@ struct Objects {
     slices: BTreeMap<ObjectName, Slice>,
     node: Option<Node>,
     service_cidrs: BTreeSet<IpNetwork>,
-    opted_out: BTreeSet<Arc<str>>,
+    opted_out: OptedOut,
     /// `None` if names are not wanted.
     names: Option<Names>,
 }
@@ -184,7 +184,7 @@ impl Folder {
         }
         let pods = self.files.values().flat_map(|file| &file.manifest.opted_out);
         let own = pods.filter(|(node, _)| *node == self.node_name);
-        objects.opted_out.extend(own.map(|(_, uid)| uid.clone()));
+        own.for_each(|(_, pod)| objects.opted_out.extend(pod));
         if self.names {
             let manifests = || self.files.values().map(|file| &file.manifest);
             let listed = manifests().flat_map(|manifest| &manifest.namespaces).cloned();

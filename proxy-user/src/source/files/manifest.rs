@@ -4,7 +4,7 @@
 //! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
 //! that cannot be read makes the whole text unreadable: half a file is not what was meant.
 
-use crate::model::{Node, Service, Slice};
+use crate::model::{Node, OptedOut, Service, Slice};
 use crate::source::convert::Converter;
 use ipnetwork::IpNetwork;
 use k8s_openapi::api::{
@@ -27,8 +27,8 @@ pub(super) struct Manifest {
     pub(super) nodes: Vec<Node>,
     /// The networks of its ServiceCIDRs.
     pub(super) service_cidrs: Vec<IpNetwork>,
-    /// The nodes and UIDs of its pods that opt out of the socket path.
-    pub(super) opted_out: Vec<(String, Arc<str>)>,
+    /// What its pods opt out of, with their nodes.
+    pub(super) opted_out: Vec<(String, OptedOut)>,
     /// Its Namespaces.
     pub(super) namespaces: Vec<Arc<str>>,
     /// Its Corefile.
@@ -129,8 +129,8 @@ impl Manifest {
             ("v1", "Pod") => {
                 let object: core::Pod = typed(value)?;
                 let node = object.spec.as_ref().and_then(|spec| spec.node_name.clone());
-                let uid = converter.opted_out_pod(&object);
-                self.opted_out.extend(node.zip(uid));
+                let opted_out = converter.opted_out(&object);
+                self.opted_out.extend(node.map(|node| (node, opted_out)));
                 return Ok(());
             }
             ("v1", "Node") => {

@@ -1,7 +1,7 @@
 //! Real folders, real events.
 
 use super::*;
-use crate::model::Warning;
+use crate::model::{OptedOut, Warning};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -167,7 +167,7 @@ async fn the_own_node_is_picked_out_and_missed() {
     let [_, _, Change::Node(Some(node))] = seen else { panic!("{seen:?}") };
     assert_eq!(next(&mut changes).await, Change::ServiceCidrs(vec![]));
     assert_eq!(&*node.name, "node-a");
-    assert_eq!(next(&mut changes).await, Change::OptedOutPods(BTreeSet::new()));
+    assert_eq!(next(&mut changes).await, Change::OptedOutPods(OptedOut::default()));
     fs::write(dir.path().join("nodes.yaml"), other).unwrap();
     assert_eq!(next(&mut changes).await, Change::Node(None));
     let subjects: BTreeSet<_> =
@@ -187,8 +187,9 @@ async fn pods_of_the_own_node_that_opt_out_and_run_are_named() {
     let pod = |name: &str, node: &str, path: &str, phase: &str| {
         format!(
             "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, uid: uid-{name}, \
-             annotations: {{shunt.dev/socket-path: '{path}'}}}}, spec: {{nodeName: {node}, \
-             containers: []}}, status: {{phase: {phase}}}}}\n"
+             annotations: {{shunt.dev/socket-path: '{path}', shunt.dev/dns: '{path}'}}}}, \
+             spec: {{nodeName: {node}, containers: []}}, \
+             status: {{phase: {phase}, podIPs: [{{ip: 10.244.1.9}}, {{ip: 'fd00::9'}}]}}}}\n"
         )
     };
     let own = pod("a", "node-a", "off", "Running") + &pod("b", "node-b", "off", "Running");
@@ -199,9 +200,12 @@ async fn pods_of_the_own_node_that_opt_out_and_run_are_named() {
     for _ in 0..4 {
         let _ = next(&mut changes).await;
     }
-    let uids = BTreeSet::from(["uid-a".into()]);
-    assert_eq!(next(&mut changes).await, Change::OptedOutPods(uids));
+    let opted_out = OptedOut {
+        socket_path: BTreeSet::from(["uid-a".into()]),
+        names: ["10.244.1.9", "fd00::9"].map(|addr| addr.parse().unwrap()).into(),
+    };
+    assert_eq!(next(&mut changes).await, Change::OptedOutPods(opted_out));
     let _no_node = next(&mut changes).await;
     fs::remove_file(dir.path().join("pods.yaml")).unwrap();
-    assert_eq!(next(&mut changes).await, Change::OptedOutPods(BTreeSet::new()));
+    assert_eq!(next(&mut changes).await, Change::OptedOutPods(OptedOut::default()));
 }

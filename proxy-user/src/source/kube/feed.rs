@@ -1,7 +1,7 @@
 //! What each watched kind is called, which of its objects are asked for, and which [`Change`]s
 //! they make.
 
-use crate::model::{Change, Node, ObjectName, Service, Slice, Warning};
+use crate::model::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
 use crate::source::convert::{
     COREDNS_NAME, COREDNS_NAMESPACE, Converter, SERVICE_NAME, SERVICE_PROXY_NAME,
 };
@@ -235,11 +235,11 @@ impl Feed for OwnNode {
     }
 }
 
-/// The pods of the own node, of which only those matter that opt out of the socket path.
+/// The pods of the own node, of which only those matter that opt out of something.
 pub(super) struct OwnPods {
     node_name: String,
     converter: Converter,
-    opted_out: BTreeMap<ObjectName, Arc<str>>,
+    opted_out: BTreeMap<ObjectName, OptedOut>,
 }
 
 impl OwnPods {
@@ -263,13 +263,16 @@ impl Feed for OwnPods {
     }
 
     fn listed(&mut self, object: &core::Pod) {
-        if let Some(uid) = self.converter.opted_out_pod(object) {
-            self.opted_out.insert(self.converter.name(&object.metadata), uid);
+        let opted_out = self.converter.opted_out(object);
+        if opted_out != OptedOut::default() {
+            self.opted_out.insert(self.converter.name(&object.metadata), opted_out);
         }
     }
 
     fn end_list(&mut self) -> Change {
-        Change::OptedOutPods(self.opted_out.values().cloned().collect())
+        let mut all = OptedOut::default();
+        self.opted_out.values().for_each(|pod| all.extend(pod));
+        Change::OptedOutPods(all)
     }
 
     fn applied(&mut self, object: &core::Pod) -> Option<Change> {

@@ -134,7 +134,7 @@ fn came(socket: &UdpSocket) -> io::Result<([u8; 2], u64)> {
 }
 
 /// A socket that sends to `to` and hears from nobody else.
-fn bound(to: SocketAddr) -> io::Result<UdpSocket> {
+pub(super) fn bound(to: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(PATIENCE))?;

@@ -1,0 +1,217 @@
+//! DNS queries over one UDP socket, as fast as they are answered; every reply is checked.
+
+use super::PATIENCE;
+use super::one::bound;
+use crate::sprint::{NameSprint, Question, SprintReport};
+use crate::traffic::Failure;
+use crate::worker::latency::Histogram;
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::time::Instant;
+
+/// A DNS message's header.
+const HEADER: usize = 12;
+/// The head of an address record whose owner is a pointer to the question.
+const RECORD: usize = 12;
+
+pub(super) fn run(sprint: &NameSprint) -> io::Result<SprintReport> {
+    let socket = bound(sprint.to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut report = SprintReport::default();
+    let mut latency = Histogram::default();
+    let mut queries: Vec<_> = sprint.questions.iter().map(|each| each.query.clone()).collect();
+    let checks: Vec<_> = sprint.questions.iter().map(Check::new).collect();
+    let mut next = 0_u16;
+    let started = Instant::now();
+    while started.elapsed() < sprint.duration {
+        let begun = Instant::now();
+        let asked = if sprint.at_once == 1 {
+            in_turn(&socket, &mut queries, &checks, &mut next)
+        } else {
+            at_once(&socket, &mut queries, &checks, sprint.at_once, &mut next)
+        };
+        match asked {
+            Ok(count) => report.count += count as u64,
+            Err(error) => {
+                report.failed += 1;
+                let _ = report.failure.get_or_insert(Failure::from_io("ask for names", &error));
+                // What comes late would be taken for the next reply.
+                break;
+            }
+        }
+        latency.add(begun.elapsed());
+    }
+    report.elapsed = started.elapsed();
+    // Of many at once, none has a time of its own.
+    if sprint.at_once == 1 {
+        report.latency = latency.latency();
+    }
+    Ok(report)
+}
+
+/// Asks all questions, each when the one before it is answered.
+fn in_turn(
+    socket: &UdpSocket,
+    queries: &mut [Vec<u8>],
+    checks: &[Check<'_>],
+    next: &mut u16,
+) -> io::Result<usize> {
+    let mut reply = [0; 4096];
+    for (query, check) in queries.iter_mut().zip(checks) {
+        send(socket, query, *next)?;
+        let length = socket.recv(&mut reply)?;
+        if number_of(&reply) != *next {
+            return Err(io::Error::other("a reply to another query"));
+        }
+        *next = next.wrapping_add(1);
+        check.holds(&reply[..length])?;
+    }
+    Ok(queries.len())
+}
+
+/// Sends `count` queries, and then takes the replies in any order.
+fn at_once(
+    socket: &UdpSocket,
+    queries: &mut [Vec<u8>],
+    checks: &[Check<'_>],
+    count: usize,
+    next: &mut u16,
+) -> io::Result<usize> {
+    let mut reply = [0; 4096];
+    let kinds = queries.len();
+    for number in 0..count {
+        send(socket, &mut queries[number % kinds], next.wrapping_add(number as u16))?;
+    }
+    for _ in 0..count {
+        let length = socket.recv(&mut reply)?;
+        let number = usize::from(number_of(&reply).wrapping_sub(*next));
+        if number >= count {
+            return Err(io::Error::other("a reply to another query"));
+        }
+        checks[number % kinds].holds(&reply[..length])?;
+    }
+    *next = next.wrapping_add(count as u16);
+    Ok(count)
+}
+
+/// The number of the query that a reply is to.
+fn number_of(reply: &[u8]) -> u16 {
+    u16::from_be_bytes([reply[0], reply[1]])
+}
+
+fn send(socket: &UdpSocket, query: &mut [u8], number: u16) -> io::Result<()> {
+    query[..2].copy_from_slice(&number.to_be_bytes());
+    socket.send(query).map(drop)
+}
+
+/// What a reply must say.
+struct Check<'a> {
+    question: &'a [u8],
+    code: u8,
+    count: usize,
+    digest: u128,
+}
+
+impl<'a> Check<'a> {
+    fn new(question: &'a Question) -> Self {
+        let name = question.query[HEADER..].iter().position(|byte| *byte == 0).unwrap_or_default();
+        let digests = question.addrs.iter().map(|addr| match addr {
+            IpAddr::V4(v4) => digest(&v4.octets()),
+            IpAddr::V6(v6) => digest(&v6.octets()),
+        });
+        Self {
+            question: &question.query[HEADER..HEADER + name + 5],
+            code: question.code,
+            count: question.addrs.len(),
+            digest: digests.fold(0, u128::wrapping_add),
+        }
+    }
+
+    /// An error if `reply` is not it: a whole reply to the question, with all addresses.
+    fn holds(&self, reply: &[u8]) -> io::Result<()> {
+        let found = self.read(reply);
+        if found == Some((self.code, self.count, self.digest)) {
+            return Ok(());
+        }
+        let (code, count) = (self.code, self.count);
+        let head = &reply[..reply.len().min(120)];
+        Err(io::Error::other(format!("not code {code} with {count} addresses: {head:02x?}")))
+    }
+
+    /// The code, the number of addresses, and their digest.
+    fn read(&self, reply: &[u8]) -> Option<(u8, usize, u128)> {
+        let is_whole = reply.get(2)? & 0x82 == 0x80;
+        let rest = reply.get(HEADER..)?.strip_prefix(self.question)?;
+        if !is_whole {
+            return None;
+        }
+        let count = usize::from(u16::from_be_bytes([reply[6], reply[7]]));
+        let (mut rest, mut sum) = (rest, 0_u128);
+        for _ in 0..count {
+            let length = usize::from(*rest.get(RECORD - 1)?);
+            let (record, after) = rest.split_at_checked(RECORD + length)?;
+            // The owner is the question's name; type and class are the question's too.
+            let kind = &self.question[self.question.len() - 4..];
+            if record[..2] != [0xc0, HEADER as u8] || record[2..6] != *kind {
+                return None;
+            }
+            sum = sum.wrapping_add(digest(&record[RECORD..]));
+            rest = after;
+        }
+        Some((reply[3] & 0xf, count, sum))
+    }
+}
+
+/// A number for an address, so that the sum of several says which they are.
+fn digest(addr: &[u8]) -> u128 {
+    let value = addr.iter().fold(1_u128, |value, byte| value << 8 | u128::from(*byte));
+    value.wrapping_mul(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_must_be_whole_and_have_all_addresses_in_any_order() {
+        let question = b"\x01a\x00\x00\x01\x00\x01";
+        let message = |flags: [u8; 2], addrs: &[u8]| {
+            let mut message =
+                vec![0, 0, flags[0], flags[1], 0, 1, 0, addrs.len() as u8, 0, 0, 0, 0];
+            message.extend(question);
+            for addr in addrs {
+                message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 10, 0, 0, *addr]);
+            }
+            message
+        };
+        let query = message([1, 0], &[]);
+        let addrs = [1, 2].map(|last| IpAddr::from([10, 0, 0, last])).to_vec();
+        let asked = Question { query, code: 0, addrs };
+        let holds = |reply: Vec<u8>| Check::new(&asked).holds(&reply).is_ok();
+        assert!(holds(message([0x85, 0], &[1, 2])) && holds(message([0x85, 0x80], &[2, 1])));
+        for (flags, addrs) in [
+            ([0x85, 0], &[1, 1][..]),
+            ([0x85, 0], &[1]),
+            ([0x85, 0], &[1, 2, 3]),
+            ([0x85, 3], &[1, 2]),
+            ([0x87, 0], &[1, 2]),
+            ([0x05, 0], &[1, 2]),
+        ] {
+            assert!(!holds(message(flags, addrs)), "{flags:?} {addrs:?}");
+        }
+        let mut cut = message([0x85, 0], &[1, 2]);
+        cut.truncate(cut.len() - 1);
+        assert!(!holds(cut));
+    }
+
+    #[test]
+    fn nobody_there_is_a_failure_and_not_a_wait() {
+        let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+        let query = vec![0; 17];
+        let questions = vec![Question { query, code: 0, addrs: Vec::new() }];
+        let duration = std::time::Duration::from_secs(1);
+        let sprint = NameSprint { to: nobody, questions, at_once: 1, duration };
+        let report = run(&sprint).unwrap();
+        assert_eq!((report.count, report.failed), (0, 1));
+    }
+}
