@@ -332,6 +332,8 @@ impl Agent {
             self.report.synced();
             self.next_publish = Some(Instant::now());
             tracing::info!(services = self.world.services().len(), "in sync");
+            // Behind everything that is needed once: the lists and the loading of the programs.
+            drop(tokio::task::spawn_blocking(sys::trim_memory));
         }
         if udp {
             self.udp_changed.notify_one();
@@ -506,6 +508,8 @@ fn ticker(period: Duration) -> tokio::time::Interval {
 /// Waits until `instant`; for ever if there is none.
 async fn at(instant: Option<Instant>) {
     match instant {
+        // The clock of timers ticks in milliseconds, so a sleep till now takes up to two.
+        Some(instant) if instant <= Instant::now() => {}
         Some(instant) => sleep_until(instant).await,
         None => pending().await,
     }
