@@ -1,5 +1,5 @@
 //! The kernel calls that aya does not have: map batches, mapped arrays, link updates, pins, a
-//! wait for readers, and the cookie of a network namespace.
+//! wait for readers, and the cookie of a network namespace; and two of glibc's allocator.
 //!
 //! The one module of this crate with unsafe code. Takes and gives plain Rust; decides nothing.
 
