@@ -337,6 +337,8 @@ impl Agent {
             self.report.synced();
             self.next_publish = Some(Instant::now());
             tracing::info!(services = self.world.services().len(), "in sync");
+            // Behind everything that is needed once: the lists and the loading of the programs.
+            drop(tokio::task::spawn_blocking(sys::trim_memory));
         }
         if udp {
             self.udp_changed.notify_one();

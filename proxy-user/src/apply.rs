@@ -108,12 +108,27 @@ struct Placed {
     range: u32,
     len: u32,
     /// All serving backends, sorted by row.
-    backends: Vec<(BackendRow, BackendId)>,
-    frontends: BTreeSet<FrontendKey>,
+    backends: Box<[(BackendRow, BackendId)]>,
+    /// Those that name the service, sorted.
+    frontends: Vec<FrontendKey>,
     /// Whether the service had affinity when it was last written in full.
     affinity: bool,
     /// The source ranges that are written.
     source_ranges: BTreeSet<Prefix>,
+}
+
+impl Placed {
+    fn add_frontend(&mut self, key: FrontendKey) {
+        if let Err(index) = self.frontends.binary_search(&key) {
+            self.frontends.insert(index, key);
+        }
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey) {
+        if let Ok(index) = self.frontends.binary_search(key) {
+            self.frontends.remove(index);
+        }
+    }
 }
 
 /// Backends that leave in a pass.
@@ -330,14 +345,14 @@ impl<S: Store> Applier<S> {
         self.writes += publish.len() as u64;
         for (key, (service, value)) in publish {
             if let Some(placed) = self.services.get_mut(&service) {
-                placed.frontends.insert(key);
+                placed.add_frontend(key);
             }
             let old = self.frontends.insert(key, (service.clone(), value));
             if let Some((old, _)) = old
                 && old != service
                 && let Some(placed) = self.services.get_mut(&old)
             {
-                placed.frontends.remove(&key);
+                placed.remove_frontend(&key);
             }
         }
     }
@@ -357,7 +372,7 @@ impl<S: Store> Applier<S> {
             if let Some((service, _)) = self.frontends.remove(&key)
                 && let Some(placed) = self.services.get_mut(&service)
             {
-                placed.frontends.remove(&key);
+                placed.remove_frontend(&key);
             }
         }
     }

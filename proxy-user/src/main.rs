@@ -45,6 +45,7 @@ fn clean_up(bpffs_root: &Path, force: bool) -> anyhow::Result<()> {
 fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
     let config = args.resolve()?;
     start_log(&config);
+    loader::sys::keep_memory_small();
     // One thread does all the work; others wait for the kernel.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(agent::run(config))?;

@@ -54,12 +54,13 @@ impl fmt::Display for BackendRow {
 
 /// The backends of a service port in one family.
 ///
-/// Invariant: `cluster` and `local` are sorted, without duplicates, and subsets of `all`.
+/// Invariant: all three are sorted and without duplicates; `cluster` and `local` are subsets of
+/// `all`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ServiceRow {
     /// The endpoints that serve, chosen now or not, and what is known of them. Flows stay with
     /// these.
-    pub all: BTreeMap<BackendRow, BackendFlags>,
+    pub all: Box<[(BackendRow, BackendFlags)]>,
     /// The cluster set.
     pub cluster: Vec<BackendRow>,
     /// The local set; empty if the Service has no policy `Local`.
@@ -68,6 +69,14 @@ pub struct ServiceRow {
     pub affinity_seconds: u32,
     /// The sources that its restricted frontends are open to.
     pub source_ranges: BTreeSet<Prefix>,
+}
+
+impl ServiceRow {
+    /// What is known of `backend`; `None` if it does not serve.
+    pub fn flags(&self, backend: &BackendRow) -> Option<BackendFlags> {
+        let index = self.all.binary_search_by_key(backend, |(row, _)| *row).ok()?;
+        Some(self.all[index].1)
+    }
 }
 
 /// A network, as the tries of the maps have it: the first bits of an address of sixteen bytes.

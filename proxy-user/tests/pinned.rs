@@ -5,7 +5,7 @@
 
 use aya::Pod;
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use proxy_ebpf::choose::{Caller, Choice, Destination, NodePortRange, choose, find_frontend};
 use proxy_ebpf::dns::decide::{Lookup, Names as _};
@@ -18,11 +18,12 @@ use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, Port, Proto};
+use proxy_user::loader::sys::{MappedArray, open_pin};
 use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
 use proxy_user::pinned::{Fill, PinnedMaps};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -266,4 +267,29 @@ fn commands_answer_without_an_agent_and_keep_their_exit_codes() {
         assert_eq!(run(&root, &["cleanup"]).0, Some(0), "cleanup may be repeated");
     }
     assert!(run(&root, &["services"]).2.contains("no maps are pinned"));
+}
+
+#[test]
+fn mapped_array_is_its_map_in_every_step_of_the_mapping() {
+    const BPF_F_MMAPABLE: u32 = 1 << 10;
+    // Three steps of 32,768 words, and a part of a fourth.
+    let len = 100_000;
+    let bpffs = Bpffs::new();
+    let path = bpffs.root().join("words");
+    let mut map = Array::<MapData, u64>::create(len, BPF_F_MMAPABLE).unwrap();
+    map.set(len - 1, 7, 0).unwrap();
+    map.pin(&path).unwrap();
+    let map = Map::Array(MapData::from_pin(&path).unwrap());
+    let map: Array<_, u64> = map.try_into().unwrap();
+    let pin = open_pin(&path).unwrap().unwrap();
+    let mut mapped = MappedArray::<u64>::new(pin.as_fd(), len).unwrap();
+    for index in [0, 32_767, 32_768, len - 2] {
+        mapped.set(index, u64::from(index) + 1);
+        assert_eq!(map.get(&index, 0).unwrap(), u64::from(index) + 1);
+    }
+    assert_eq!(mapped.get(len - 1), 7);
+    mapped.unmap();
+    assert_eq!((mapped.get(len - 1), mapped.get(32_768)), (7, 32_769), "it is mapped again");
+    mapped.set(len, 1);
+    assert_eq!(mapped.get(len), 0, "beyond the end is nothing");
 }

@@ -35,6 +35,8 @@ pub(super) fn ticker(period: Duration) -> Interval {
 /// Waits until `instant`; for ever if there is none.
 pub(super) async fn at(instant: Option<Instant>) {
     match instant {
+        // The clock of timers ticks in milliseconds, so a sleep till now takes up to two.
+        Some(instant) if instant <= Instant::now() => {}
         Some(instant) => sleep_until(instant).await,
         None => pending().await,
     }

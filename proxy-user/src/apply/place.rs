@@ -29,9 +29,11 @@ impl<S: Store> Applier<S> {
             let known = |old: &Placed| old.backends.binary_search_by_key(row, |(r, _)| r).is_ok();
             !old.as_ref().is_some_and(known)
         };
-        departed.returned.extend(udp_ends(key, row.all.keys().filter(is_new)));
+        departed
+            .returned
+            .extend(udp_ends(key, row.all.iter().map(|(backend, _)| backend).filter(is_new)));
         if let Some(old) = old {
-            let gone = || old.backends.iter().filter(|(backend, _)| !row.all.contains_key(backend));
+            let gone = || old.backends.iter().filter(|(backend, _)| row.flags(backend).is_none());
             departed.backends.extend(gone().map(|(_, id)| *id));
             departed.retired.extend(udp_ends(key, gone().map(|(backend, _)| backend)));
             self.quarantine.ranges.push((old.range, old.len));
@@ -112,9 +114,9 @@ impl<S: Store> Applier<S> {
         old: Option<&Placed>,
         row: &ServiceRow,
         taken: &mut Quarantine,
-    ) -> Option<Vec<(BackendRow, BackendId)>> {
-        let old = old.map_or(&[][..], |placed| &placed.backends);
-        let id = |backend: &BackendRow| {
+    ) -> Option<Box<[(BackendRow, BackendId)]>> {
+        let old = old.map_or(&[][..], |placed| &*placed.backends);
+        let mut id = |backend: &BackendRow| {
             if let Ok(index) = old.binary_search_by_key(backend, |(row, _)| *row) {
                 return Some((*backend, old[index].1));
             }
@@ -122,7 +124,7 @@ impl<S: Store> Applier<S> {
             taken.backends.push(id);
             Some((*backend, id))
         };
-        row.all.keys().map(id).collect()
+        row.all.iter().map(|(backend, _)| id(backend)).collect()
     }
 
     fn new_service(
@@ -138,7 +140,7 @@ impl<S: Store> Applier<S> {
 
 /// The state of a backend of `row`.
 pub(super) fn state(service: ServiceId, row: &ServiceRow, backend: BackendRow) -> BackendState {
-    let mut flags = row.all.get(&backend).copied().unwrap_or_default();
+    let mut flags = row.flags(&backend).unwrap_or_default();
     if row.affinity_seconds != 0 {
         let sets = [
             (&row.cluster, BackendFlags::IN_CLUSTER_SET),
@@ -162,7 +164,7 @@ pub(super) fn slots(
         Some(Slot {
             addr: backend.addr,
             port: backend.port,
-            flags: row.all.get(backend).copied().unwrap_or_default(),
+            flags: row.flags(backend).unwrap_or_default(),
             backend: backends[index].1,
         })
     };
@@ -171,8 +173,8 @@ pub(super) fn slots(
     let chosen = |backend: &&BackendRow| {
         row.cluster.binary_search(backend).is_ok() || row.local.binary_search(backend).is_ok()
     };
-    let draining: Vec<_> =
-        row.all.keys().filter(|backend| !chosen(backend)).filter_map(slot).collect();
+    let serving = row.all.iter().map(|(backend, _)| backend);
+    let draining: Vec<_> = serving.filter(|backend| !chosen(backend)).filter_map(slot).collect();
     let header = RangeHeader {
         service,
         cluster: cluster.len() as u32,

@@ -36,7 +36,7 @@ impl<S: Store> Applier<S> {
                 Some((key, placed))
                     if placed.range == value.range() && value.tag() == frontend.tag() =>
                 {
-                    placed.frontends.insert(frontend);
+                    placed.add_frontend(frontend);
                     frontends.insert(frontend, (key.clone(), value));
                 }
                 _ => stray.push(frontend),

@@ -178,7 +178,7 @@ fn row(cluster: &[u8], draining: &[u8]) -> ServiceRow {
     let mut cluster: Vec<_> = cluster.iter().map(|&last| backend(last)).collect();
     cluster.sort();
     cluster.dedup();
-    ServiceRow { all, cluster, ..ServiceRow::default() }
+    ServiceRow { all: all.into_iter().collect(), cluster, ..ServiceRow::default() }
 }
 
 fn frontend(last: u8) -> FrontendKey {

@@ -105,7 +105,10 @@ impl Store for MapStore {
 
     fn backends(&self) -> Vec<BackendId> {
         let used = |id: &BackendId| self.backends.get(id.0) != BackendState::default();
-        (0..maps::BACKENDS).map(BackendId).filter(used).collect()
+        let ids = (0..maps::BACKENDS).map(BackendId).filter(used).collect();
+        // Few of so many are read again.
+        self.backends.unmap();
+        ids
     }
 
     fn write_backend(&mut self, id: BackendId, state: BackendState) {

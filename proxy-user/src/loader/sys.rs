@@ -1,11 +1,12 @@
 //! The kernel calls that aya does not have: map batches, mapped arrays, link updates, pins, a
-//! wait for readers, and the cookie of a network namespace.
+//! wait for readers, and the cookie of a network namespace; and two of glibc's allocator.
 //!
 //! The one module of this crate with unsafe code. Takes and gives plain Rust; decides nothing.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper")]
 
 use aya::Pod;
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
@@ -14,6 +15,9 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
+
+/// How much of an array is mapped in one step: a multiple of every size of pages.
+const MAPPED_AT_ONCE: usize = 1 << 18;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -180,54 +184,114 @@ pub fn read_plain<T: Pod>(bytes: &[u8]) -> Option<T> {
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// A BPF array that was made with `BPF_F_MMAPABLE`, in this process's memory.
+/// A BPF array that was made with `BPF_F_MMAPABLE`, in this process's memory: as much of it, from
+/// its beginning, as was read or written. The kernel counts all that is mapped as resident.
 #[derive(Debug)]
 pub struct MappedArray<T> {
+    map: OwnedFd,
+    /// Invariant: addresses for `len` elements, of which the first `mapped` bytes are the map.
     elements: NonNull<T>,
     len: u32,
+    mapped: Cell<usize>,
 }
 
 // SAFETY: the mapping belongs to the value alone, as far as this process goes.
 unsafe impl<T: Send> Send for MappedArray<T> {}
 
 impl<T: Pod> MappedArray<T> {
-    /// Maps the `len` elements of `map`.
+    /// An array of the `len` elements of `map`.
     pub fn new(map: BorrowedFd<'_>, len: u32) -> io::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8), "the kernel pads elements to 8 bytes") };
-        // SAFETY: a new shared mapping at an address of the kernel's choice.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len as usize * size_of::<T>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
+        let array = Self {
+            map: map.try_clone_to_owned()?,
+            // SAFETY: new addresses, of the kernel's choice and without memory.
+            elements: unsafe {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+                let bytes = len as usize * size_of::<T>();
+                mapping(libc::mmap(ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0))?.cast()
+            },
+            len,
+            mapped: Cell::new(0),
         };
-        match NonNull::new(address.cast::<T>()) {
-            Some(elements) if address != libc::MAP_FAILED => Ok(Self { elements, len }),
-            _ => Err(io::Error::last_os_error()),
+        // Whether the map can be mapped at all is known from here on.
+        array.map_up_to(1)?;
+        Ok(array)
+    }
+
+    /// Where the element at `index` is; `None` if it is out of range.
+    fn element(&self, index: u32) -> Option<NonNull<T>> {
+        let end = (index as usize + 1) * size_of::<T>();
+        if index >= self.len {
+            return None;
+        }
+        if end > self.mapped.get() && self.map_up_to(end).is_err() {
+            // The map can be mapped, so there is no memory for it, as for any other allocation.
+            std::alloc::handle_alloc_error(std::alloc::Layout::new::<[u8; MAPPED_AT_ONCE]>());
+        }
+        // SAFETY: within the addresses that `new` took.
+        Some(unsafe { self.elements.add(index as usize) })
+    }
+
+    /// Maps at least the first `end` bytes, which are some of the array's.
+    fn map_up_to(&self, end: usize) -> io::Result<()> {
+        let end = end.next_multiple_of(MAPPED_AT_ONCE).min(self.bytes());
+        let from = self.mapped.get();
+        // SAFETY: the addresses are within those that `new` took, and nothing is there yet.
+        unsafe {
+            let _at = mapping(libc::mmap(
+                self.elements.as_ptr().byte_add(from).cast(),
+                end - from,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                self.map.as_raw_fd(),
+                from as libc::off_t,
+            ))?;
+        }
+        self.mapped.set(end);
+        Ok(())
+    }
+
+    /// Lets go of the memory; what is read or written next is mapped again.
+    pub fn unmap(&self) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let at = self.elements.as_ptr().cast();
+        // SAFETY: the addresses that `new` took; nothing borrows from them.
+        if mapping(unsafe { libc::mmap(at, self.bytes(), libc::PROT_NONE, flags, -1, 0) }).is_ok() {
+            self.mapped.set(0);
         }
     }
 
     /// The element at `index`; zero bytes if it is out of range.
     pub fn get(&self, index: u32) -> T {
-        if index >= self.len {
+        match self.element(index) {
+            // SAFETY: within the mapping, which lives as long as `self`.
+            Some(element) => unsafe { element.read_volatile() },
             // SAFETY: `Pod` types are valid for all bytes.
-            return unsafe { MaybeUninit::zeroed().assume_init() };
+            None => unsafe { MaybeUninit::zeroed().assume_init() },
         }
-        // SAFETY: within the mapping, which lives as long as `self`.
-        unsafe { self.elements.add(index as usize).read_volatile() }
     }
 
     /// Writes the element at `index`, if there is one. An element of eight bytes is written at
     /// once.
     pub fn set(&mut self, index: u32, value: T) {
-        if index < self.len {
+        if let Some(element) = self.element(index) {
             // SAFETY: within the mapping, which lives as long as `self`.
-            unsafe { self.elements.add(index as usize).write_volatile(value) }
+            unsafe { element.write_volatile(value) }
         }
+    }
+}
+
+impl<T> MappedArray<T> {
+    const fn bytes(&self) -> usize {
+        self.len as usize * size_of::<T>()
+    }
+}
+
+/// What `mmap` has given.
+fn mapping(address: *mut libc::c_void) -> io::Result<NonNull<libc::c_void>> {
+    match NonNull::new(address) {
+        Some(mapping) if address != libc::MAP_FAILED => Ok(mapping),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -235,18 +299,17 @@ impl MappedArray<u64> {
     /// Writes the byte at `index`, counted over all elements, if there is one; programs may write
     /// it and its neighbours meanwhile.
     pub fn set_byte(&mut self, index: u32, value: u8) {
-        if index / 8 < self.len {
+        if let Some(word) = self.element(index / 8) {
             // SAFETY: within the mapping, which lives as long as `self`.
-            unsafe { self.elements.cast::<u8>().add(index as usize).write_volatile(value) }
+            unsafe { word.cast::<u8>().add(index as usize % 8).write_volatile(value) }
         }
     }
 }
 
 impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
-        let len = self.len as usize * size_of::<T>();
-        // SAFETY: the mapping that `new` made; nothing borrows from it.
-        let _unmapped = unsafe { libc::munmap(self.elements.as_ptr().cast(), len) };
+        // SAFETY: the addresses that `new` took; nothing borrows from them.
+        let _unmapped = unsafe { libc::munmap(self.elements.as_ptr().cast(), self.bytes()) };
     }
 }
 
@@ -354,6 +417,25 @@ pub fn wait_for_programs() -> io::Result<()> {
     // SAFETY: no pointers are passed.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets glibc's allocator give memory back as soon as it is free: one arena for all threads, of
+/// which one does the work, and large allocations in mappings of their own for ever. Left to
+/// itself, glibc takes a large allocation that is freed as a sign to keep the next ones.
+pub fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: both parameters are known to glibc, which checks the values.
+    unsafe {
+        let _kept = libc::mallopt(libc::M_ARENA_MAX, 1);
+        let _kept = libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 17);
+    }
+}
+
+/// Gives memory that is free back to the kernel. Takes milliseconds.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointers are passed, and it is safe with allocations on other threads.
+    let _trimmed = unsafe { libc::malloc_trim(0) };
 }
 
 /// The cookie of this thread's network namespace, as programs see it. Since Linux 5.14.

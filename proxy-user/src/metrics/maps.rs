@@ -1,13 +1,16 @@
 //! The metrics that the kernel programs count, read from the maps at each scrape.
 
 use super::encoded;
-use crate::pinned::{Counters, PinnedError, PinnedMaps};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use crate::pinned::{Counters, PinnedError, PinnedMaps, ServiceCount};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use proxy_ebpf::service::unpadded;
+use proxy_ebpf::service::{ServiceCounters, ServiceInfo, unpadded};
+use std::fmt;
 
 /// Where the counters come from.
 pub trait CounterSource: Send + Sync + 'static {
@@ -35,14 +38,6 @@ struct Query {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct ServicePort {
-    namespace: String,
-    service: String,
-    port: String,
-    protocol: &'static str,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct Map {
     map: &'static str,
 }
@@ -53,10 +48,60 @@ struct NoLocal {
     traffic_policy: &'static str,
 }
 
+/// The service ports, sorted by name; the two families of one are one series. Written from where
+/// they lie: as families of metrics, 10,000 of them would be 40,000 copies of their names.
+#[derive(Debug)]
+struct Services(Vec<ServiceCount>);
+
+impl Services {
+    fn new(mut counts: Vec<ServiceCount>) -> Self {
+        fn name(count: &ServiceCount) -> [&[u8]; 4] {
+            let ServiceInfo { namespace, name, port_name, proto, .. } = &count.info;
+            [namespace, name, port_name, std::slice::from_ref(&proto.0)]
+        }
+        counts.sort_unstable_by(|a, b| name(a).cmp(&name(b)));
+        counts.dedup_by(|again, first| {
+            let is_same = name(again) == name(first);
+            if is_same {
+                first.counters.connections += again.counters.connections;
+                first.counters.refused += again.counters.refused;
+                first.counters.packets += again.counters.packets;
+                first.counters.bytes += again.counters.bytes;
+            }
+            is_same
+        });
+        Self(counts)
+    }
+}
+
+impl Collector for Services {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let metrics: [(_, _, fn(&ServiceCounters) -> u64); 4] = [
+            ("connections", "Connections and flows that were given a backend.", |c| c.connections),
+            ("refused", "Connections and flows that were refused or dropped.", |c| c.refused),
+            ("packets", "Packets translated on the packet path, both directions.", |c| c.packets),
+            ("bytes", "Bytes of those packets, from the network header on.", |c| c.bytes),
+        ];
+        for (name, help, count) in metrics {
+            let name = format!("shunt_service_{name}");
+            let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+            for ServiceCount { info, counters } in &self.0 {
+                let labels = [
+                    ("namespace", unpadded(&info.namespace)),
+                    ("service", unpadded(&info.name)),
+                    ("port", unpadded(&info.port_name)),
+                    ("protocol", info.proto.name()),
+                ];
+                let counter = ConstCounter::new(count(counters));
+                counter.encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `counters` in the OpenMetrics text format, without the end mark.
-///
-/// The two families of a service port are one series.
-pub(super) fn text(counters: &Counters) -> String {
+pub(super) fn text(counters: Counters) -> String {
     let mut registry = Registry::default();
     let outcomes = Family::<Exit, Counter>::default();
     for counter in &counters.outcomes {
@@ -82,29 +127,7 @@ pub(super) fn text(counters: &Counters) -> String {
         queries,
     );
 
-    let [connections, refused, packets, bytes] =
-        [(); 4].map(|()| Family::<ServicePort, Counter>::default());
-    for service in &counters.services {
-        let port = ServicePort {
-            namespace: unpadded(&service.info.namespace).to_owned(),
-            service: unpadded(&service.info.name).to_owned(),
-            port: unpadded(&service.info.port_name).to_owned(),
-            protocol: service.info.proto.name(),
-        };
-        let counted = service.counters;
-        connections.get_or_create(&port).inc_by(counted.connections);
-        refused.get_or_create(&port).inc_by(counted.refused);
-        packets.get_or_create(&port).inc_by(counted.packets);
-        bytes.get_or_create(&port).inc_by(counted.bytes);
-    }
-    for (name, help, family) in [
-        ("connections", "Connections and flows that were given a backend", connections),
-        ("refused", "Connections and flows that were refused or dropped", refused),
-        ("packets", "Packets translated on the packet path, both directions", packets),
-        ("bytes", "Bytes of those packets, from the network header on", bytes),
-    ] {
-        registry.register(format!("shunt_service_{name}"), help, family);
-    }
+    registry.register_collector(Box::new(Services::new(counters.services)));
 
     let [used, max] = [(); 2].map(|()| Family::<Map, Gauge>::default());
     for fill in &counters.fill {

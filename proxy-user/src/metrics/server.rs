@@ -32,9 +32,9 @@ fn router(metrics: Metrics, source: Arc<dyn CounterSource>) -> Router {
 /// left out, so that what the agent does can still be watched.
 async fn scrape(metrics: Metrics, source: Arc<dyn CounterSource>) -> impl IntoResponse {
     let mut text = metrics.text();
-    // Thousands of system calls, which other tasks should not wait for.
-    match tokio::task::spawn_blocking(move || source.counters()).await {
-        Ok(Ok(counters)) => text += &maps::text(&counters),
+    // Thousands of system calls and lines, which other tasks should not wait for.
+    match tokio::task::spawn_blocking(move || source.counters().map(maps::text)).await {
+        Ok(Ok(counters)) => text += &counters,
         Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
     }

@@ -301,9 +301,10 @@ proptest! {
             prop_assert!(tables.services.contains_key(&row.service), "{:?} dangles", row);
         }
         for row in tables.services.values() {
+            prop_assert!(row.all.is_sorted_by(|a, b| a.0 < b.0), "{:?}", row.all);
             for set in [&row.cluster, &row.local] {
                 prop_assert!(set.is_sorted_by(|a, b| a < b), "{:?}", set);
-                prop_assert!(set.iter().all(|backend| row.all.contains_key(backend)));
+                prop_assert!(set.iter().all(|backend| row.flags(backend).is_some()));
             }
             prop_assert_eq!(row.all.is_empty(), row.cluster.is_empty(), "refused means unusable");
         }

@@ -117,7 +117,7 @@ fn plan_port(
     }
     if let Some(backend) = resolver(service, port, family, place) {
         let flags = BackendFlags::SERVING.with(BackendFlags::READY).with(BackendFlags::LOCAL);
-        row.all = BTreeMap::from([(backend, flags)]);
+        row.all = [(backend, flags)].into();
         row.cluster = vec![backend];
         row.local = vec![backend];
     }

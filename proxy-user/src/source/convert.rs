@@ -227,7 +227,7 @@ impl Converter {
         warnings: &mut Vec<String>,
     ) -> Vec<ServicePort> {
         let ports = spec.ports.as_deref().unwrap_or_default().iter();
-        ports
+        let ports: Box<[_]> = ports
             .filter_map(|port| {
                 let Some(number) = port_number(port.port) else {
                     warnings.push(format!("port {} is ignored: it is not 1 to 65535", port.port));
@@ -244,7 +244,8 @@ impl Converter {
                     node_port: port_number(node_port),
                 })
             })
-            .collect()
+            .collect();
+        ports.into_vec()
     }
 
     fn slice_ports(
@@ -253,7 +254,7 @@ impl Converter {
         warnings: &mut Vec<String>,
     ) -> Vec<SlicePort> {
         let ports = object.ports.as_deref().unwrap_or_default().iter();
-        ports
+        let ports: Box<[_]> = ports
             .filter_map(|port| {
                 // Absent means all ports, which no proxy serves.
                 let number = port.port.filter(|&number| number != 0)?;
@@ -269,7 +270,8 @@ impl Converter {
                     port: port_number,
                 })
             })
-            .collect()
+            .collect();
+        ports.into_vec()
     }
 
     fn endpoint(&mut self, endpoint: &discovery::Endpoint, addr: IpAddr) -> Endpoint {

@@ -67,7 +67,7 @@ impl Watch {
             version = now;
             for step in steps {
                 if let Some(event) = self.event(&step) {
-                    out.send(&event).await?;
+                    out.send(event, &step.after).await?;
                 }
             }
             tokio::select! {
@@ -104,7 +104,7 @@ impl Watch {
             if self.breaks_off && i == objects.len() / 2 {
                 return out.break_off().await;
             }
-            out.send(&json!({"type": "ADDED", "object": **object})).await?;
+            out.send("ADDED", object).await?;
         }
         if self.marks_end {
             self.bookmark(out, version, true).await?;
@@ -112,20 +112,19 @@ impl Watch {
         Ok(version)
     }
 
-    /// What a change is to a client that sees only the selected objects.
-    fn event(&self, step: &Step) -> Option<Value> {
+    /// What a change is to a client that sees only the selected objects; `None` is nothing.
+    fn event(&self, step: &Step) -> Option<&'static str> {
         if step.resource != self.kind.plural {
             return None;
         }
         let before = step.before.as_ref().is_some_and(|object| self.selector.matches(object));
         let after = !step.deleted && self.selector.matches(&step.after);
-        let name = match (before, after) {
-            (false, false) => return None,
-            (false, true) => "ADDED",
-            (true, true) => "MODIFIED",
-            (true, false) => "DELETED",
-        };
-        Some(json!({"type": name, "object": *step.after}))
+        match (before, after) {
+            (false, false) => None,
+            (false, true) => Some("ADDED"),
+            (true, true) => Some("MODIFIED"),
+            (true, false) => Some("DELETED"),
+        }
     }
 
     async fn bookmark(&self, out: &mut Out, version: u64, end: bool) -> Result<(), Over> {
@@ -134,17 +133,17 @@ impl Watch {
         }
         let annotations =
             if end { json!({"k8s.io/initial-events-end": "true"}) } else { json!({}) };
-        out.send(&json!({"type": "BOOKMARK", "object": {
+        let object = json!({
             "apiVersion": self.kind.api_version,
             "kind": self.kind.kind,
             "metadata": {"resourceVersion": version.to_string(), "annotations": annotations},
-        }}))
-        .await
+        });
+        out.send("BOOKMARK", &object).await
     }
 
     async fn expire<T>(&self, out: &mut Out) -> Result<T, Over> {
         let object = status(410, "Expired", "too old resource version");
-        out.send(&json!({"type": "ERROR", "object": object})).await?;
+        out.send("ERROR", &object).await?;
         Err(Over)
     }
 }
@@ -157,9 +156,10 @@ struct Out {
 }
 
 impl Out {
-    async fn send(&mut self, event: &Value) -> Result<(), Over> {
-        let mut line = event.to_string().into_bytes();
-        line.push(b'\n');
+    /// Sends an event. The type comes first, as from an API server: clients need not keep the
+    /// object until they know what to read it as.
+    async fn send(&mut self, event: &str, object: &Value) -> Result<(), Over> {
+        let mut line = format!("{{\"type\":\"{event}\",\"object\":{object}}}\n").into_bytes();
         if self.truncate {
             line.truncate(line.len() / 2);
         }
