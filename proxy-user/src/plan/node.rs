@@ -237,7 +237,7 @@ mod tests {
         let accepted = |node: Option<&Node>, settings: &NodeSettings| -> Vec<String> {
             let mut interfaces = interfaces();
             interfaces[2].addrs.push("fd00:1::2/64".parse().unwrap());
-            let plan = plan_node(&interfaces, node, None, settings);
+            let plan = plan_node(&interfaces, &world(node), settings);
             let accepted = plan.rows.addrs.iter().filter(|(_, a)| a.accepts_node_ports());
             accepted.map(|(addr, _)| addr.to_string()).collect()
         };

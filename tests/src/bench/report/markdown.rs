@@ -88,7 +88,8 @@ load all rules, or the changed ones in one transaction, each Service once; their
 changes each second. Names are asked by one pod of one node: the direct column is an unbound with \
 the same zone in a pod beside it, on the CPUs of the servers; a walk asks 6 names that are not there \
 and 2 outside, which a stand-in answers. `/s CPU` is queries for a second of CPU time of all \
-processes of the node, the client's part too. Streams past the program are compared with those on a \
+processes of the node, the client's part too; the kernel's limit for each pod (`--dns-limit`, \
+20,000 queries a second) is off. Streams past the program are compared with those on a \
 node without it. How many maps a decision reads is not here: the kernel does not count it.
 
 ";
