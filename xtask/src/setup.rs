@@ -95,35 +95,33 @@ fn walk(on_found: impl Fn(&Step, &str)) -> Result<()> {
 /// Installs what the benchmark compares with, where that can be done. Without it those are left
 /// out, and the benchmark says so.
 pub(crate) fn ensure_baselines() {
-    ensure_programs(&BASELINES, "the baselines of the benchmark");
+    try_programs(&BASELINES, "the baselines of the benchmark");
 }
 
 /// Installs the clients that tests run in pods, where that can be done. Without them those tests
 /// fail, and say so.
 pub(crate) fn ensure_clients() {
-    ensure_programs(&CLIENTS, "the tests of names");
+    try_programs(&CLIENTS, "the tests of names");
 }
 
-fn ensure_programs(programs: &[(&str, &'static str)], what: &str) {
+fn try_programs(programs: &[(&str, &str)], what: &str) {
+    if let Err(error) = ensure_programs(programs) {
+        println!("missing    what {what} need: {error:#}");
+    }
+}
+
+/// Installs those of `programs` that are missing, each of which comes with its package.
+pub(crate) fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<_> = programs
         .iter()
         .filter(|(program, _)| !in_sbin(program) && find_program(program).is_none())
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {
-        return;
+        return Ok(());
     }
-    println!("installing {}, for {what}", missing.join(" and "));
-    if let Err(error) = apt_install(&missing) {
-        println!("missing    {}: {error:#}", missing.join(" and "));
-    }
-}
-
-/// Installs those of `programs` that are missing, each of which comes with its package.
-pub(crate) fn ensure_programs(programs: &[(&str, &str)]) -> Result<()> {
-    let missing = programs.iter().filter(|(program, _)| find_program(program).is_none());
-    let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
-    if packages.is_empty() { Ok(()) } else { apt_install(&packages) }
+    println!("installing {}", missing.join(" and "));
+    apt_install(&missing)
 }
 
 /// Whether root would find `program`, who may have a longer PATH than this user.
