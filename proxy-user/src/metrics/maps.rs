@@ -76,7 +76,8 @@ impl Services {
 
 impl Collector for Services {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let metrics: [(_, _, fn(&ServiceCounters) -> u64); 4] = [
+        type Count = fn(&ServiceCounters) -> u64;
+        let metrics: [(_, _, Count); 4] = [
             ("connections", "Connections and flows that were given a backend.", |c| c.connections),
             ("refused", "Connections and flows that were refused or dropped.", |c| c.refused),
             ("packets", "Packets translated on the packet path, both directions.", |c| c.packets),
