@@ -5,11 +5,12 @@
 //! knows may still be another's, and then the tables decide as ever.
 //!
 //! The filter of addresses has a word for each block of 256 addresses, with a bit for those of
-//! them that end alike: one bit is set for the address of a frontend or of a retired backend, the whole word for a
-//! block that is for services alone. The agent writes it. The filter of flows has a byte for each entry at egress: the generation in which it was last known.
-//! Programs write it when they make an entry, and the agent for all entries that it finds in each
-//! new generation. Nothing is ever taken back that a program may be about to share: bytes of the
-//! last three generations count, the third for a program that was slow to write.
+//! them that end alike: one bit is set for the address of a frontend or of a retired backend, the
+//! whole word for a block that is for services alone. The agent writes it. The filter of flows has
+//! a byte for each entry at egress: the generation in which it was last known. Programs write it
+//! when they make an entry, and the agent for all entries that it finds in each new generation.
+//! Nothing is ever taken back that a program may be about to share: bytes of the last three
+//! generations count, the third for a program that was slow to write.
 
 use crate::addr::{Addr, finish};
 use crate::flow::End;
@@ -43,12 +44,21 @@ impl AddrBit {
 }
 
 /// The byte of the filter of flows for the packets from `src` to `dst` at egress.
+///
+/// A client takes ports in steps of two (`ip_local_port_range`), so those of the connections that
+/// it opens one after another share a cache line: every packet of a new connection reads a byte,
+/// and at random places each would miss the cache.
 #[inline(always)]
 pub const fn flow_byte(src: End, dst: End) -> u32 {
-    let ports = (src.port.network() as u64) << 16 | dst.port.network() as u64;
+    let (from, to) = (src.port.number() as u64, dst.port.number() as u64);
     let addrs = src.addr.spread().rotate_left(24).wrapping_add(dst.addr.spread());
-    finish(addrs ^ ports) & (FLOW_BYTES - 1)
+    let line = finish(addrs ^ (from << 16 | to) & !(IN_LINE << 16 | IN_LINE));
+    let in_line = ((from ^ to) & IN_LINE) >> 1;
+    (line << 6 | in_line as u32) & (FLOW_BYTES - 1)
 }
+
+/// The bits of a port that tell the bytes of a cache line apart.
+const IN_LINE: u64 = 63 << 1;
 
 /// A state of the filter of flows.
 #[repr(transparent)]
@@ -111,6 +121,23 @@ mod tests {
         bytes.sort_unstable();
         bytes.dedup();
         assert!(bytes.len() > 990, "only {} bytes for 1,000 ports", bytes.len());
+    }
+
+    #[test]
+    fn connections_one_after_another_share_cache_lines_and_others_do_not() {
+        let bytes = |client: u32, step: u16| -> Vec<u32> {
+            let client = |i| end(client, 32_768 + step * i);
+            (0..64).map(|i| flow_byte(end(0x0a01_0002, 80), client(i))).collect()
+        };
+        let lines = |mut bytes: Vec<u32>| {
+            bytes.iter_mut().for_each(|byte| *byte /= 64);
+            bytes.sort_unstable();
+            bytes.dedup();
+            bytes.len()
+        };
+        assert_eq!(lines(bytes(0x0a01_0001, 2)), 1);
+        assert!(lines(bytes(0x0a01_0001, 128)) > 60);
+        assert!(lines((0..64).map(|client| bytes(client, 2)[0]).collect()) > 60);
     }
 
     #[test]
