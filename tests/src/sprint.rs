@@ -53,6 +53,8 @@ pub enum Deed {
     Connect,
     /// A TCP connection, the server's id, the server's end of it: the server keeps TIME_WAIT.
     ConnectInOrder,
+    /// A connect(2) that ends as soon as the programs at it have run.
+    Knock,
     /// A message and its reply, over a TCP connection that stays open.
     Request,
     /// As much as goes through one TCP connection. Counts bytes.
@@ -69,7 +71,7 @@ impl Deed {
     /// Whom it needs.
     pub const fn service(self) -> Service {
         match self {
-            Self::Connect | Self::ConnectInOrder => Service::Greet,
+            Self::Connect | Self::ConnectInOrder | Self::Knock => Service::Greet,
             Self::Request => Service::Echo,
             Self::Stream => Service::Drain,
             Self::NewDatagram | Self::Datagram => Service::Datagram,
@@ -79,7 +81,7 @@ impl Deed {
 
     /// Whether each count takes a time of its own.
     pub const fn has_latency(self) -> bool {
-        !matches!(self, Self::Stream | Self::Flood)
+        !matches!(self, Self::Knock | Self::Stream | Self::Flood)
     }
 
     /// Whether each count is a choice of a backend, so that their spread can be tested.

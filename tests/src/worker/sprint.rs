@@ -1,6 +1,7 @@
 //! Sprints, in a thread of its own on the first CPU: blocking sockets where there is one at a
 //! time, epoll where there are many.
 
+mod knock;
 mod many;
 mod names;
 mod one;
@@ -53,6 +54,7 @@ fn run_here(sprint: &Sprint) -> Result<SprintReport, Failure> {
         Deed::Connect | Deed::ConnectInOrder if sprint.concurrency > 1 => many::connect(&mut tally),
         Deed::Request if sprint.concurrency > 1 => many::request(&mut tally),
         Deed::Connect | Deed::ConnectInOrder => one::connect(&mut tally),
+        Deed::Knock => knock::knock(&mut tally),
         Deed::Request => one::request(&mut tally),
         Deed::Stream => one::stream(&mut tally),
         Deed::NewDatagram => one::new_datagram(&mut tally),

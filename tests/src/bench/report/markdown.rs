@@ -83,7 +83,8 @@ compared. `*`: no proxy may do better. Unsure: the target lies inside the interv
 Clients run on the first CPU, servers on the others. Every reply names its backend; where a proxy \
 chooses anew each time, a chi-square test must find the choices uniform. The measured Services \
 stand in the middle of all. Times of programs are net of an empty program's, but for \
-PROG_TEST_RUN. For baselines, the control plane is what the tool takes (iptables-restore, nft) to \
+PROG_TEST_RUN; they are taken in the midst of connections, where other code has the caches, or \
+\"again and again\": in a loop of connect(2) that the kernel gives up right after the program. For baselines, the control plane is what the tool takes (iptables-restore, nft) to \
 load all rules, or the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
 changes each second. Names are asked by one pod of one node: the direct column is an unbound with \
 the same zone in a pod beside it, on the CPUs of the servers; a walk asks 6 names that are not there \
