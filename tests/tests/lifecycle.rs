@@ -264,9 +264,9 @@ async fn watches_that_break_lose_no_change() -> Result<()> {
 }
 
 /// An agent that looks for drift every second, and has looked once.
-async fn start_watchful_agent(web: &mut Web, node: usize) -> Result<()> {
-    let options = web.cluster.options().flag("--drift-check-period", "1s");
-    let agent = web.cluster.start_agent(node, &options)?;
+async fn start_watchful_agent(web: &mut Web) -> Result<()> {
+    web.cluster.start_agents(|_, options| options.flag("--drift-check-period", "1s")).await?;
+    let agent = web.cluster.agent(0)?;
     let status = agent.wait_status(|status| !status["drift"].is_null()).await?;
     assert_eq!(status["drift"]["repaired_total"], 0, "a start repairs nothing");
     Ok(())
@@ -275,7 +275,7 @@ async fn start_watchful_agent(web: &mut Web, node: usize) -> Result<()> {
 #[tokio::test]
 async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()> {
     let mut web = Web::without_agents(1).await?;
-    start_watchful_agent(&mut web, 0).await?;
+    start_watchful_agent(&mut web).await?;
     web.wait_reached().await?;
     let pins = pin_directory(web.cluster.lab.node(0).bpffs_root());
     let before = table(&web, 0).await?;
@@ -359,7 +359,7 @@ async fn wait_by_packets(pod: &Pod, to: &str) -> Result<()> {
 #[tokio::test]
 async fn packet_path_follows_the_devices_of_pods() -> Result<()> {
     let mut web = Web::without_agents(1).await?;
-    start_watchful_agent(&mut web, 0).await?;
+    start_watchful_agent(&mut web).await?;
     web.wait_reached().await?;
     let links = pin_directory(web.cluster.lab.node(0).bpffs_root()).join("links");
     let pins = || -> Result<BTreeSet<OsString>> {
@@ -404,7 +404,7 @@ async fn packet_path_follows_the_devices_of_pods() -> Result<()> {
     let output = node.exec("sh", &["-ec", &again]).await?;
     ensure!(output.status == Some(0), "{output:?}");
     assert!(!reaches_by_packets(pod, VIPS[0])?, "its programs went with the device");
-    start_watchful_agent(&mut web, 0).await?;
+    start_watchful_agent(&mut web).await?;
     wait_by_packets(&web.client, VIPS[0]).await?;
     assert_eq!(pins()?, before);
     Ok(())
