@@ -120,9 +120,12 @@ fn packet_of_no_service_is_not_ours() {
         let bytes = Packet { proto: other_proto, ..packet.clone() }.bytes();
         check_left_alone(&mut plane, &bytes, Outcome::NotOurs, "another protocol");
 
-        let mut tagged = packet.bytes();
-        drop(tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]));
-        check_left_alone(&mut plane, &tagged, Outcome::NotOurs, "a VLAN tag");
+        // In the packet: what comes so has a second tag, of which the kernel takes the outer one.
+        for tag in [[0x81, 0x00, 0x00, 0x05], [0x81, 0x00, 0xa0, 0x00], [0x88, 0xa8, 0x00, 0x05]] {
+            let mut tagged = packet.bytes();
+            drop(tagged.splice(12..12, tag));
+            check_left_alone(&mut plane, &tagged, Outcome::NotOurs, "a VLAN tag");
+        }
         let mut arp = packet.bytes();
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         check_left_alone(&mut plane, &arp, Outcome::NotOurs, "another Ethernet type");

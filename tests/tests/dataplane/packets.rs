@@ -1,9 +1,10 @@
 //! Packets that are more, or less, than a segment or a datagram: refusals, fragments, and ICMP
 //! errors where a link on the way is narrow.
 
-use crate::scene::{Path, Scene, answer, node_port, vip};
+use crate::scene::{Path, Scene, answer, node_port, silent, vip};
 use anyhow::{Context, Result};
 use lab::cluster::eventually;
+use lab::onlooker::{Direction, Onlooker, Place, Tagger};
 use lab::{Ask, Cni, Machine, Node, Serve};
 use std::net::{IpAddr, SocketAddr};
 
@@ -104,6 +105,52 @@ async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A tag for VLAN 0 is a priority and nothing else: the packet is for the device that it comes by.
+/// Any other is for the VLAN's device, if there is one, and the parent leaves it alone.
+#[tokio::test]
+async fn packets_with_a_priority_are_served_and_those_of_a_vlan_are_left_alone() -> Result<()> {
+    const PRIORITY: u16 = 5 << 13;
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[1]])?;
+    scene.publish(3, &[])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    let node = scene.cluster.lab.node(0);
+    let at_node = |number| node.addrs().at(node_port(number));
+    {
+        let _tagger = Tagger::attach(outsider.netns(), "eth0", PRIORITY)?;
+        for number in [1, 2] {
+            for to in [vip(number), at_node(number)].concat() {
+                answer("a priority", &outsider, &Ask::tcp(to).payload(1 << 20)).await?;
+                answer("a priority", &outsider, &Ask::udp(to).payload(8_000)).await?;
+            }
+        }
+        for to in [vip(3), at_node(3)] {
+            refused_at_once("a priority, no endpoint", &outsider, hearing(to)).await;
+        }
+    }
+    let before = ours(&scene, "ingress").await?;
+    let arrived = Onlooker::attach(node.netns(), "eth0", Direction::Ingress, Place::First)?;
+    let tagger = Tagger::attach(outsider.netns(), "eth0", PRIORITY | 18)?;
+    for number in [1, 2, 3] {
+        silent("a VLAN", &outsider, hearing(vip(number))).await?;
+        silent("a VLAN", &outsider, hearing(at_node(number))).await?;
+    }
+    assert!(arrived.packets()? >= 24, "{} packets", arrived.packets()?);
+    assert_eq!(ours(&scene, "ingress").await?, before, "no packet of the VLAN is");
+    drop(tagger);
+    answer("no tag again", &outsider, &Ask::tcp(vip(1)[0])).await.map(drop)
+}
+
+/// How many packets `program` did something with, or to, on the first node.
+async fn ours(scene: &Scene, program: &str) -> Result<u64> {
+    let status = scene.cluster.shunt(0, &["status"]).await?;
+    let rows = status["outcomes"].as_array().context("outcomes")?.iter();
+    let ours = rows.filter(|row| row["program"] == program && row["outcome"] != "not_ours");
+    Ok(ours.filter_map(|row| row["count"].as_u64()).sum())
 }
 
 /// What a tunnel carries, and a link with the least MTU of IPv6.
