@@ -1,9 +1,9 @@
 //! Objects as Kubernetes and its users write them: which of them count, and how they join.
 
+use crate::addresses::{exposed, external};
 use crate::everyone::Answer::{From, Refused};
 use crate::everyone::Who::{Node, Outsider, Pods};
 use crate::everyone::{BEYOND, Everyone, both, only};
-use crate::addresses::{exposed, external};
 use crate::scene::{ready, service, slices, vip};
 use anyhow::Result;
 use lab::objects::terminating;

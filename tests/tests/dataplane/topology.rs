@@ -5,8 +5,8 @@ use crate::everyone::Who::{Elsewhere, Node, Outsider, Pods};
 use crate::everyone::{Everyone, both};
 use crate::scene::{ready, serve, service, slices, unready, vip};
 use anyhow::Result;
-use lab::objects::{self, terminating};
 use lab::Pod;
+use lab::objects::{self, terminating};
 use serde_json::{Value, json};
 
 const ONE: &[&str] = &["web-0"];
