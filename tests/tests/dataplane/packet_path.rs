@@ -18,12 +18,14 @@ async fn masquerade_all_shows_backends_of_cluster_ips_the_node_on_both_paths() -
         let mut scene = Scene::strict(Cni::Routed).await?;
         scene.publish(1, &[&scene.web[0], &scene.web[1]])?;
         scene.start_with(path, &[("--masquerade-all", "true")]).await?;
+        let outsider = scene.routed_outsider().await?;
         let Scene { cluster, client, web: [web_0, web_1] } = &scene;
         let node = cluster.lab.node(0).addrs();
         let fact = format!("{path:?}");
         // The node speaks from the address of the device that leads to the backend.
         let hidden = [(&**web_0, GATEWAY), (web_1, node)];
         reaches(&fact, client, sockets(vip(1)), &hidden).await?;
+        reaches(&fact, &outsider, sockets(vip(1)), &hidden).await?;
         let own = [(&**web_0, client.addrs()), (web_1, client.addrs())];
         reaches(&fact, client, sockets(node.at(node_port(1))), &own).await?;
     }
@@ -124,8 +126,14 @@ async fn an_established_connection_outlives_its_endpoint_and_a_udp_flow_moves() 
     scene.publish(1, &[&scene.web[0]])?;
     scene.start(Path::Packet).await?;
     let outsider = scene.routed_outsider().await?;
-    for from in [&*scene.client, &outsider] {
-        for to in vip(1) {
+    let node = scene.cluster.lab.node(0).addrs();
+    for (from, to) in [
+        (&*scene.client, vip(1)),
+        (&outsider, vip(1)),
+        (&*scene.client, node.at(node_port(1))),
+        (&outsider, node.at(node_port(1))),
+    ] {
+        for to in to {
             scene.publish(1, &[&scene.web[0]])?;
             let begun = async || from.udp(to).await;
             let is_first =
@@ -138,6 +146,14 @@ async fn an_established_connection_outlives_its_endpoint_and_a_udp_flow_moves() 
                 |reply: &Result<lab::Reply, _>| matches!(reply, Ok(reply) if reply.name == "web-1");
             let _moved = eventually("web-1", async || udp.ask().await, moved).await??;
             assert_eq!(tcp.ask().await?.name, "web-0", "{} → {to}", from.name());
+            // Nothing at all is left: what is new is refused, what is established is not.
+            let late = from.open(Ask::tcp(to)).await?;
+            assert_eq!(late.ask().await?.name, "web-1", "{} → {to}", from.name());
+            scene.publish(1, &[])?;
+            let refused = eventually("refused", async || from.tcp(to).await, Result::is_err);
+            assert!(refused.await?.is_err_and(|failure| failure.refused_at_once()));
+            assert_eq!(tcp.ask().await?.name, "web-0", "{} → {to}", from.name());
+            assert_eq!(late.ask().await?.name, "web-1", "{} → {to}", from.name());
         }
     }
     Ok(())

@@ -180,23 +180,28 @@ async fn ports_and_protocols_of_a_service_lead_to_their_own_backends() -> Result
         Port { name: "two", protocol: "UDP", port: 80, target: 9002 },
         Port { name: "three", protocol: "TCP", port: 81, target: 9003 },
     ];
-    let mut scene = Scene::routed().await?;
-    let pod = &scene.web[1];
-    for port in PORTS {
-        let serve =
-            if port.protocol == "TCP" { Serve::tcp(port.target) } else { Serve::udp(port.target) };
-        pod.serve(serve.named(port.name)).await?;
-    }
-    scene.cluster.publish(&web(&PORTS), &PORTS, &[pod])?;
-    scene.start(Path::Socket).await?;
-    for ip in ["10.96.0.100", "[fd00:96::64]"] {
-        for (ask, name) in [
-            (Ask::tcp(format!("{ip}:80")), "one"),
-            (Ask::udp(format!("{ip}:80")), "two"),
-            (Ask::tcp(format!("{ip}:81")), "three"),
-        ] {
-            for _ in 0..5 {
-                assert_eq!(answer("multi-port", &scene.client, &ask).await?.name, name, "{ask:?}");
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::routed().await?;
+        let pod = &scene.web[1];
+        for Port { name, protocol, target, .. } in PORTS {
+            let serve = if protocol == "TCP" { Serve::tcp(target) } else { Serve::udp(target) };
+            pod.serve(serve.named(name)).await?;
+        }
+        scene.cluster.publish(&web(&PORTS), &PORTS, &[pod])?;
+        scene.start(path).await?;
+        let outsider = scene.routed_outsider().await?;
+        for ip in ["10.96.0.100", "[fd00:96::64]"] {
+            for (ask, name) in [
+                (Ask::tcp(format!("{ip}:80")), "one"),
+                (Ask::udp(format!("{ip}:80")), "two"),
+                (Ask::tcp(format!("{ip}:81")), "three"),
+            ] {
+                for from in [&*scene.client, &outsider] {
+                    for _ in 0..5 {
+                        let reply = answer("multi-port", from, &ask).await?;
+                        assert_eq!(reply.name, name, "{path:?}: {ask:?}");
+                    }
+                }
             }
         }
     }
