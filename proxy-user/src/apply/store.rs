@@ -21,9 +21,10 @@ pub trait Store: NameStore {
     fn backends(&self) -> Vec<BackendId>;
     /// Writes one backend's state, in one word.
     fn write_backend(&mut self, id: BackendId, state: BackendState);
-    /// Notes that UDP sockets may still be connected to the backends `gone`, and that those in
-    /// `back` serve again. What is in both is gone. Where that fails, sockets are not moved.
-    fn retire(&mut self, gone: &[End], back: &[End]);
+    /// Notes that UDP sockets may still be connected to the backends `gone` of these services, and
+    /// that those in `back` serve again. What is in both is gone. Where that fails, sockets are
+    /// not moved.
+    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]);
     /// All services that the map holds.
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError>;
     /// Writes a service's names, and zeroes its counters.

@@ -5,7 +5,9 @@ use crate::addresses::{balanced, balancer};
 use crate::scene::{Path, Scene, mapped_sockets, node_port, ready, vip};
 use crate::udp::endpoints;
 use anyhow::{Context as _, Result};
+use futures::future::try_join_all;
 use lab::cluster::eventually;
+use lab::objects::terminating;
 use lab::{Ask, Cni, Failure, FailureKind, LabConfig, Reply, RpFilter, Serve, Socket, Transport};
 use serde_json::json;
 use std::time::Duration;
@@ -63,26 +65,54 @@ async fn sockets_move(mut scene: Scene) -> Result<()> {
     Ok(())
 }
 
-/// Scenario 95.
+/// `socket` is closed, which its owner hears of.
+async fn is_closed(socket: &Socket) -> Result<()> {
+    let closed = |reply: &Result<Reply, Failure>| {
+        reply.as_ref().is_err_and(|failure| failure.kind != FailureKind::TimedOut)
+    };
+    eventually("closed", async || socket.ask().await, closed).await.map(drop)
+}
+
+/// Scenarios 95 and 96; S8.
 #[tokio::test]
-async fn sockets_stay_while_nothing_serves_and_move_when_something_does() -> Result<()> {
+async fn sockets_stay_while_nothing_else_may_serve_and_move_when_something_does() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[0]])?;
     scene.start(Path::Socket).await?;
+    let [web_0, web_1] = &scene.web;
+    let node = scene.cluster.lab.node(0);
     let sockets = connected(&scene).await?;
-    for socket in &sockets {
-        is_moved(socket, scene.web[0].name()).await?;
+    let own = try_join_all(vip(1).map(|to| node.open(Ask::udp(to).timeout(PATIENCE)))).await?;
+    for socket in sockets.iter().chain(&own) {
+        is_moved(socket, web_0.name()).await?;
     }
-    let refused = async || scene.client.udp(vip(1)[0]).await;
-    scene.publish(1, &[])?;
-    eventually("no endpoints", refused, Result::is_err).await?.err();
-    for socket in &sockets {
-        let reply = socket.ask().await.context("the backend itself still answers")?;
-        assert_eq!(reply.name, scene.web[0].name());
+    let drains = vec![(web_0, terminating(true)), (web_1, ready())];
+    for (what, left, to) in [("it drains", drains, web_1), ("nothing is left", vec![], web_0)] {
+        endpoints(&scene, &left, 8080)?;
+        let new = async || scene.client.udp(vip(1)[0]).await;
+        let is_so = |reply: &Result<Reply, Failure>| match reply {
+            Ok(reply) => left.len() == 2 && reply.name == web_1.name(),
+            Err(_) => left.is_empty(),
+        };
+        eventually(what, new, is_so).await?.err();
+        // Once one that has to go is closed, all have been looked at.
+        let witness = node.open(Ask::udp(vip(2)[0]).timeout(PATIENCE)).await?;
+        let _ = witness.ask().await.context("the witness")?;
+        scene.publish(2, &[to])?;
+        is_closed(&witness).await.context("the witness")?;
+        for socket in sockets.iter().chain(&own) {
+            let reply = socket.ask().await.with_context(|| format!("{what}: it still answers"))?;
+            assert_eq!(reply.name, web_0.name(), "{what}");
+        }
     }
-    scene.publish(1, &[&scene.web[1]])?;
+    // That service 2 has `web-0` now is nothing to those who asked service 1.
+    scene.publish(1, &[web_1])?;
     for socket in &sockets {
-        is_moved(socket, scene.web[1].name()).await?;
+        is_moved(socket, web_1.name()).await?;
+    }
+    for socket in &own {
+        is_closed(socket).await?;
     }
     Ok(())
 }
@@ -133,10 +163,7 @@ async fn the_nodes_own_connected_sockets_are_closed_with_an_error() -> Result<()
     for (pod, port, name) in [(web_0, 9090, "web-0-at-9090"), (web_1, 8080, "web-1")] {
         endpoints(&scene, &[(pod, ready())], port)?;
         for (ask, socket) in &mut sockets {
-            let is_closed = |reply: &Result<Reply, Failure>| {
-                reply.as_ref().is_err_and(|failure| failure.kind != FailureKind::TimedOut)
-            };
-            eventually("closed", async || socket.ask().await, is_closed).await?.err();
+            is_closed(socket).await?;
             *socket = node.open(ask.clone().timeout(PATIENCE)).await?;
             assert_eq!(socket.ask().await?.name, name, "{}", ask.to);
         }
