@@ -67,9 +67,11 @@ async fn a_node_is_healthy_for_a_service_while_it_has_ready_endpoints() -> Resul
             eventually("as its own endpoints are", async || code(addr), is(wanted)).await??;
         }
     }
-    let node_port = web.cluster.lab.node(0).addrs().at(web::NODE_PORT)[0];
-    let reply = web.outside.ask(Ask::tcp(node_port)).await?;
-    assert_eq!(reply.name, web.pods[0].name());
+    for to in web.cluster.lab.node(0).addrs().at(web::NODE_PORT) {
+        for ask in [Ask::tcp(to), Ask::udp(to)] {
+            assert_eq!(web.outside.ask(ask).await?.name, web.pods[0].name(), "{to}");
+        }
+    }
 
     web.publish(&web::service())?;
     let gone = async || get(&web.outside, nodes[0][1], "/").map(drop);

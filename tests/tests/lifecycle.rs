@@ -92,9 +92,15 @@ async fn no_request_fails_while_agents_are_killed_as_they_start() -> Result<()> 
 
 const HTTP: [Port<'static>; 1] = [Port { name: "http", protocol: "TCP", port: 80, target: 8080 }];
 
-/// A Service `name` at a ClusterIP, and maybe a NodePort, with the backends of `web`.
-fn publish(web: &Web, name: &str, ip: &str, node_port: Option<u16>) -> Result<()> {
-    let mut service = objects::service(name, &[ip], &HTTP);
+/// The ClusterIPs of the Service `number`.
+fn ips(number: u8) -> [String; 2] {
+    [format!("10.96.1.{number}"), format!("fd00:96::1:{number}")]
+}
+
+/// The Service `number` with the backends of `web`, and maybe a NodePort.
+fn publish(web: &Web, name: &str, number: u8, node_port: Option<u16>) -> Result<()> {
+    let [v4, v6] = ips(number);
+    let mut service = objects::service(name, &[&v4, &v6], &HTTP);
     if let Some(port) = node_port {
         service["spec"]["type"] = json!("NodePort");
         service["spec"]["ports"][0]["nodePort"] = json!(port);
@@ -104,7 +110,8 @@ fn publish(web: &Web, name: &str, ip: &str, node_port: Option<u16>) -> Result<()
 
 /// Whether the pod `client`, or the outsider for an address of the node, reaches `to`.
 async fn reaches(web: &Web, to: &str) -> Result<bool> {
-    let machine = if to.starts_with("172.") { &web.outside } else { &*web.client };
+    let is_node = to.starts_with("172.") || to.starts_with("[fd00:18:");
+    let machine = if is_node { &web.outside } else { &*web.client };
     match machine.ask(Ask::tcp(to).timeout(SHORT)).await {
         Ok(_) => Ok(true),
         Err(failure) if failure.kind == FailureKind::Lab => Err(failure.into()),
@@ -121,11 +128,16 @@ async fn wait_table(web: &Web, what: &str, right: impl Fn(&str) -> bool) -> Resu
 #[tokio::test]
 async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<()> {
     let mut web = Web::start(2).await?;
-    let node = web.cluster.lab.node(0).ipv4();
-    let at_node = |port: u16| format!("{node}:{port}");
-    publish(&web, "same", "10.96.1.1", Some(30001))?;
-    publish(&web, "deleted", "10.96.1.2", Some(30002))?;
-    publish(&web, "moved", "10.96.1.3", Some(30003))?;
+    let node = web.cluster.lab.node(0).addrs();
+    // Where each Service, by its number and its NodePort, is reached.
+    let at = |services: &[u8], ports: &[u16]| -> Vec<String> {
+        let vips = services.iter().flat_map(|number| ips(*number));
+        let vips = vips.map(|ip| if ip.contains(':') { format!("[{ip}]:80") } else { ip + ":80" });
+        vips.chain(ports.iter().flat_map(|port| node.at(*port)).map(|to| to.to_string())).collect()
+    };
+    publish(&web, "same", 1, Some(30001))?;
+    publish(&web, "deleted", 2, Some(30002))?;
+    publish(&web, "moved", 3, Some(30003))?;
     wait_table(&web, "all are served", |t| t.contains("30001") && t.contains("30003")).await?;
     let numbers = async |web: &Web| -> Result<Value> {
         let service = web.cluster.shunt(0, &["services", "-A", "same"]).await?;
@@ -138,21 +150,25 @@ async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<
         web.cluster.api.apply(&slice)?;
     }
     ensure!(web.cluster.api.delete("services", "default", "deleted"), "it was there");
-    publish(&web, "added", "10.96.1.4", Some(30004))?;
-    publish(&web, "moved", "10.96.1.5", Some(30005))?;
-    ensure!(reaches(&web, "10.96.1.2:80").await?, "without an agent nothing changes");
+    publish(&web, "added", 4, Some(30004))?;
+    publish(&web, "moved", 5, Some(30005))?;
+    for to in at(&[2], &[30002]) {
+        ensure!(reaches(&web, &to).await?, "{to}: without an agent nothing changes");
+    }
     eprintln!("in sync after {:?}", restart(&mut web).await?);
 
-    let there = ["10.96.1.1:80", "10.96.1.4:80", "10.96.1.5:80"].map(str::to_owned);
-    for to in there.into_iter().chain([30001, 30004, 30005].map(at_node)) {
+    for to in at(&[1, 4, 5], &[30001, 30004, 30005]) {
         assert!(reaches(&web, &to).await?, "{to} is served");
+        assert!(reaches_by_packets(&web.client, &to)?, "{to} is served by packets");
     }
-    let gone = ["10.96.1.2:80", "10.96.1.3:80"].map(str::to_owned);
-    for to in gone.into_iter().chain([30002, 30003].map(at_node)) {
+    for to in at(&[2, 3], &[30002, 30003]) {
         assert!(!reaches(&web, &to).await?, "{to} is no more");
+        assert!(!reaches_by_packets(&web.client, &to)?, "{to} is no more for packets");
     }
     for _ in 0..20 {
-        assert_eq!(web.client.tcp(VIPS[0]).await?.name, "web-0", "web-1 is no more");
+        for (from, ask) in web.paths() {
+            assert_eq!(from.ask(ask).await?.name, "web-0", "web-1 is no more");
+        }
     }
     assert_eq!(numbers(&web).await?, kept, "what did not change keeps its numbers");
     let table = json!(table(&web, 0).await?).to_string();
@@ -247,17 +263,17 @@ async fn watches_that_break_lose_no_change() -> Result<()> {
         // A new agent has no reason yet to wait long before it tries again.
         web.cluster.kill_agent(0).await?;
         restart(&mut web).await?;
-        let ip = format!("10.96.2.{number}");
         let api = &web.cluster.api;
         before(api);
         if what.starts_with("dropped") {
             let open = async || anyhow::Ok(api.watches());
             eventually(what, open, |open| open.as_ref().is_ok_and(|open| *open == 0)).await??;
         }
-        publish(&web, &format!("service-{number}"), &ip, None)?;
+        publish(&web, &format!("service-{number}"), number, None)?;
         after(api);
         let began = Instant::now();
-        wait_table(&web, what, |table| table.contains(&ip)).await?;
+        let ips = ips(number);
+        wait_table(&web, what, |table| ips.iter().all(|ip| table.contains(ip))).await?;
         eprintln!("{what}: served after {:?}", began.elapsed());
     }
     Ok(())
