@@ -45,6 +45,7 @@ async fn restart(web: &mut Web) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
+/// Scenario 107.
 #[tokio::test]
 async fn no_request_fails_while_agents_end_and_start() -> Result<()> {
     let mut web = Web::start(2).await?;
@@ -68,6 +69,7 @@ async fn no_request_fails_while_agents_end_and_start() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 107.
 #[tokio::test]
 async fn no_request_fails_while_agents_are_killed_as_they_start() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -125,6 +127,7 @@ async fn wait_table(web: &Web, what: &str, right: impl Fn(&str) -> bool) -> Resu
     eventually(what, ask, right).await?.map(drop)
 }
 
+/// Scenario 108.
 #[tokio::test]
 async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<()> {
     let mut web = Web::start(2).await?;
@@ -178,6 +181,7 @@ async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<
     Ok(())
 }
 
+/// Scenario 112.
 #[tokio::test]
 async fn nothing_is_removed_before_every_list_has_come() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -224,6 +228,7 @@ fn is_well(status: &Value) -> bool {
     !status["synced"].is_null() && status["warnings"] == json!([])
 }
 
+/// Scenario 109.
 #[tokio::test]
 async fn without_the_api_server_everything_goes_on_also_over_a_restart() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -288,6 +293,7 @@ async fn start_watchful_agent(web: &mut Web) -> Result<()> {
     Ok(())
 }
 
+/// Scenario 111.
 #[tokio::test]
 async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()> {
     let mut web = Web::without_agents(1).await?;
@@ -426,6 +432,7 @@ async fn packet_path_follows_the_devices_of_pods() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 110.
 #[tokio::test]
 async fn cleanup_removes_everything_of_its_node_and_can_be_repeated() -> Result<()> {
     let mut web = Web::start(2).await?;

@@ -274,6 +274,7 @@ fn a_backend_keeps_its_id_and_loses_its_state_when_it_goes() {
     assert_eq!(applier.store.backend(before[&backend(11)]), BackendState::default());
 }
 
+/// Scenario 96.
 #[test]
 fn a_draining_backend_is_not_chosen_but_still_serves() {
     let mut applier = applier();
@@ -289,6 +290,7 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
     assert_eq!(ids(&restarted, "web"), before, "its id survives a restart too");
 }
 
+/// Scenario 108.
 #[test]
 fn restart_over_full_maps_writes_nothing_and_removes_what_went_meanwhile() {
     let mut first = applier();
@@ -349,6 +351,7 @@ fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room
     assert_eq!(read_back(&applier.store), wanted(&large));
 }
 
+/// Scenario 111.
 #[test]
 fn healing_finds_and_undoes_what_a_stranger_did() {
     let mut applier = applier();

@@ -288,6 +288,7 @@ fn device_without_an_address_of_the_family_drops_what_needs_snat() {
     }
 }
 
+/// Scenario 21.
 #[test]
 fn sctp_is_translated_where_its_checksum_stays_right_and_else_dropped() {
     let mut plane = Plane::new();

@@ -12,6 +12,7 @@ const AFAR: &[&str] = &["web-1"];
 /// A process of the node that listens on the same port.
 const HOST: &[&str] = &["node-1"];
 
+/// Scenario 48.
 #[tokio::test]
 async fn a_node_port_without_an_endpoint_is_refused_to_outsiders() -> Result<()> {
     let mut scene = Scene::routed().await?;

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 const GATEWAY: Addrs =
     Addrs { v4: Ipv4Addr::new(10, 244, 1, 1), v6: Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 1) };
 
+/// Scenario 27.
 #[tokio::test]
 async fn masquerade_all_shows_backends_of_cluster_ips_the_node_on_both_paths() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -72,11 +73,13 @@ async fn clients_are_seen(cni: Cni, devices: &str) -> Result<()> {
     Ok(())
 }
 
+/// Scenarios 17, 19 and 41.
 #[tokio::test]
 async fn backends_see_their_clients_where_pods_are_routed() -> Result<()> {
     clients_are_seen(Cni::Routed, "eth0").await
 }
 
+/// Scenario 20.
 #[tokio::test]
 async fn backends_see_their_clients_where_pods_are_bridged() -> Result<()> {
     clients_are_seen(Cni::Bridge, "eth0").await
@@ -87,6 +90,7 @@ async fn backends_see_their_clients_with_programs_on_the_bridge_too() -> Result<
     clients_are_seen(Cni::Bridge, "auto").await
 }
 
+/// Scenario 26.
 #[tokio::test]
 async fn payloads_of_every_size_come_back_whole_whoever_fills_in_the_checksums() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
@@ -120,6 +124,7 @@ async fn payloads_of_every_size_come_back_whole_whoever_fills_in_the_checksums()
     Ok(())
 }
 
+/// Scenarios 29 and 92; S7 and S8.
 #[tokio::test]
 async fn an_established_connection_outlives_its_endpoint_and_a_udp_flow_moves() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;

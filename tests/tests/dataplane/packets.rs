@@ -24,6 +24,7 @@ async fn refused_at_once(fact: &str, from: &Machine, asks: Vec<Ask>) {
     }
 }
 
+/// Scenario 47.
 #[tokio::test]
 async fn the_packet_path_refuses_at_once_whatever_listens_on_the_node() -> Result<()> {
     for (cni, devices) in PLACES {
@@ -48,6 +49,7 @@ async fn the_packet_path_refuses_at_once_whatever_listens_on_the_node() -> Resul
     Ok(())
 }
 
+/// Scenario 23.
 /// The kernel's own errors have a limit for each receiver, and a burst of clients mostly waits.
 #[tokio::test]
 async fn every_one_of_many_clients_is_refused_at_once() -> Result<()> {
@@ -83,6 +85,7 @@ async fn refusals_have_right_checksums_whoever_makes_them() -> Result<()> {
     Ok(())
 }
 
+/// Scenarios 26; S13.
 #[tokio::test]
 async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
     for (cni, devices) in PLACES {
@@ -194,6 +197,7 @@ fn host(addr: IpAddr) -> String {
     format!("{addr}/{}", if addr.is_ipv4() { 32 } else { 128 })
 }
 
+/// Scenario S13.
 #[tokio::test]
 async fn large_transfers_complete_where_the_node_itself_has_a_narrow_way() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
@@ -215,6 +219,7 @@ async fn large_transfers_complete_where_the_node_itself_has_a_narrow_way() -> Re
     Ok(())
 }
 
+/// Scenario S13.
 #[tokio::test]
 async fn large_transfers_complete_over_a_narrow_link_between_the_nodes() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -238,6 +243,7 @@ async fn large_transfers_complete_over_a_narrow_link_between_the_nodes() -> Resu
     Ok(())
 }
 
+/// Scenario S13.
 #[tokio::test]
 async fn large_transfers_complete_over_a_narrow_link_to_the_client() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;

@@ -39,7 +39,7 @@ async fn an_internal_policy_local_keeps_to_the_node_and_is_silent_without_an_end
     Ok(())
 }
 
-/// Scenarios 51 to 55.
+/// Scenarios 51 to 55; S1.
 #[tokio::test]
 async fn an_external_policy_local_shows_the_client_and_is_silent_without_an_endpoint() -> Result<()>
 {
