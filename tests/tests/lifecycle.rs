@@ -9,7 +9,7 @@ use lab::web::{self, PORTS, VIPS, Web};
 use lab::{Ask, FailureKind, Pod, objects};
 use proxy_ebpf::Addr;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
-use proxy_ebpf::node::NodeAddr;
+use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::Slot;
 use proxy_user::loader::pin_directory;
@@ -306,12 +306,8 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
     };
     let attached = attachments(&mut web).await?;
     let unlink = |link: &str| fs::remove_file(pins.join("links").join(link)).map_err(Into::into);
-    let tampers: [(&str, &dyn Fn() -> Result<()>); 7] = [
-        ("the frontends are removed", &|| {
-            let mut map = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            Ok(keys.iter().try_for_each(|key| map.remove(key))?)
-        }),
+    let tampers: [(&str, &dyn Fn() -> Result<()>); 11] = [
+        ("the frontends are removed", &|| clear::<FrontendKey, FrontendValue>(&pins, "frontends")),
         ("a frontend leads elsewhere, and another one is made up", &|| {
             let mut map = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
             let (key, value) = map.iter().next().context("a frontend")??;
@@ -320,11 +316,7 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
             map.insert(key, wrong, 0)?;
             Ok(map.insert(strange, wrong, 0)?)
         }),
-        ("the names are removed", &|| {
-            let mut map = open::<ServiceId, ServiceInfo>(&pins, "services")?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            Ok(keys.iter().try_for_each(|key| map.remove(key))?)
-        }),
+        ("the names are removed", &|| clear::<ServiceId, ServiceInfo>(&pins, "services")),
         ("a slot is overwritten", &|| {
             let frontends = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
             let (_, value) = frontends.iter().next().context("a frontend")??;
@@ -333,13 +325,22 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
             let range = slots.get(&value.range(), 0)?;
             Ok(slots.set(value.range() + 1, range, 0)?)
         }),
-        ("the node's addresses are removed", &|| {
-            let mut map = open::<Addr, NodeAddr>(&pins, "node_addrs")?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            Ok(keys.iter().try_for_each(|key| map.remove(key))?)
+        ("a backend is said to be gone", &|| {
+            let map = Map::Array(MapData::from_pin(pins.join("backends"))?);
+            let mut backends: Array<_, u64> = map.try_into()?;
+            let used = (0..backends.len()).find(|id| backends.get(id, 0).is_ok_and(|b| b != 0));
+            Ok(backends.set(used.context("a backend")?, 0, 0)?)
+        }),
+        ("the node's addresses are removed", &|| clear::<Addr, NodeAddr>(&pins, "node_addrs")),
+        ("the devices are removed", &|| clear::<u32, Device>(&pins, "devices")),
+        ("the filter before the frontends lets nothing pass", &|| {
+            let map = Map::Array(MapData::from_pin(pins.join("addr_filter"))?);
+            let mut words: Array<_, u64> = map.try_into()?;
+            Ok((0..words.len()).try_for_each(|index| words.set(index, 0, 0))?)
         }),
         ("the socket path is detached", &|| unlink("connect4@cgroup")),
         ("the packet path is detached", &|| unlink("ingress@eth0")),
+        ("replies are left alone", &|| unlink("egress@eth0")),
     ];
     for (what, tamper) in tampers {
         let status = web.cluster.agent(0)?.status().await?;
@@ -360,6 +361,13 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
 fn open<K: aya::Pod, V: aya::Pod>(pins: &Path, name: &str) -> Result<HashMap<MapData, K, V>> {
     let map = MapData::from_pin(pins.join(name)).with_context(|| format!("open {name}"))?;
     Ok(Map::HashMap(map).try_into()?)
+}
+
+/// Removes all rows of a pinned hash map.
+fn clear<K: aya::Pod, V: aya::Pod>(pins: &Path, name: &str) -> Result<()> {
+    let mut map = open::<K, V>(pins, name)?;
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    Ok(keys.iter().try_for_each(|key| map.remove(key))?)
 }
 
 /// Whether a connection from the pod succeeds for a process that no socket path sees, because it

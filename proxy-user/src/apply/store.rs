@@ -39,8 +39,9 @@ pub trait Store: NameStore {
     fn remove_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError>;
     /// Removes what is remembered of the clients of services.
     fn forget_clients(&mut self, services: &BTreeSet<ServiceId>) -> Result<(), StoreError>;
-    /// All frontends that the map holds.
-    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
+    /// All frontends that the map holds. What lies before them is repaired, so that programs find
+    /// them; how much had to be is the number.
+    fn frontends(&mut self) -> Result<(Vec<(FrontendKey, FrontendValue)>, u64), StoreError>;
     /// Writes frontends; returns those that could not be written, and why.
     fn put_frontends(
         &mut self,

@@ -91,8 +91,8 @@ impl Store for Fake {
         self.forgotten.extend(services);
         Ok(())
     }
-    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
-        Ok(self.frontends.iter().map(|(key, value)| (*key, *value)).collect())
+    fn frontends(&mut self) -> Result<(Vec<(FrontendKey, FrontendValue)>, u64), StoreError> {
+        Ok((self.frontends.iter().map(|(key, value)| (*key, *value)).collect(), 0))
     }
     fn put_frontends(
         &mut self,

@@ -199,14 +199,14 @@ impl Store for MapStore {
     }
 
     /// Whoever reads the frontends repairs the filter of their addresses.
-    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
+    fn frontends(&mut self) -> Result<(Vec<(FrontendKey, FrontendValue)>, u64), StoreError> {
         let frontends: Vec<(FrontendKey, FrontendValue)> =
             sys::entries(self.frontends.fd().as_fd())
                 .map_err(|e| error("frontends", "read", &e))?;
         let retired = self.known_retired.ends().map(|end| end.addr);
         let served = frontends.iter().map(|(key, _)| key.addr);
-        self.addr_filter.lock().retain(served.chain(retired));
-        Ok(frontends)
+        let repaired = self.addr_filter.lock().retain(served.chain(retired));
+        Ok((frontends, repaired))
     }
 
     fn put_frontends(
