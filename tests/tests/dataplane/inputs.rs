@@ -32,7 +32,7 @@ async fn objects_count_and_join_as_the_api_says() -> Result<()> {
     let api = &scene.cluster.api;
     // Of a slice of `web-0` and one of `web-1` it makes those that the Service has.
     type Change = fn(Value, Value) -> Vec<Value>;
-    let changes: [(u8, Change); 13] = [
+    let changes: [(u8, Change); 14] = [
         (1, |one, _| vec![one]),
         (2, |mut one, two| {
             one["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
@@ -57,6 +57,10 @@ async fn objects_count_and_join_as_the_api_says() -> Result<()> {
         }),
         (9, |mut one, _| {
             one["ports"][0]["port"] = Value::Null;
+            vec![one]
+        }),
+        (109, |mut one, _| {
+            one["ports"][1]["port"] = json!(0);
             vec![one]
         }),
         (10, |mut one, two| {
@@ -129,6 +133,8 @@ async fn objects_count_and_join_as_the_api_says() -> Result<()> {
             ("8: no conditions", who, both(vip(8)), From(HERE)),
             ("9: a port without a number", who, tcp(9), Refused),
             ("9: the other port", who, udp(9), From(HERE)),
+            ("9: one of the number 0", who, udp(109), Refused),
+            ("9: the other port", who, tcp(109), From(HERE)),
             ("10: the first address", who, both(vip(10)), From(HERE)),
             ("11: names are no addresses", who, both(vip(11)), From(HERE)),
             ("13: ready here, leaving there", who, both(vip(13)), From(HERE)),
