@@ -1,7 +1,8 @@
 //! Packets that are more, or less, than a segment or a datagram: refusals, fragments, and ICMP
 //! errors where a link on the way is narrow.
 
-use crate::scene::{Path, Scene, answer, node_port, silent, vip};
+use crate::scene::{Path, Scene, answer, node_port, ready, silent, vip};
+use crate::udp::endpoints;
 use anyhow::{Context, Result};
 use lab::cluster::eventually;
 use lab::onlooker::{Direction, Onlooker, Place, Tagger};
@@ -105,6 +106,35 @@ async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
                     }
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Scenario S13.
+///
+/// What a backend's kernel says of a closed port is about the service to the one who asked it.
+#[tokio::test]
+async fn a_backend_that_does_not_listen_refuses_in_the_name_of_the_service() -> Result<()> {
+    for path in [Path::Socket, Path::Packet] {
+        for elsewhere in [0, 1] {
+            let mut scene = Scene::strict(Cni::Routed).await?;
+            let backend = &scene.web[elsewhere].clone();
+            scene.publish(1, &[backend])?;
+            endpoints(&scene, &[(backend, ready())], 8099)?;
+            scene.start(path).await?;
+            let outsider = scene.routed_outsider().await?;
+            let at_node = scene.cluster.lab.node(0).addrs().at(node_port(1));
+            for (from, to) in [
+                (&*scene.client, vip(1)),
+                (&*scene.client, at_node),
+                (&outsider, vip(1)),
+                (&outsider, at_node),
+            ] {
+                let fact = format!("{path:?}: {}", backend.name());
+                refused_at_once(&fact, from, hearing(to)).await;
+            }
+            assert_eq!(scene.counter(1, "refused").await?, 0, "it has an endpoint");
         }
     }
     Ok(())
