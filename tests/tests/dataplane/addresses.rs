@@ -8,6 +8,7 @@ use crate::scene::{PORTS, node_port, ready, serve, service, slices, vip};
 use anyhow::Result;
 use lab::{Ask, Pod, Serve, Transport};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 const HERE: &[&str] = &["web-0"];
@@ -233,7 +234,16 @@ async fn a_node_port_goes_to_its_service_and_every_other_port_to_the_node() -> R
     for who in [Pods, Node, Outsider] {
         questions.push(("41: the other node", who, everyone.node_ports(1, 47), From(AFAR)));
     }
-    everyone.check(&questions).await
+    everyone.check(&questions).await?;
+    // Those who no longer hear anything are named; nobody else is.
+    let told = |status: &Value| {
+        let listens = |warning: &&Value| warning["message"].to_string().contains("listens at");
+        let warnings = status["warnings"].as_array().into_iter().flatten().filter(listens);
+        let subjects = warnings.filter_map(|warning| warning["subject"].as_str());
+        subjects.collect::<BTreeSet<_>>()
+            == ["Service default/svc-47", "Service default/svc-49"].into()
+    };
+    everyone.scene.cluster.agent(0)?.wait_status(told).await.map(drop)
 }
 
 /// Scenarios 70 to 73; S11.
