@@ -63,7 +63,8 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityRecord, { maps::AFFI
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
 
 #[btf_map(name = "retired")]
-pub(crate) static RETIRED: LruHashMap<End, u32, { maps::RETIRED as usize }> = LruHashMap::new();
+pub(crate) static RETIRED: LruHashMap<End, ServiceId, { maps::RETIRED as usize }> =
+    LruHashMap::new();
 
 #[btf_map(name = "opted_out")]
 pub(crate) static OPTED_OUT: HashMap<u64, u32, { maps::OPTED_OUT as usize }> = HashMap::new();

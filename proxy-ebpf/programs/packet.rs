@@ -12,6 +12,9 @@ use proxy_ebpf::{Addr, Proto};
 /// where no header checksum balances a changed address.
 const BPF_F_IPV6: u64 = 1 << 7;
 
+/// The bits of a VLAN tag that say which VLAN it is; those above are the priority.
+const VLAN_ID: u32 = 0xfff;
+
 /// Where an IPv4 header has its checksum.
 pub(crate) const IPV4_CHECKSUM: usize = 10;
 
@@ -37,9 +40,10 @@ pub(crate) fn peek(ctx: &TcContext, network: usize) -> Option<packet::Peek> {
 #[inline(never)]
 pub(crate) fn read(ctx: &TcContext, network: usize, headers: &mut Headers) -> Result<(), Unread> {
     // SAFETY: the context is valid for the whole program; the verifier checks the accesses.
-    let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
-    // A tagged packet on the parent of a VLAN device is seen again on the VLAN device.
-    if vlan != 0 {
+    let (protocol, tag) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_tci) };
+    // A VLAN's packet on the parent of the VLAN's device is seen again on that device. A tag for
+    // VLAN 0 gives a priority only: the packet is the parent's own (IEEE 802.1Q, table 9-2).
+    if tag & VLAN_ID != 0 {
         return Err(Unread::NotOurs);
     }
     *headers = packet::read(&Skb(ctx), u16::from_be(protocol as u16), network)?;

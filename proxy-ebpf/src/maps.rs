@@ -11,7 +11,7 @@
 //! | `service_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `source_ranges` | LPM trie | prefix of a [`Source`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
-//! | `retired` | LRU hash | [`End`] | `u32`, 1 | agent |
+//! | `retired` | LRU hash | [`End`] | [`ServiceId`] that it left | agent |
 //! | `opted_out` | hash | id of a pod's cgroup | `u32`, 1 | agent |
 //! | `opt_outs` | array | 0 | `u32`, how many | agent |
 //! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |

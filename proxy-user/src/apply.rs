@@ -21,8 +21,10 @@ mod names;
 mod place;
 mod pool;
 mod restore;
+mod retired;
 mod store;
 
+pub use retired::Retired;
 pub use store::{NameStore, Store, StoreError};
 
 use crate::tables::{
@@ -136,15 +138,19 @@ impl Placed {
 struct Departed {
     backends: Vec<BackendId>,
     /// Those that UDP sockets may be connected to.
-    retired: Vec<End>,
+    retired: Vec<(End, ServiceId)>,
     /// Those that serve UDP from now on.
-    returned: Vec<End>,
+    returned: Vec<(End, ServiceId)>,
 }
 
-/// The addresses and ports of `rows` if the service speaks UDP, else none.
-fn udp_ends<'a>(key: &ServiceKey, rows: impl Iterator<Item = &'a BackendRow>) -> Vec<End> {
+/// The addresses and ports of `rows`, beside the service `id`, if that speaks UDP, else none.
+fn udp_ends<'a>(
+    key: &ServiceKey,
+    id: ServiceId,
+    rows: impl Iterator<Item = &'a BackendRow>,
+) -> Vec<(End, ServiceId)> {
     let is_udp = key.port.proto == Proto::UDP;
-    rows.filter(|_| is_udp).map(|row| End { addr: row.addr, port: row.port }).collect()
+    rows.filter(|_| is_udp).map(|row| (End { addr: row.addr, port: row.port }, id)).collect()
 }
 
 /// Ids and ranges that wait to be free again: see [`Applier::take_quarantine`].
@@ -401,7 +407,8 @@ impl<S: Store> Applier<S> {
             self.affinity_ended.insert(placed.id, key.clone());
         }
         // A Service of the same address may follow, and its sockets find it.
-        self.store.retire(&udp_ends(key, placed.backends.iter().map(|(row, _)| row)), &[]);
+        self.store
+            .retire(&udp_ends(key, placed.id, placed.backends.iter().map(|(row, _)| row)), &[]);
         for (_, id) in placed.backends {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);

@@ -132,6 +132,7 @@ mod tests {
         Timestamp::from_second(1_790_000_000 + second).unwrap()
     }
 
+    /// Scenario 101.
     #[test]
     fn change_that_waits_a_minute_is_unhealthy_until_the_next_sync() {
         let health = Health::default();
@@ -148,6 +149,7 @@ mod tests {
         assert!(!health.is_healthy(at(4060)));
     }
 
+    /// Scenarios 102 to 104.
     #[test]
     fn node_decides_healthz_and_never_livez() {
         let node = |deleting, to_be_deleted| Node { deleting, to_be_deleted, ..Node::default() };

@@ -390,7 +390,7 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "source_ranges" => of::<Key<Source>, u32>(maps::SOURCE_RANGES),
         "affinity" => of::<AffinityKey, AffinityRecord>(maps::AFFINITY),
         "devices" => of::<u32, Device>(maps::DEVICES),
-        "retired" => of::<End, u32>(maps::RETIRED),
+        "retired" => of::<End, ServiceId>(maps::RETIRED),
         "opted_out" => of::<u64, u32>(maps::OPTED_OUT),
         "opt_outs" => of::<u32, u32>(1),
         "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),

@@ -62,6 +62,10 @@ impl Web {
         }
         let client = lab.add_pod(lab.node(0), "client").await?;
         let outside = lab.add_client("outside").await?;
+        for (vip, via) in IPS.into_iter().zip(lab.node(0).addrs().at(0)) {
+            let prefix = if via.is_ipv4() { 32 } else { 128 };
+            outside.route(&format!("{vip}/{prefix}"), via.ip()).await?;
+        }
         let web = Self { cluster, pods, client, outside };
         web.publish(&service())?;
         Ok(web)
@@ -82,13 +86,14 @@ impl Web {
         Ok(())
     }
 
-    /// Who asks whom: a pod by the socket path, and an outsider by the packet path of the first
-    /// node, over both families and protocols.
+    /// Who asks whom: a pod by the socket path the ClusterIPs, and an outsider by the packet path of
+    /// the first node those and the NodePort, over both families and protocols.
     pub fn paths(&self) -> Vec<(&Machine, Ask)> {
         let mut paths = Vec::new();
         for (vip, to) in VIPS.into_iter().zip(self.cluster.lab.node(0).addrs().at(NODE_PORT)) {
             paths.extend([Ask::tcp(vip), Ask::udp(vip)].map(|ask| (&*self.client, ask)));
-            paths.extend([Ask::tcp(to), Ask::udp(to)].map(|ask| (&self.outside, ask)));
+            let asks = [Ask::tcp(to), Ask::udp(to), Ask::tcp(vip), Ask::udp(vip)];
+            paths.extend(asks.map(|ask| (&self.outside, ask)));
         }
         paths
     }

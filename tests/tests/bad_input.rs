@@ -115,6 +115,7 @@ async fn pinned_maps_of_another_layout_are_left_alone_until_cleanup() -> Result<
     web.wait_reached().await
 }
 
+/// Scenario 66.
 #[tokio::test]
 async fn faulty_objects_are_named_and_the_others_are_served() -> Result<()> {
     let mut web = Web::without_agents(1).await?;

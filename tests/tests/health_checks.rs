@@ -36,6 +36,7 @@ fn get(from: &Machine, addr: SocketAddr, path: &str) -> Result<(u16, String, Val
     Ok((code, head.to_lowercase(), serde_json::from_str(body)?))
 }
 
+/// Scenarios 97 to 100; S12.
 #[tokio::test]
 async fn a_node_is_healthy_for_a_service_while_it_has_ready_endpoints() -> Result<()> {
     let web = Web::start(2).await?;
@@ -67,9 +68,11 @@ async fn a_node_is_healthy_for_a_service_while_it_has_ready_endpoints() -> Resul
             eventually("as its own endpoints are", async || code(addr), is(wanted)).await??;
         }
     }
-    let node_port = web.cluster.lab.node(0).addrs().at(web::NODE_PORT)[0];
-    let reply = web.outside.ask(Ask::tcp(node_port)).await?;
-    assert_eq!(reply.name, web.pods[0].name());
+    for to in web.cluster.lab.node(0).addrs().at(web::NODE_PORT) {
+        for ask in [Ask::tcp(to), Ask::udp(to)] {
+            assert_eq!(web.outside.ask(ask).await?.name, web.pods[0].name(), "{to}");
+        }
+    }
 
     web.publish(&web::service())?;
     let gone = async || get(&web.outside, nodes[0][1], "/").map(drop);
@@ -77,6 +80,7 @@ async fn a_node_is_healthy_for_a_service_while_it_has_ready_endpoints() -> Resul
     Ok(())
 }
 
+/// Scenario 105.
 #[tokio::test]
 async fn a_busy_port_is_told_to_the_services_owner_and_served_once_free() -> Result<()> {
     let mut web = Web::start(1).await?;

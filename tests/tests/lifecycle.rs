@@ -9,7 +9,7 @@ use lab::web::{self, PORTS, VIPS, Web};
 use lab::{Ask, FailureKind, Pod, objects};
 use proxy_ebpf::Addr;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
-use proxy_ebpf::node::NodeAddr;
+use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::Slot;
 use proxy_user::loader::pin_directory;
@@ -45,6 +45,7 @@ async fn restart(web: &mut Web) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
+/// Scenario 107.
 #[tokio::test]
 async fn no_request_fails_while_agents_end_and_start() -> Result<()> {
     let mut web = Web::start(2).await?;
@@ -68,6 +69,7 @@ async fn no_request_fails_while_agents_end_and_start() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 107.
 #[tokio::test]
 async fn no_request_fails_while_agents_are_killed_as_they_start() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -92,9 +94,15 @@ async fn no_request_fails_while_agents_are_killed_as_they_start() -> Result<()> 
 
 const HTTP: [Port<'static>; 1] = [Port { name: "http", protocol: "TCP", port: 80, target: 8080 }];
 
-/// A Service `name` at a ClusterIP, and maybe a NodePort, with the backends of `web`.
-fn publish(web: &Web, name: &str, ip: &str, node_port: Option<u16>) -> Result<()> {
-    let mut service = objects::service(name, &[ip], &HTTP);
+/// The ClusterIPs of the Service `number`.
+fn ips(number: u8) -> [String; 2] {
+    [format!("10.96.1.{number}"), format!("fd00:96::1:{number}")]
+}
+
+/// The Service `number` with the backends of `web`, and maybe a NodePort.
+fn publish(web: &Web, name: &str, number: u8, node_port: Option<u16>) -> Result<()> {
+    let [v4, v6] = ips(number);
+    let mut service = objects::service(name, &[&v4, &v6], &HTTP);
     if let Some(port) = node_port {
         service["spec"]["type"] = json!("NodePort");
         service["spec"]["ports"][0]["nodePort"] = json!(port);
@@ -104,7 +112,8 @@ fn publish(web: &Web, name: &str, ip: &str, node_port: Option<u16>) -> Result<()
 
 /// Whether the pod `client`, or the outsider for an address of the node, reaches `to`.
 async fn reaches(web: &Web, to: &str) -> Result<bool> {
-    let machine = if to.starts_with("172.") { &web.outside } else { &*web.client };
+    let is_node = to.starts_with("172.") || to.starts_with("[fd00:18:");
+    let machine = if is_node { &web.outside } else { &*web.client };
     match machine.ask(Ask::tcp(to).timeout(SHORT)).await {
         Ok(_) => Ok(true),
         Err(failure) if failure.kind == FailureKind::Lab => Err(failure.into()),
@@ -118,14 +127,20 @@ async fn wait_table(web: &Web, what: &str, right: impl Fn(&str) -> bool) -> Resu
     eventually(what, ask, right).await?.map(drop)
 }
 
+/// Scenario 108.
 #[tokio::test]
 async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<()> {
     let mut web = Web::start(2).await?;
-    let node = web.cluster.lab.node(0).ipv4();
-    let at_node = |port: u16| format!("{node}:{port}");
-    publish(&web, "same", "10.96.1.1", Some(30001))?;
-    publish(&web, "deleted", "10.96.1.2", Some(30002))?;
-    publish(&web, "moved", "10.96.1.3", Some(30003))?;
+    let node = web.cluster.lab.node(0).addrs();
+    // Where each Service, by its number and its NodePort, is reached.
+    let at = |services: &[u8], ports: &[u16]| -> Vec<String> {
+        let vips = services.iter().flat_map(|number| ips(*number));
+        let vips = vips.map(|ip| if ip.contains(':') { format!("[{ip}]:80") } else { ip + ":80" });
+        vips.chain(ports.iter().flat_map(|port| node.at(*port)).map(|to| to.to_string())).collect()
+    };
+    publish(&web, "same", 1, Some(30001))?;
+    publish(&web, "deleted", 2, Some(30002))?;
+    publish(&web, "moved", 3, Some(30003))?;
     wait_table(&web, "all are served", |t| t.contains("30001") && t.contains("30003")).await?;
     let numbers = async |web: &Web| -> Result<Value> {
         let service = web.cluster.shunt(0, &["services", "-A", "same"]).await?;
@@ -138,21 +153,25 @@ async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<
         web.cluster.api.apply(&slice)?;
     }
     ensure!(web.cluster.api.delete("services", "default", "deleted"), "it was there");
-    publish(&web, "added", "10.96.1.4", Some(30004))?;
-    publish(&web, "moved", "10.96.1.5", Some(30005))?;
-    ensure!(reaches(&web, "10.96.1.2:80").await?, "without an agent nothing changes");
+    publish(&web, "added", 4, Some(30004))?;
+    publish(&web, "moved", 5, Some(30005))?;
+    for to in at(&[2], &[30002]) {
+        ensure!(reaches(&web, &to).await?, "{to}: without an agent nothing changes");
+    }
     eprintln!("in sync after {:?}", restart(&mut web).await?);
 
-    let there = ["10.96.1.1:80", "10.96.1.4:80", "10.96.1.5:80"].map(str::to_owned);
-    for to in there.into_iter().chain([30001, 30004, 30005].map(at_node)) {
+    for to in at(&[1, 4, 5], &[30001, 30004, 30005]) {
         assert!(reaches(&web, &to).await?, "{to} is served");
+        assert!(reaches_by_packets(&web.client, &to)?, "{to} is served by packets");
     }
-    let gone = ["10.96.1.2:80", "10.96.1.3:80"].map(str::to_owned);
-    for to in gone.into_iter().chain([30002, 30003].map(at_node)) {
+    for to in at(&[2, 3], &[30002, 30003]) {
         assert!(!reaches(&web, &to).await?, "{to} is no more");
+        assert!(!reaches_by_packets(&web.client, &to)?, "{to} is no more for packets");
     }
     for _ in 0..20 {
-        assert_eq!(web.client.tcp(VIPS[0]).await?.name, "web-0", "web-1 is no more");
+        for (from, ask) in web.paths() {
+            assert_eq!(from.ask(ask).await?.name, "web-0", "web-1 is no more");
+        }
     }
     assert_eq!(numbers(&web).await?, kept, "what did not change keeps its numbers");
     let table = json!(table(&web, 0).await?).to_string();
@@ -162,6 +181,7 @@ async fn changes_made_while_no_agent_runs_are_there_after_the_start() -> Result<
     Ok(())
 }
 
+/// Scenario 112.
 #[tokio::test]
 async fn nothing_is_removed_before_every_list_has_come() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -208,6 +228,7 @@ fn is_well(status: &Value) -> bool {
     !status["synced"].is_null() && status["warnings"] == json!([])
 }
 
+/// Scenario 109.
 #[tokio::test]
 async fn without_the_api_server_everything_goes_on_also_over_a_restart() -> Result<()> {
     let mut web = Web::start(1).await?;
@@ -247,35 +268,36 @@ async fn watches_that_break_lose_no_change() -> Result<()> {
         // A new agent has no reason yet to wait long before it tries again.
         web.cluster.kill_agent(0).await?;
         restart(&mut web).await?;
-        let ip = format!("10.96.2.{number}");
         let api = &web.cluster.api;
         before(api);
         if what.starts_with("dropped") {
             let open = async || anyhow::Ok(api.watches());
             eventually(what, open, |open| open.as_ref().is_ok_and(|open| *open == 0)).await??;
         }
-        publish(&web, &format!("service-{number}"), &ip, None)?;
+        publish(&web, &format!("service-{number}"), number, None)?;
         after(api);
         let began = Instant::now();
-        wait_table(&web, what, |table| table.contains(&ip)).await?;
+        let ips = ips(number);
+        wait_table(&web, what, |table| ips.iter().all(|ip| table.contains(ip))).await?;
         eprintln!("{what}: served after {:?}", began.elapsed());
     }
     Ok(())
 }
 
 /// An agent that looks for drift every second, and has looked once.
-async fn start_watchful_agent(web: &mut Web, node: usize) -> Result<()> {
-    let options = web.cluster.options().flag("--drift-check-period", "1s");
-    let agent = web.cluster.start_agent(node, &options)?;
+async fn start_watchful_agent(web: &mut Web) -> Result<()> {
+    web.cluster.start_agents(|_, options| options.flag("--drift-check-period", "1s")).await?;
+    let agent = web.cluster.agent(0)?;
     let status = agent.wait_status(|status| !status["drift"].is_null()).await?;
     assert_eq!(status["drift"]["repaired_total"], 0, "a start repairs nothing");
     Ok(())
 }
 
+/// Scenario 111.
 #[tokio::test]
 async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()> {
     let mut web = Web::without_agents(1).await?;
-    start_watchful_agent(&mut web, 0).await?;
+    start_watchful_agent(&mut web).await?;
     web.wait_reached().await?;
     let pins = pin_directory(web.cluster.lab.node(0).bpffs_root());
     let before = table(&web, 0).await?;
@@ -284,12 +306,8 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
     };
     let attached = attachments(&mut web).await?;
     let unlink = |link: &str| fs::remove_file(pins.join("links").join(link)).map_err(Into::into);
-    let tampers: [(&str, &dyn Fn() -> Result<()>); 7] = [
-        ("the frontends are removed", &|| {
-            let mut map = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            Ok(keys.iter().try_for_each(|key| map.remove(key))?)
-        }),
+    let tampers: [(&str, &dyn Fn() -> Result<()>); 11] = [
+        ("the frontends are removed", &|| clear::<FrontendKey, FrontendValue>(&pins, "frontends")),
         ("a frontend leads elsewhere, and another one is made up", &|| {
             let mut map = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
             let (key, value) = map.iter().next().context("a frontend")??;
@@ -298,11 +316,7 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
             map.insert(key, wrong, 0)?;
             Ok(map.insert(strange, wrong, 0)?)
         }),
-        ("the names are removed", &|| {
-            let mut map = open::<ServiceId, ServiceInfo>(&pins, "services")?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            Ok(keys.iter().try_for_each(|key| map.remove(key))?)
-        }),
+        ("the names are removed", &|| clear::<ServiceId, ServiceInfo>(&pins, "services")),
         ("a slot is overwritten", &|| {
             let frontends = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
             let (_, value) = frontends.iter().next().context("a frontend")??;
@@ -311,13 +325,22 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
             let range = slots.get(&value.range(), 0)?;
             Ok(slots.set(value.range() + 1, range, 0)?)
         }),
-        ("the node's addresses are removed", &|| {
-            let mut map = open::<Addr, NodeAddr>(&pins, "node_addrs")?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            Ok(keys.iter().try_for_each(|key| map.remove(key))?)
+        ("a backend is said to be gone", &|| {
+            let map = Map::Array(MapData::from_pin(pins.join("backends"))?);
+            let mut backends: Array<_, u64> = map.try_into()?;
+            let used = (0..backends.len()).find(|id| backends.get(id, 0).is_ok_and(|b| b != 0));
+            Ok(backends.set(used.context("a backend")?, 0, 0)?)
+        }),
+        ("the node's addresses are removed", &|| clear::<Addr, NodeAddr>(&pins, "node_addrs")),
+        ("the devices are removed", &|| clear::<u32, Device>(&pins, "devices")),
+        ("the filter before the frontends lets nothing pass", &|| {
+            let map = Map::Array(MapData::from_pin(pins.join("addr_filter"))?);
+            let mut words: Array<_, u64> = map.try_into()?;
+            Ok((0..words.len()).try_for_each(|index| words.set(index, 0, 0))?)
         }),
         ("the socket path is detached", &|| unlink("connect4@cgroup")),
         ("the packet path is detached", &|| unlink("ingress@eth0")),
+        ("replies are left alone", &|| unlink("egress@eth0")),
     ];
     for (what, tamper) in tampers {
         let status = web.cluster.agent(0)?.status().await?;
@@ -340,6 +363,13 @@ fn open<K: aya::Pod, V: aya::Pod>(pins: &Path, name: &str) -> Result<HashMap<Map
     Ok(Map::HashMap(map).try_into()?)
 }
 
+/// Removes all rows of a pinned hash map.
+fn clear<K: aya::Pod, V: aya::Pod>(pins: &Path, name: &str) -> Result<()> {
+    let mut map = open::<K, V>(pins, name)?;
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    Ok(keys.iter().try_for_each(|key| map.remove(key))?)
+}
+
 /// Whether a connection from the pod succeeds for a process that no socket path sees, because it
 /// is in no cgroup of the node.
 fn reaches_by_packets(pod: &Pod, to: &str) -> Result<bool> {
@@ -359,7 +389,7 @@ async fn wait_by_packets(pod: &Pod, to: &str) -> Result<()> {
 #[tokio::test]
 async fn packet_path_follows_the_devices_of_pods() -> Result<()> {
     let mut web = Web::without_agents(1).await?;
-    start_watchful_agent(&mut web, 0).await?;
+    start_watchful_agent(&mut web).await?;
     web.wait_reached().await?;
     let links = pin_directory(web.cluster.lab.node(0).bpffs_root()).join("links");
     let pins = || -> Result<BTreeSet<OsString>> {
@@ -404,12 +434,13 @@ async fn packet_path_follows_the_devices_of_pods() -> Result<()> {
     let output = node.exec("sh", &["-ec", &again]).await?;
     ensure!(output.status == Some(0), "{output:?}");
     assert!(!reaches_by_packets(pod, VIPS[0])?, "its programs went with the device");
-    start_watchful_agent(&mut web, 0).await?;
+    start_watchful_agent(&mut web).await?;
     wait_by_packets(&web.client, VIPS[0]).await?;
     assert_eq!(pins()?, before);
     Ok(())
 }
 
+/// Scenario 110.
 #[tokio::test]
 async fn cleanup_removes_everything_of_its_node_and_can_be_repeated() -> Result<()> {
     let mut web = Web::start(2).await?;

@@ -134,8 +134,7 @@ async fn command_line_answers_with_and_without_an_agent() -> Result<()> {
     assert_eq!(output.status, Some(1), "{output:?}");
     assert!(output.stderr.contains("no agent has run on this node"), "{output:?}");
 
-    let options = web.cluster.options();
-    web.cluster.start_agent(0, &options)?.wait_synced().await?;
+    web.cluster.start_agents(|_, options| options).await?;
     web.wait_reached().await?;
     let status = web.cluster.agent(0)?.status().await?;
     assert_eq!(status["pid"], json!(web.cluster.agent(0)?.pid()));

@@ -73,6 +73,7 @@ async fn both_sources_say_the_same_of_the_same_objects() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 1.
 #[tokio::test]
 async fn a_label_that_makes_an_object_another_proxys_takes_it_away() -> Result<()> {
     let mut cluster = Cluster::start().await?;
@@ -83,6 +84,7 @@ async fn a_label_that_makes_an_object_another_proxys_takes_it_away() -> Result<(
     cluster.follows("", "a").await
 }
 
+/// Scenario 14.
 #[tokio::test]
 async fn a_slice_that_leaves_its_service_is_gone() -> Result<()> {
     let of_service = slice("s", "kubernetes.io/service-name: a", "10.244.0.1");

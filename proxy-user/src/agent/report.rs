@@ -5,7 +5,7 @@ use crate::config::AgentConfig;
 use crate::control;
 use crate::health::checks::{self, HealthChecks};
 use crate::health::{self, Health};
-use crate::loader::{Dataplane, SocketTable, devices};
+use crate::loader::{Dataplane, LoadError, SocketTable, devices};
 use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Warning, World};
 use crate::pinned::PinnedMaps;
@@ -190,18 +190,20 @@ impl Report {
             loop {
                 changed.notified().await;
                 let (table, maps) = (Arc::clone(&table), Arc::clone(&maps));
-                let closing = move || sockets::close_stale(&table, &maps, node_ports);
-                let warning = match tokio::task::spawn_blocking(closing).await {
-                    Ok(Ok(closed)) => {
-                        metrics.purged(closed);
-                        None
-                    }
-                    Ok(Err(error)) => Some(chain(&error)),
-                    Err(error) => Some(chain(&error)),
+                let looking = move || {
+                    let closed = sockets::close_stale(&table, &maps, node_ports)?;
+                    Ok::<_, LoadError>((closed, sockets::shadowed(&maps, node_ports)?))
                 };
-                let subject = "UDP sockets".to_owned();
-                let warning = warning.map(|message| Warning { subject, message });
-                problems.set("sockets", warning.into_iter().collect());
+                let problem = |message| Warning { subject: "sockets".to_owned(), message };
+                let warnings = match tokio::task::spawn_blocking(looking).await {
+                    Ok(Ok((closed, shadowed))) => {
+                        metrics.purged(closed);
+                        shadowed.into_iter().collect()
+                    }
+                    Ok(Err(error)) => vec![problem(chain(&error))],
+                    Err(error) => vec![problem(chain(&error))],
+                };
+                problems.set("sockets", warnings);
             }
         });
     }

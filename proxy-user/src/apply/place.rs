@@ -29,13 +29,12 @@ impl<S: Store> Applier<S> {
             let known = |old: &Placed| old.backends.binary_search_by_key(row, |(r, _)| r).is_ok();
             !old.as_ref().is_some_and(known)
         };
-        departed
-            .returned
-            .extend(udp_ends(key, row.all.iter().map(|(backend, _)| backend).filter(is_new)));
+        let new = row.all.iter().map(|(backend, _)| backend).filter(is_new);
+        departed.returned.extend(udp_ends(key, placed.id, new));
         if let Some(old) = old {
             let gone = || old.backends.iter().filter(|(backend, _)| row.flags(backend).is_none());
             departed.backends.extend(gone().map(|(_, id)| *id));
-            departed.retired.extend(udp_ends(key, gone().map(|(backend, _)| backend)));
+            departed.retired.extend(udp_ends(key, old.id, gone().map(|(backend, _)| backend)));
             self.quarantine.ranges.push((old.range, old.len));
             placed.frontends = old.frontends;
             placed.affinity = old.affinity;

@@ -24,7 +24,7 @@ impl<S: Store> Applier<S> {
         let mut services: BTreeMap<ServiceKey, Placed> = BTreeMap::new();
         let mut frontends = HashMap::new();
         let mut stray = Vec::new();
-        for (frontend, value) in store.frontends()? {
+        for (frontend, value) in store.frontends()?.0 {
             let header = RangeHeader::from_slot(&store.slot(value.range()));
             let placed = names.get(&header.service).and_then(|key| {
                 if !services.contains_key(key) {
@@ -97,7 +97,9 @@ impl<S: Store> Applier<S> {
     /// repaired.
     pub fn heal(&mut self, tables: &Tables) -> Result<(u64, Vec<ApplyError>), StoreError> {
         let before = self.writes;
-        let actual: HashMap<FrontendKey, _> = self.store.frontends()?.into_iter().collect();
+        let (actual, repaired) = self.store.frontends()?;
+        self.writes += repaired;
+        let actual: HashMap<FrontendKey, _> = actual.into_iter().collect();
         let known: BTreeSet<FrontendKey> = actual.keys().copied().collect();
         let strange: Vec<FrontendKey> =
             known.into_iter().filter(|key| !self.frontends.contains_key(key)).collect();

@@ -21,9 +21,10 @@ pub trait Store: NameStore {
     fn backends(&self) -> Vec<BackendId>;
     /// Writes one backend's state, in one word.
     fn write_backend(&mut self, id: BackendId, state: BackendState);
-    /// Notes that UDP sockets may still be connected to the backends `gone`, and that those in
-    /// `back` serve again. What is in both is gone. Where that fails, sockets are not moved.
-    fn retire(&mut self, gone: &[End], back: &[End]);
+    /// Notes that UDP sockets may still be connected to the backends `gone` of these services, and
+    /// that those in `back` serve again. What is in both is gone. Where that fails, sockets are
+    /// not moved.
+    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]);
     /// All services that the map holds.
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError>;
     /// Writes a service's names, and zeroes its counters.
@@ -38,8 +39,9 @@ pub trait Store: NameStore {
     fn remove_source_range(&mut self, service: ServiceId, range: Prefix) -> Result<(), StoreError>;
     /// Removes what is remembered of the clients of services.
     fn forget_clients(&mut self, services: &BTreeSet<ServiceId>) -> Result<(), StoreError>;
-    /// All frontends that the map holds.
-    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError>;
+    /// All frontends that the map holds. What lies before them is repaired, so that programs find
+    /// them; how much had to be is the number.
+    fn frontends(&mut self) -> Result<(Vec<(FrontendKey, FrontendValue)>, u64), StoreError>;
     /// Writes frontends; returns those that could not be written, and why.
     fn put_frontends(
         &mut self,

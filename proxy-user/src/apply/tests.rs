@@ -24,7 +24,7 @@ struct Fake {
     source_ranges: BTreeSet<(ServiceId, Prefix)>,
     source_room: Option<usize>,
     forgotten: Vec<ServiceId>,
-    retired: BTreeSet<End>,
+    retired: Retired,
     writes: usize,
     names: names::tests::Fake,
 }
@@ -49,9 +49,13 @@ impl Store for Fake {
         self.writes += 1;
         self.backends.insert(id, state);
     }
-    fn retire(&mut self, gone: &[End], back: &[End]) {
-        self.retired.retain(|end| !back.contains(end));
-        self.retired.extend(gone);
+    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]) {
+        for (end, service) in back {
+            let _ = self.retired.come_back(end, *service);
+        }
+        for (end, service) in gone {
+            let _ = self.retired.leave(*end, *service);
+        }
     }
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {
         Ok(self.services.iter().map(|(id, info)| (*id, *info)).collect())
@@ -87,8 +91,8 @@ impl Store for Fake {
         self.forgotten.extend(services);
         Ok(())
     }
-    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
-        Ok(self.frontends.iter().map(|(key, value)| (*key, *value)).collect())
+    fn frontends(&mut self) -> Result<(Vec<(FrontendKey, FrontendValue)>, u64), StoreError> {
+        Ok((self.frontends.iter().map(|(key, value)| (*key, *value)).collect(), 0))
     }
     fn put_frontends(
         &mut self,
@@ -270,6 +274,7 @@ fn a_backend_keeps_its_id_and_loses_its_state_when_it_goes() {
     assert_eq!(applier.store.backend(before[&backend(11)]), BackendState::default());
 }
 
+/// Scenario 96.
 #[test]
 fn a_draining_backend_is_not_chosen_but_still_serves() {
     let mut applier = applier();
@@ -285,6 +290,7 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
     assert_eq!(ids(&restarted, "web"), before, "its id survives a restart too");
 }
 
+/// Scenario 108.
 #[test]
 fn restart_over_full_maps_writes_nothing_and_removes_what_went_meanwhile() {
     let mut first = applier();
@@ -345,6 +351,7 @@ fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room
     assert_eq!(read_back(&applier.store), wanted(&large));
 }
 
+/// Scenario 111.
 #[test]
 fn healing_finds_and_undoes_what_a_stranger_did() {
     let mut applier = applier();
@@ -423,6 +430,42 @@ fn programs_can_choose_from_what_apply_wrote() {
     assert!(matches!(choice(2, 0), Some(Choice::Refuse(_))));
 }
 
+fn retired(applier: &Applier<Fake>) -> BTreeSet<End> {
+    applier.store.retired.ends().copied().collect()
+}
+
+#[test]
+fn a_backend_of_two_services_is_retired_until_that_has_it_again_which_it_left() {
+    let of = |service: ServiceKey| ServiceKey {
+        port: ServicePortName { proto: Proto::UDP, ..service.port },
+        ..service
+    };
+    let udp = |one: &[u8], two: &[u8]| {
+        let mut tables = Tables::default();
+        for (vip, name, cluster) in [(1, "one", one), (2, "two", two)] {
+            let key = of(service(name));
+            tables.services.insert(key.clone(), row(cluster, &[]).into());
+            let row = FrontendRow { service: key, flags: FrontendFlags::NONE };
+            let key = FrontendKey::service(addr(vip), Port::new(53), Proto::UDP);
+            tables.frontends.insert(key, row);
+        }
+        tables
+    };
+    let end = |last| End { addr: addr(last), port: Port::new(8080) };
+    let mut applier = applier();
+    for (one, two, expected) in [
+        (&[11][..], &[][..], vec![]),
+        (&[12], &[11], vec![end(11)]),
+        (&[11, 12], &[11], vec![]),
+        (&[12], &[], vec![end(11)]),
+        (&[11, 12], &[11], vec![end(11)]),
+    ] {
+        assert_eq!(applier.apply_all(udp(one, two)), []);
+        assert_eq!(retired(&applier), expected.into_iter().collect(), "{one:?} {two:?}");
+        applier = Applier::restore(applier.store).unwrap();
+    }
+}
+
 #[test]
 fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
     let key = ServiceKey {
@@ -439,15 +482,15 @@ fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
     let end = |last| End { addr: addr(last), port: Port::new(8080) };
     let mut applier = applier();
     assert_eq!(applier.apply_all(udp(&[11, 12])), []);
-    assert_eq!(applier.store.retired, [].into());
+    assert_eq!(retired(&applier), [].into());
     assert_eq!(applier.apply_all(udp(&[12])), []);
-    assert_eq!(applier.store.retired, [end(11)].into());
+    assert_eq!(retired(&applier), [end(11)].into());
     let mut next = Applier::restore(applier.store).unwrap();
     assert_eq!(next.apply_all(udp(&[11])), []);
-    assert_eq!(next.store.retired, [end(12)].into(), "gone while nobody looked");
+    assert_eq!(retired(&next), [end(12)].into(), "gone while nobody looked");
     assert_eq!(next.apply_all(Tables::default()), []);
-    assert_eq!(next.store.retired, [end(11), end(12)].into(), "gone with its service");
+    assert_eq!(retired(&next), [end(11), end(12)].into(), "gone with its service");
     assert_eq!(next.apply_all(tables(&[("web", 2, &[21])])), []);
     assert_eq!(next.apply_all(tables(&[("web", 2, &[22])])), []);
-    assert_eq!(next.store.retired.len(), 2, "TCP sockets stay with their backend");
+    assert_eq!(retired(&next).len(), 2, "TCP sockets stay with their backend");
 }

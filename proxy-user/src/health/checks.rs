@@ -155,6 +155,7 @@ mod tests {
         [(service, HealthCheck { port, ready: [(Family::V4, ready)].into() })].into()
     }
 
+    /// Scenarios 97 and 99.
     #[tokio::test]
     async fn answers_follow_the_count_and_the_health_of_the_proxy() {
         let (health, (send, receive)) = (Health::default(), watch::channel(checks(1, 3)));
@@ -186,6 +187,7 @@ mod tests {
         assert!(stuck.contains("\"serviceProxyHealthy\":false"), "{stuck}");
     }
 
+    /// Scenario 105.
     #[tokio::test]
     async fn a_busy_port_is_noticed_once_and_served_when_it_is_free() {
         let busy = TcpListener::bind("0.0.0.0:0").unwrap();

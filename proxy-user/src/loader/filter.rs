@@ -44,8 +44,9 @@ impl AddrFilter {
         self.words.set(word, self.words.get(word) | mask);
     }
 
-    /// Lets nothing be looked up but `addrs` and the prefixes of services.
-    pub(super) fn retain(&mut self, addrs: impl Iterator<Item = Addr>) {
+    /// Lets nothing be looked up but `addrs` and the prefixes of services. Returns in how many
+    /// words something was not looked up that has to be.
+    pub(super) fn retain(&mut self, addrs: impl Iterator<Item = Addr>) -> u64 {
         let mut words = vec![0; ADDR_WORDS as usize];
         for AddrBit { word, mask } in addrs.map(AddrBit::of) {
             words[word as usize] |= mask;
@@ -53,9 +54,12 @@ impl AddrFilter {
         for &word in &self.full {
             words[word as usize] = u64::MAX;
         }
+        let mut lost = 0;
         for (word, bits) in (0..).zip(words) {
+            lost += u64::from(bits & !self.words.get(word) != 0);
             self.words.set(word, bits);
         }
+        lost
     }
 
     /// Lets all of `prefixes` be looked up, and no longer those that came before.

@@ -4,7 +4,7 @@
 use super::LoadError;
 use super::filter::SharedFilter;
 use super::sys::{self, BatchError, MappedArray};
-use crate::apply::{NameStore, Store, StoreError};
+use crate::apply::{NameStore, Retired, Store, StoreError};
 use crate::tables::Prefix;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -18,7 +18,7 @@ use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, maps};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{Ordering, fence};
@@ -32,7 +32,7 @@ pub struct MapStore {
     counters: PerCpuArray<MapData, ServiceCounters>,
     retired: MapData,
     /// What `retired` holds, and what the kernel has evicted from it.
-    known_retired: HashSet<End>,
+    known_retired: Retired,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
     addr_filter: SharedFilter,
@@ -61,11 +61,11 @@ impl MapStore {
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
         let retired = take("retired")?;
-        let known_retired = sys::entries::<End, u32>(retired.fd().as_fd())
+        let known_retired = sys::entries::<End, ServiceId>(retired.fd().as_fd())
             .map_err(|e| LoadError::Kernel("read the retired backends", e))?;
         Ok(Self {
             retired,
-            known_retired: known_retired.into_iter().map(|(end, _)| end).collect(),
+            known_retired: known_retired.into_iter().collect(),
             frontends: take("frontends")?,
             services: take("services")?,
             source_ranges: source_ranges
@@ -115,12 +115,13 @@ impl Store for MapStore {
         self.backends.set(id.0, state);
     }
 
-    fn retire(&mut self, gone: &[End], back: &[End]) {
+    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]) {
         let map = self.retired.fd().as_fd();
         let known = &mut self.known_retired;
-        let back: Vec<_> = back.iter().copied().filter(|end| known.remove(end)).collect();
-        let gone: Vec<_> = gone.iter().map(|end| (*end, 1_u32)).collect();
-        known.extend(gone.iter().map(|(end, _)| *end));
+        let back = back.iter().filter(|(end, service)| known.come_back(end, *service));
+        let back: Vec<_> = back.map(|(end, _)| *end).collect();
+        let gone = gone.iter().map(|(end, service)| (*end, known.leave(*end, *service)));
+        let gone: Vec<_> = gone.collect();
         let mut filter = self.addr_filter.lock();
         gone.iter().for_each(|(end, _)| filter.add(end.addr));
         let removed = each_batch(map, &back, sys::delete_batch).into_iter();
@@ -131,9 +132,9 @@ impl Store for MapStore {
         }
         // The kernel evicts; what it has evicted need not be known.
         if known.len() > maps::RETIRED as usize
-            && let Ok(entries) = sys::entries::<End, u32>(map)
+            && let Ok(entries) = sys::entries::<End, ServiceId>(map)
         {
-            *known = entries.into_iter().map(|(end, _)| end).collect();
+            *known = entries.into_iter().collect();
         }
     }
 
@@ -198,14 +199,14 @@ impl Store for MapStore {
     }
 
     /// Whoever reads the frontends repairs the filter of their addresses.
-    fn frontends(&mut self) -> Result<Vec<(FrontendKey, FrontendValue)>, StoreError> {
+    fn frontends(&mut self) -> Result<(Vec<(FrontendKey, FrontendValue)>, u64), StoreError> {
         let frontends: Vec<(FrontendKey, FrontendValue)> =
             sys::entries(self.frontends.fd().as_fd())
                 .map_err(|e| error("frontends", "read", &e))?;
-        let retired = self.known_retired.iter().map(|end| end.addr);
+        let retired = self.known_retired.ends().map(|end| end.addr);
         let served = frontends.iter().map(|(key, _)| key.addr);
-        self.addr_filter.lock().retain(served.chain(retired));
-        Ok(frontends)
+        let repaired = self.addr_filter.lock().retain(served.chain(retired));
+        Ok((frontends, repaired))
     }
 
     fn put_frontends(

@@ -288,6 +288,7 @@ mod tests {
         Node { name: "node-a".into(), zone: Some(zone.into()), ..Node::default() }
     }
 
+    /// Scenario 112.
     #[test]
     fn world_is_synced_after_all_three_lists_and_not_before() {
         let lists = [Change::AllServices(vec![]), Change::Node(None), Change::AllSlices(vec![])];

@@ -42,6 +42,7 @@ mod tests {
     const VIP: [u8; 4] = [10, 96, 0, 1];
     const PODS: [[u8; 4]; 4] = [[10, 1, 0, 1], [10, 1, 0, 2], [10, 1, 0, 3], [10, 1, 0, 4]];
 
+    /// Scenario S12.
     #[test]
     fn addresses_of_ready_endpoints_on_the_node_count_once() {
         let mut service = service("web", VIP);

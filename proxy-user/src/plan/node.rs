@@ -208,6 +208,7 @@ mod tests {
         );
     }
 
+    /// Scenario 43.
     #[test]
     fn primary_is_the_internal_ip_and_else_the_first_address() {
         let accepted = |node: Option<&Node>| -> Vec<String> {
@@ -221,6 +222,7 @@ mod tests {
         assert_eq!(accepted(Some(&node)), ["172.18.0.3", "fd00::2"]);
     }
 
+    /// Scenario 42.
     #[test]
     fn listed_ranges_choose_the_addresses_and_all_are_known() {
         let mut settings = settings();

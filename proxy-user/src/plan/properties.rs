@@ -193,6 +193,7 @@ fn planned(changes: impl IntoIterator<Item = Change>) -> (World, Planner) {
 }
 
 proptest! {
+    /// Scenario 15.
     #[test]
     fn incremental_equals_from_scratch(
         batches in vec(vec(change(), 0..4), 0..12),
@@ -219,6 +220,7 @@ proptest! {
         }
     }
 
+    /// Scenario 12.
     #[test]
     fn arrival_order_changes_nothing(
         (one, other) in objects().prop_map(one_by_one).prop_flat_map(|changes| {

@@ -42,6 +42,7 @@ fn gets(
     got.collect()
 }
 
+/// Scenario 84.
 #[test]
 fn client_stays_with_its_backend_at_every_frontend_and_others_have_their_own() {
     let mut plane = Plane::new();
@@ -79,6 +80,7 @@ fn client_without_affinity_gets_every_backend_and_is_not_remembered() {
     assert!(plane.clients().is_empty());
 }
 
+/// Scenario 89.
 #[test]
 fn client_of_a_backend_that_went_or_drains_gets_another_and_stays_with_that() {
     let mut plane = Plane::new();
@@ -102,6 +104,7 @@ fn client_of_a_backend_that_went_or_drains_gets_another_and_stays_with_that() {
     }
 }
 
+/// Scenario S10.
 #[test]
 fn affinity_to_a_backend_elsewhere_does_not_lead_a_local_policy_off_the_node() {
     let mut plane = Plane::new();
@@ -126,6 +129,7 @@ fn affinity_to_a_backend_elsewhere_does_not_lead_a_local_policy_off_the_node() {
     }
 }
 
+/// Scenarios 86; S9.
 #[test]
 fn a_record_lives_for_its_timeout_counted_from_the_last_connection() {
     let mut plane = Plane::new();
@@ -151,6 +155,7 @@ fn a_record_lives_for_its_timeout_counted_from_the_last_connection() {
     }
 }
 
+/// Scenario S9.
 #[test]
 fn packets_of_a_connection_do_not_refresh_its_client() {
     let mut plane = Plane::new();
@@ -169,6 +174,7 @@ fn packets_of_a_connection_do_not_refresh_its_client() {
     }
 }
 
+/// Scenario 68.
 #[test]
 fn restricted_address_is_open_to_its_sources_and_other_frontends_to_all() {
     let mut plane = Plane::new();

@@ -35,6 +35,7 @@ fn backend_of(plane: &mut Plane, packet: &Packet, cluster: &[SocketAddr]) -> Soc
     *cluster.iter().find(is_it).unwrap_or_else(|| panic!("{packet:?} goes to no backend"))
 }
 
+/// Scenario 16.
 #[test]
 fn new_flows_are_spread_evenly() {
     let mut plane = Plane::new();
@@ -49,6 +50,7 @@ fn new_flows_are_spread_evenly() {
     }
 }
 
+/// Scenario S8.
 #[test]
 fn established_connection_outlives_its_endpoint_and_its_service() {
     let mut plane = Plane::new();
@@ -123,6 +125,7 @@ fn syn_after_data_begins_another_connection() {
     }
 }
 
+/// Scenario 92.
 #[test]
 fn udp_flow_leaves_a_backend_that_no_longer_serves_unless_nothing_else_does() {
     let mut plane = Plane::new();
@@ -152,6 +155,7 @@ fn udp_flow_leaves_a_backend_that_no_longer_serves_unless_nothing_else_does() {
     }
 }
 
+/// Scenario 93.
 #[test]
 fn datagrams_before_the_first_endpoint_do_not_spoil_those_after_it() {
     let mut plane = Plane::new();
@@ -313,6 +317,7 @@ fn snat_port_that_becomes_free_comes_back_after_all_others() {
     }
 }
 
+/// Scenario 21.
 #[test]
 fn sctp_goes_on_with_a_backend_that_is_gone_until_an_init_begins_anew() {
     let mut plane = Plane::new();

@@ -120,9 +120,12 @@ fn packet_of_no_service_is_not_ours() {
         let bytes = Packet { proto: other_proto, ..packet.clone() }.bytes();
         check_left_alone(&mut plane, &bytes, Outcome::NotOurs, "another protocol");
 
-        let mut tagged = packet.bytes();
-        drop(tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]));
-        check_left_alone(&mut plane, &tagged, Outcome::NotOurs, "a VLAN tag");
+        // In the packet: what comes so has a second tag, of which the kernel takes the outer one.
+        for tag in [[0x81, 0x00, 0x00, 0x05], [0x81, 0x00, 0xa0, 0x00], [0x88, 0xa8, 0x00, 0x05]] {
+            let mut tagged = packet.bytes();
+            drop(tagged.splice(12..12, tag));
+            check_left_alone(&mut plane, &tagged, Outcome::NotOurs, "a VLAN tag");
+        }
         let mut arp = packet.bytes();
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         check_left_alone(&mut plane, &arp, Outcome::NotOurs, "another Ethernet type");
@@ -285,6 +288,7 @@ fn device_without_an_address_of_the_family_drops_what_needs_snat() {
     }
 }
 
+/// Scenario 21.
 #[test]
 fn sctp_is_translated_where_its_checksum_stays_right_and_else_dropped() {
     let mut plane = Plane::new();

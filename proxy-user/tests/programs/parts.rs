@@ -178,6 +178,7 @@ fn router(net: Net) -> IpAddr {
     }
 }
 
+/// Scenario S13.
 #[test]
 fn errors_are_translated_with_what_they_quote_in_both_directions() {
     let mut plane = Plane::new();

@@ -110,6 +110,7 @@ fn node_port_to_a_backend_here_keeps_the_client() {
     }
 }
 
+/// Scenario S4.
 #[test]
 fn pod_that_is_its_own_backend_hears_from_the_node_and_not_from_itself() {
     let mut plane = Plane::new();

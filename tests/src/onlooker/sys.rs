@@ -1,4 +1,4 @@
-//! System calls for a program that counts. Takes and gives plain Rust; decides nothing.
+//! System calls for programs that count or tag. Takes and gives plain Rust; decides nothing.
 
 #![expect(unsafe_code, reason = "system calls without a safe wrapper")]
 
@@ -43,15 +43,8 @@ pub(super) fn make_counter() -> io::Result<OwnedFd> {
 }
 
 /// Loads a program that adds one to the number in `counter` and lets the packet go on.
-pub(super) fn load(counter: &OwnedFd) -> io::Result<OwnedFd> {
-    let insn = |code: u8, dst: u8, src: u8, offset: i16, imm: i32| {
-        u64::from(code)
-            | u64::from(dst) << 8
-            | u64::from(src) << 12
-            | u64::from(offset as u16) << 16
-            | u64::from(imm as u32) << 32
-    };
-    let instructions = [
+pub(super) fn load_counter(counter: &OwnedFd) -> io::Result<OwnedFd> {
+    load(&[
         insn(0x62, 10, 0, -4, 0),                 // *(u32 *)(r10 - 4) = 0
         insn(0xbf, 2, 10, 0, 0),                  // r2 = r10
         insn(0x07, 2, 0, 0, -4),                  // r2 += -4
@@ -63,7 +56,31 @@ pub(super) fn load(counter: &OwnedFd) -> io::Result<OwnedFd> {
         insn(0xdb, 0, 1, 0, 0),                   // lock *(u64 *)(r0 + 0) += r1
         insn(0xb7, 0, 0, 0, -1),                  // r0 = TCX_NEXT
         insn(0x95, 0, 0, 0, 0),                   // exit
-    ];
+    ])
+}
+
+/// Loads a program that gives the packet a tag of IEEE 802.1Q and lets it go on.
+pub(super) fn load_tagger(tag: u16) -> io::Result<OwnedFd> {
+    let ethernet_type = 0x8100_u16.to_be();
+    load(&[
+        insn(0xb7, 2, 0, 0, ethernet_type.into()), // r2 = the tag's type, in network byte order
+        insn(0xb7, 3, 0, 0, tag.into()),           // r3 = tag
+        insn(0x85, 0, 0, 0, 18),                   // r0 = bpf_skb_vlan_push(r1, r2, r3)
+        insn(0xb7, 0, 0, 0, -1),                   // r0 = TCX_NEXT
+        insn(0x95, 0, 0, 0, 0),                    // exit
+    ])
+}
+
+/// An instruction of BPF (`struct bpf_insn`).
+fn insn(code: u8, dst: u8, src: u8, offset: i16, imm: i32) -> u64 {
+    u64::from(code)
+        | u64::from(dst) << 8
+        | u64::from(src) << 12
+        | u64::from(offset as u16) << 16
+        | u64::from(imm as u32) << 32
+}
+
+fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let mut attr = attr(&[SCHED_CLS, instructions.len() as u32]);
     attr.0[1] = instructions.as_ptr() as u64;

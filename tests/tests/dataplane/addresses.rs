@@ -2,12 +2,13 @@
 //! What is not a service's goes where it would go without Shunt.
 
 use crate::everyone::Answer::{From, Refused, Silence};
-use crate::everyone::Who::{Node, Outsider, Pods};
+use crate::everyone::Who::{Elsewhere, Node, Outsider, Pods};
 use crate::everyone::{Answer, BEYOND, Everyone, Question, both, only};
 use crate::scene::{PORTS, node_port, ready, serve, service, slices, vip};
 use anyhow::Result;
 use lab::{Ask, Pod, Serve, Transport};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 const HERE: &[&str] = &["web-0"];
@@ -25,7 +26,7 @@ pub(crate) fn balancer(number: u8) -> [SocketAddr; 2] {
 }
 
 /// The external IPs of the service `number`.
-fn external(number: u8) -> [SocketAddr; 2] {
+pub(crate) fn external(number: u8) -> [SocketAddr; 2] {
     [
         SocketAddr::from(([198, 51, 100, number], 80)),
         SocketAddr::from(([0xfd00, 0x198, 0, 0, 0, 0, 0, number.into()], 80)),
@@ -50,7 +51,7 @@ pub(crate) fn balanced(number: u8, more: &Value) -> Value {
 }
 
 /// The Service `number` with external IPs and no NodePort.
-fn exposed(number: u8) -> Value {
+pub(crate) fn exposed(number: u8) -> Value {
     let mut service = service(number);
     service["spec"]["type"] = json!("ClusterIP");
     service["spec"]["externalIPs"] = json!(texts(external(number)));
@@ -72,7 +73,7 @@ fn by_all(fact: &'static str, to: [SocketAddr; 2], answer: Answer) -> [Question;
     [Pods, Node, Outsider].map(|who| (fact, who, both(to), answer))
 }
 
-/// Scenarios 58 to 66; S3 and S4.
+/// Scenarios 53, 54, 58 to 62 and 64 to 66; S3 and S4.
 #[tokio::test]
 async fn an_address_outside_the_cluster_is_a_services_if_it_says_so() -> Result<()> {
     let mut everyone = Everyone::prepare().await?;
@@ -124,6 +125,8 @@ async fn an_address_outside_the_cluster_is_a_services_if_it_says_so() -> Result<
         ("58: outsiders keep to the node", Outsider, both(external(58)), From(HERE)),
         ("58: pods get all", Pods, both(external(58)), From(ALL)),
         ("58: the node gets all", Node, both(external(58)), From(ALL)),
+        ("59: on every node", Elsewhere, both(external(59)), From(AFAR)),
+        ("60: on every node", Elsewhere, both(balancer(65)), From(HERE)),
         ("62: its NodePort is served", Outsider, everyone.node_ports(0, 62), From(AFAR)),
         ("64: the ClusterIP too", Pods, both(vip(64)), From(AFAR)),
         ("66: the younger one has the rest", Pods, both(vip(66)), From(HERE)),
@@ -212,6 +215,7 @@ async fn a_node_port_goes_to_its_service_and_every_other_port_to_the_node() -> R
     let one = |to: SocketAddr| vec![Ask::tcp(to), Ask::udp(to)];
     let mut questions = vec![
         ("67: they are off", Pods, both(external(67)), BEYOND),
+        ("67: for the node", Node, both(external(67)), BEYOND),
         ("67: for outsiders", Outsider, both(external(67)), BEYOND),
         ("67: the ClusterIP is not", Pods, both(vip(67)), From(AFAR)),
     ];
@@ -230,7 +234,16 @@ async fn a_node_port_goes_to_its_service_and_every_other_port_to_the_node() -> R
     for who in [Pods, Node, Outsider] {
         questions.push(("41: the other node", who, everyone.node_ports(1, 47), From(AFAR)));
     }
-    everyone.check(&questions).await
+    everyone.check(&questions).await?;
+    // Those who no longer hear anything are named; nobody else is.
+    let told = |status: &Value| {
+        let listens = |warning: &&Value| warning["message"].to_string().contains("listens at");
+        let warnings = status["warnings"].as_array().into_iter().flatten().filter(listens);
+        let subjects = warnings.filter_map(|warning| warning["subject"].as_str());
+        subjects.collect::<BTreeSet<_>>()
+            == ["Service default/svc-47", "Service default/svc-49"].into()
+    };
+    everyone.scene.cluster.agent(0)?.wait_status(told).await.map(drop)
 }
 
 /// Scenarios 70 to 73; S11.

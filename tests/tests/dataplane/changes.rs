@@ -27,7 +27,7 @@ fn by_all(fact: &'static str, to: &[Ask], answer: Answer) -> [Question; 3] {
     [Pods, Node, Outsider].map(|who| (fact, who, to.to_vec(), answer))
 }
 
-/// Scenarios 4, 28, 45, 56 and 63.
+/// Scenarios 1, 2, 4, 28, 45, 56 and 63.
 #[tokio::test]
 async fn a_service_that_changes_is_served_as_it_is_now() -> Result<()> {
     let mut everyone = Everyone::prepare().await?;
@@ -91,8 +91,25 @@ async fn a_service_that_changes_is_served_as_it_is_now() -> Result<()> {
             service["spec"]["type"] = json!(kind);
             service["spec"]["externalName"] = json!("web.example.com");
         })?;
-        let questions = [Pods, Outsider].map(|who| ("4: what it is", who, at_vip.clone(), answer));
-        everyone.wait_until(kind, &questions).await?;
+        everyone.wait_until(kind, &by_all("4: what it is", &at_vip, answer)).await?;
+    }
+
+    let another = json!({ "service.kubernetes.io/service-proxy-name": "other" });
+    for (labels, answer) in [(another, BEYOND), (json!({}), From(ALL))] {
+        apply(&|service| service["metadata"]["labels"] = labels.clone())?;
+        let questions = by_all("1: whose it is", &at_vip, answer);
+        everyone.wait_until("another proxy's", &questions).await?;
+    }
+    for (headless, answer) in [(true, Refused), (false, From(ALL))] {
+        let [web_0, web_1] = &everyone.scene.web;
+        for mut slice in slices(1, &[(web_0, ready()), (web_1, ready())]) {
+            if headless {
+                slice["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+            }
+            api.apply(&slice)?;
+        }
+        let questions = by_all("2: for names only", &at_vip, answer);
+        everyone.wait_until("headless slices", &questions).await?;
     }
 
     let _ = api.delete("services", "default", "svc-1");
@@ -101,7 +118,7 @@ async fn a_service_that_changes_is_served_as_it_is_now() -> Result<()> {
     again["spec"]["clusterIP"] = json!(vip(2)[0].ip());
     api.apply(&again)?;
     let mut questions = by_all("28: the new address", &both(vip(2)), From(ALL)).to_vec();
-    questions.extend([Pods, Outsider].map(|who| ("28: the old one", who, at_vip.clone(), BEYOND)));
+    questions.extend(by_all("28: the old one", &at_vip, BEYOND));
     questions.extend(by_all("28: its NodePort", &at_node, From(ALL)));
     everyone.wait_until("another Service of the same name", &questions).await
 }

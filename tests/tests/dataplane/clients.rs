@@ -28,7 +28,7 @@ async fn only(fact: &str, from: &Machine, asks: &[Ask]) -> Result<String> {
     names.pop_first().context("an answer")
 }
 
-/// Scenarios 84, 87 to 91.
+/// Scenarios 84, 87, 88, 90 and 91.
 #[tokio::test]
 async fn a_client_stays_with_its_backend() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -36,41 +36,47 @@ async fn a_client_stays_with_its_backend() -> Result<()> {
         let [web_0, web_1] = &scene.web;
         scene.publish_with(1, sticky(), &[(web_0, ready()), (web_1, ready())])?;
         scene.start(path).await?;
-        let node = scene.cluster.lab.node(0).addrs().at(node_port(1));
+        let outsider = scene.routed_outsider().await?;
+        let node = scene.cluster.lab.node(0);
+        let at_node = node.addrs().at(node_port(1));
 
         // Each family and protocol is a service port of its own, shared by its frontends.
         let mut chosen = Vec::new();
-        for (vip, node) in vip(1).into_iter().zip(node) {
-            let tcp = [Ask::tcp(vip), Ask::tcp(node), Ask::tcp(vip)];
-            let udp = [Ask::udp(vip), Ask::udp_unconnected(node), Ask::udp_unconnected(vip)];
-            for asks in [tcp, udp] {
-                let fact = format!("{path:?}");
-                let name = only(&fact, &scene.client, &asks).await?;
-                chosen.push((asks, name));
+        for from in [&*scene.client, node, &outsider].map(Machine::clone) {
+            for (vip, node) in vip(1).into_iter().zip(at_node) {
+                let tcp = [Ask::tcp(vip), Ask::tcp(node), Ask::tcp(vip)];
+                let udp = [Ask::udp(vip), Ask::udp_unconnected(node), Ask::udp_unconnected(vip)];
+                for asks in [tcp, udp] {
+                    let name = only(&format!("{path:?}"), &from, &asks).await?;
+                    chosen.push((from.clone(), asks, name));
+                }
             }
         }
 
         scene.restart(path).await?;
-        for (asks, name) in &chosen {
-            let fact = format!("{path:?}: after a restart");
-            assert_eq!(only(&fact, &scene.client, asks).await?, *name, "{fact}");
+        for (from, asks, name) in &chosen {
+            let fact = format!("{path:?}: {} after a restart", from.name());
+            assert_eq!(only(&fact, from, asks).await?, *name, "{fact}");
         }
 
-        // Another pod makes a choice of its own: of many, not all make the same.
-        let mut names = BTreeSet::new();
+        // Another pod makes choices of its own, one for each port: of many, not all are the same.
+        let (mut names, mut differ) = (BTreeSet::new(), false);
         for number in 0..20 {
             let lab = &scene.cluster.lab;
             let pod = lab.add_pod(lab.node(0), &format!("client-{number}")).await?;
-            let ask = Ask::tcp(vip(1)[0]);
+            let asks = [Ask::tcp(vip(1)[0]), Ask::udp(vip(1)[0])];
             // The packet path has to find the pod's device first.
-            let served = async || answer("another pod", &pod, &ask).await;
+            let served = async || answer("another pod", &pod, &asks[0]).await;
             let _ = eventually("another pod is served", served, Result::is_ok).await??;
-            names.insert(only("another pod", &pod, &[ask]).await?);
-            if names.len() == 2 {
+            let tcp = only("another pod", &pod, &asks[..1]).await?;
+            differ |= tcp != only("another port", &pod, &asks[1..]).await?;
+            names.insert(tcp);
+            if names.len() == 2 && differ {
                 break;
             }
         }
         assert_eq!(names.len(), 2, "{path:?}: pods are independent");
+        assert!(differ, "{path:?}: and so are ports");
     }
     Ok(())
 }
@@ -148,8 +154,9 @@ async fn source_ranges_hold_for_the_balancers_addresses_and_nothing_else() -> Re
             reaches("the node", node, sockets(to), &[(web_1, node.addrs())]).await?;
         }
 
-        // Tightened: the established connection goes on, and the pod is let in.
-        let open = try_join_all(to.map(|to| outsider.open(Ask::tcp(to)))).await?;
+        // Tightened: what is established goes on, and the pod is let in.
+        let asks = to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]);
+        let open = try_join_all(asks.map(|ask| outsider.open(ask))).await?;
         try_join_all(open.iter().map(Socket::ask)).await?;
         balance(&scene, &host(client))?;
         let asked = async || client.ask(Ask::tcp(to[0])).await;

@@ -13,7 +13,7 @@ const HERE: &[&str] = &["web-0"];
 const AFAR: &[&str] = &["web-1"];
 const ALL: &[&str] = &["web-0", "web-1"];
 
-/// Scenarios 30 to 35.
+/// Scenarios 18 and 30 to 35; S5.
 #[tokio::test]
 async fn each_set_takes_the_ready_endpoints_and_else_those_that_drain() -> Result<()> {
     let mut everyone = Everyone::prepare().await?;
@@ -55,7 +55,7 @@ async fn each_set_takes_the_ready_endpoints_and_else_those_that_drain() -> Resul
     everyone.check(&questions).await
 }
 
-/// Scenarios 36 to 40, 52 to 55 and 57; S1, S2 and S5.
+/// Scenarios 36 to 40, 51 to 55 and 57; S1 and S2.
 #[tokio::test]
 async fn a_policy_local_is_for_those_whom_it_concerns() -> Result<()> {
     let mut everyone = Everyone::prepare().await?;
@@ -70,6 +70,7 @@ async fn a_policy_local_is_for_those_whom_it_concerns() -> Result<()> {
         (39, &internal, vec![(web_0, terminating(true))]),
         (51, &external, vec![(web_0, ready()), (web_1, ready())]),
         (52, &external, vec![(web_1, ready())]),
+        (53, &external, vec![(web_0, unready()), (web_1, terminating(false))]),
         (57, &external, vec![(web_0, terminating(true))]),
     ] {
         scene.publish_with(number, spec.clone(), &endpoints)?;
@@ -92,6 +93,7 @@ async fn a_policy_local_is_for_those_whom_it_concerns() -> Result<()> {
         ("39: none there", Elsewhere, both(vip(39)), Silence),
         ("40: the NodePort uses all", Outsider, at_node(36), From(ALL)),
         ("40: also for pods", Pods, at_node(36), From(ALL)),
+        ("40: also for the node", Node, at_node(36), From(ALL)),
         ("40: also with none here", Outsider, at_node(37), From(AFAR)),
         ("51: outsiders keep to the node", Outsider, at_node(51), From(HERE)),
         ("53: pods here get all", Pods, at_node(51), From(ALL)),
@@ -99,6 +101,9 @@ async fn a_policy_local_is_for_those_whom_it_concerns() -> Result<()> {
         ("52: none here for outsiders", Outsider, at_node(52), Silence),
         ("S1: there is one for pods", Pods, at_node(52), From(AFAR)),
         ("S1: and for the node", Node, at_node(52), From(AFAR)),
+        ("S2: none anywhere", Outsider, at_node(53), Refused),
+        ("S2: for pods", Pods, at_node(53), Refused),
+        ("S2: for the node", Node, at_node(53), Refused),
         ("52: by the other node", Outsider, everyone.node_ports(1, 52), From(AFAR)),
         ("55: the ClusterIP has all", Pods, both(vip(51)), From(ALL)),
         ("55: also for outsiders", Outsider, both(vip(52)), From(AFAR)),

@@ -16,6 +16,7 @@ use std::time::Duration;
 /// How long a packet that is dropped is waited for.
 const SOON: Duration = Duration::from_millis(50);
 
+/// Scenario 23.
 #[tokio::test]
 async fn a_service_without_a_usable_endpoint_is_refused_at_once() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -105,6 +106,7 @@ async fn an_address_that_no_service_has_is_silent() -> Result<()> {
     Ok(())
 }
 
+/// Scenarios 30, 31 and 35.
 #[tokio::test]
 async fn ready_endpoints_come_first_and_terminating_ones_that_serve_second() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -129,6 +131,7 @@ async fn ready_endpoints_come_first_and_terminating_ones_that_serve_second() -> 
     Ok(())
 }
 
+/// Scenario 22.
 #[tokio::test]
 async fn a_backend_may_be_a_process_of_a_node() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -166,6 +169,7 @@ async fn a_backend_may_be_a_process_of_a_node() -> Result<()> {
     Ok(())
 }
 
+/// Scenarios 93 and 95; S8.
 #[tokio::test]
 async fn udp_begins_with_the_first_endpoint_and_stays_with_the_last() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -195,6 +199,7 @@ async fn udp_begins_with_the_first_endpoint_and_stays_with_the_last() -> Result<
     Ok(())
 }
 
+/// Scenario 23.
 #[tokio::test]
 async fn the_packet_path_refuses_as_soon_as_the_socket_path() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;

@@ -83,7 +83,6 @@ impl Everyone {
         fs::create_dir(&cgroup)?;
         fs::write(cgroup.join("cgroup.procs"), aside.pid().to_string())?;
         serve(&aside).await?;
-        beyond.serve(Serve::tcp(80)).await?;
         for networks in NETWORKS {
             for (family, network) in networks.into_iter().enumerate() {
                 let at = |machine: &Machine| machine.addrs().at(0)[family].ip();
@@ -106,6 +105,7 @@ impl Everyone {
         for addr in addrs {
             let prefix = if addr.is_ipv4() { 32 } else { 128 };
             self.beyond.add_addr(&format!("{}/{prefix}", addr.ip())).await?;
+            self.beyond.serve(Serve::tcp(addr.port()).on(addr.ip())).await?;
             self.beyond.serve(Serve::udp(addr.port()).on(addr.ip())).await?;
         }
         Ok(())

@@ -61,6 +61,7 @@ impl Shape {
     const VLAN: Self = Self { uplink: Uplink::Vlan, devices: "eth0,eth0.18", ..Self::ROUTED };
 }
 
+/// Scenarios 17, 19, 20, 26 and 51 to 53; S3.
 #[tokio::test]
 async fn every_way_to_a_service_with_routed_pods() -> Result<()> {
     check(&prepare(Shape::ROUTED).await?).await
@@ -71,6 +72,7 @@ async fn every_way_to_a_service_with_a_link_local_gateway() -> Result<()> {
     check(&prepare(Shape::CALICO).await?).await
 }
 
+/// Scenarios 17, 19, 20 and 26.
 #[tokio::test]
 async fn every_way_to_a_service_with_bridged_pods() -> Result<()> {
     check(&prepare(Shape::BRIDGE).await?).await

@@ -1,9 +1,11 @@
 //! Packets that are more, or less, than a segment or a datagram: refusals, fragments, and ICMP
 //! errors where a link on the way is narrow.
 
-use crate::scene::{Path, Scene, answer, node_port, vip};
+use crate::scene::{Path, Scene, answer, node_port, ready, silent, vip};
+use crate::udp::endpoints;
 use anyhow::{Context, Result};
 use lab::cluster::eventually;
+use lab::onlooker::{Direction, Onlooker, Place, Tagger};
 use lab::{Ask, Cni, Machine, Node, Serve};
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,6 +25,7 @@ async fn refused_at_once(fact: &str, from: &Machine, asks: Vec<Ask>) {
     }
 }
 
+/// Scenario 47.
 #[tokio::test]
 async fn the_packet_path_refuses_at_once_whatever_listens_on_the_node() -> Result<()> {
     for (cni, devices) in PLACES {
@@ -47,6 +50,7 @@ async fn the_packet_path_refuses_at_once_whatever_listens_on_the_node() -> Resul
     Ok(())
 }
 
+/// Scenario 23.
 /// The kernel's own errors have a limit for each receiver, and a burst of clients mostly waits.
 #[tokio::test]
 async fn every_one_of_many_clients_is_refused_at_once() -> Result<()> {
@@ -82,6 +86,7 @@ async fn refusals_have_right_checksums_whoever_makes_them() -> Result<()> {
     Ok(())
 }
 
+/// Scenarios 26; S13.
 #[tokio::test]
 async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
     for (cni, devices) in PLACES {
@@ -104,6 +109,81 @@ async fn datagrams_above_the_mtu_are_answered() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Scenario S13.
+///
+/// What a backend's kernel says of a closed port is about the service to the one who asked it.
+#[tokio::test]
+async fn a_backend_that_does_not_listen_refuses_in_the_name_of_the_service() -> Result<()> {
+    for path in [Path::Socket, Path::Packet] {
+        for elsewhere in [0, 1] {
+            let mut scene = Scene::strict(Cni::Routed).await?;
+            let backend = &scene.web[elsewhere].clone();
+            scene.publish(1, &[backend])?;
+            endpoints(&scene, &[(backend, ready())], 8099)?;
+            scene.start(path).await?;
+            let outsider = scene.routed_outsider().await?;
+            let at_node = scene.cluster.lab.node(0).addrs().at(node_port(1));
+            for (from, to) in [
+                (&*scene.client, vip(1)),
+                (&*scene.client, at_node),
+                (&outsider, vip(1)),
+                (&outsider, at_node),
+            ] {
+                let fact = format!("{path:?}: {}", backend.name());
+                refused_at_once(&fact, from, hearing(to)).await;
+            }
+            assert_eq!(scene.counter(1, "refused").await?, 0, "it has an endpoint");
+        }
+    }
+    Ok(())
+}
+
+/// A tag for VLAN 0 is a priority and nothing else: the packet is for the device that it comes by.
+/// Any other is for the VLAN's device, if there is one, and the parent leaves it alone.
+#[tokio::test]
+async fn packets_with_a_priority_are_served_and_those_of_a_vlan_are_left_alone() -> Result<()> {
+    const PRIORITY: u16 = 5 << 13;
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[1]])?;
+    scene.publish(3, &[])?;
+    scene.start(Path::Packet).await?;
+    let outsider = scene.routed_outsider().await?;
+    let node = scene.cluster.lab.node(0);
+    let at_node = |number| node.addrs().at(node_port(number));
+    {
+        let _tagger = Tagger::attach(outsider.netns(), "eth0", PRIORITY)?;
+        for number in [1, 2] {
+            for to in [vip(number), at_node(number)].concat() {
+                answer("a priority", &outsider, &Ask::tcp(to).payload(1 << 20)).await?;
+                answer("a priority", &outsider, &Ask::udp(to).payload(8_000)).await?;
+            }
+        }
+        for to in [vip(3), at_node(3)] {
+            refused_at_once("a priority, no endpoint", &outsider, hearing(to)).await;
+        }
+    }
+    let before = ours(&scene, "ingress").await?;
+    let arrived = Onlooker::attach(node.netns(), "eth0", Direction::Ingress, Place::First)?;
+    let tagger = Tagger::attach(outsider.netns(), "eth0", PRIORITY | 18)?;
+    for number in [1, 2, 3] {
+        silent("a VLAN", &outsider, hearing(vip(number))).await?;
+        silent("a VLAN", &outsider, hearing(at_node(number))).await?;
+    }
+    assert!(arrived.packets()? >= 24, "{} packets", arrived.packets()?);
+    assert_eq!(ours(&scene, "ingress").await?, before, "no packet of the VLAN is");
+    drop(tagger);
+    answer("no tag again", &outsider, &Ask::tcp(vip(1)[0])).await.map(drop)
+}
+
+/// How many packets `program` did something with, or to, on the first node.
+async fn ours(scene: &Scene, program: &str) -> Result<u64> {
+    let status = scene.cluster.shunt(0, &["status"]).await?;
+    let rows = status["outcomes"].as_array().context("outcomes")?.iter();
+    let ours = rows.filter(|row| row["program"] == program && row["outcome"] != "not_ours");
+    Ok(ours.filter_map(|row| row["count"].as_u64()).sum())
 }
 
 /// What a tunnel carries, and a link with the least MTU of IPv6.
@@ -147,6 +227,7 @@ fn host(addr: IpAddr) -> String {
     format!("{addr}/{}", if addr.is_ipv4() { 32 } else { 128 })
 }
 
+/// Scenario S13.
 #[tokio::test]
 async fn large_transfers_complete_where_the_node_itself_has_a_narrow_way() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
@@ -168,6 +249,7 @@ async fn large_transfers_complete_where_the_node_itself_has_a_narrow_way() -> Re
     Ok(())
 }
 
+/// Scenario S13.
 #[tokio::test]
 async fn large_transfers_complete_over_a_narrow_link_between_the_nodes() -> Result<()> {
     for path in [Path::Socket, Path::Packet] {
@@ -191,6 +273,7 @@ async fn large_transfers_complete_over_a_narrow_link_between_the_nodes() -> Resu
     Ok(())
 }
 
+/// Scenario S13.
 #[tokio::test]
 async fn large_transfers_complete_over_a_narrow_link_to_the_client() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 const LOOPBACK: Addrs = Addrs { v4: Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
 
+/// Scenarios 17 and 26.
 #[tokio::test]
 async fn every_kind_of_socket_reaches_every_backend_and_sees_the_service() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -29,6 +30,7 @@ async fn every_kind_of_socket_reaches_every_backend_and_sees_the_service() -> Re
     Ok(())
 }
 
+/// Scenarios 18 and 44.
 #[tokio::test]
 async fn a_process_of_the_node_reaches_services_as_a_pod_does() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -51,6 +53,7 @@ async fn a_process_of_the_node_reaches_services_as_a_pod_does() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 44.
 #[tokio::test]
 async fn a_pods_own_loopback_has_no_node_ports() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -65,6 +68,7 @@ async fn a_pods_own_loopback_has_no_node_ports() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 20.
 #[tokio::test]
 async fn a_pod_that_is_its_own_backend_reaches_itself() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -110,6 +114,7 @@ async fn a_udp_socket_keeps_services_apart_that_share_a_backend() -> Result<()> 
     Ok(())
 }
 
+/// Scenario 92.
 #[tokio::test]
 async fn a_udp_socket_stays_with_its_backend_until_that_is_gone() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -173,6 +178,7 @@ fn web(ports: &[Port<'_>]) -> Value {
     objects::service("web", &["10.96.0.100", "fd00:96::64"], ports)
 }
 
+/// Scenario 21.
 #[tokio::test]
 async fn ports_and_protocols_of_a_service_lead_to_their_own_backends() -> Result<()> {
     const PORTS: [Port<'static>; 3] = [
@@ -180,29 +186,35 @@ async fn ports_and_protocols_of_a_service_lead_to_their_own_backends() -> Result
         Port { name: "two", protocol: "UDP", port: 80, target: 9002 },
         Port { name: "three", protocol: "TCP", port: 81, target: 9003 },
     ];
-    let mut scene = Scene::routed().await?;
-    let pod = &scene.web[1];
-    for port in PORTS {
-        let serve =
-            if port.protocol == "TCP" { Serve::tcp(port.target) } else { Serve::udp(port.target) };
-        pod.serve(serve.named(port.name)).await?;
-    }
-    scene.cluster.publish(&web(&PORTS), &PORTS, &[pod])?;
-    scene.start(Path::Socket).await?;
-    for ip in ["10.96.0.100", "[fd00:96::64]"] {
-        for (ask, name) in [
-            (Ask::tcp(format!("{ip}:80")), "one"),
-            (Ask::udp(format!("{ip}:80")), "two"),
-            (Ask::tcp(format!("{ip}:81")), "three"),
-        ] {
-            for _ in 0..5 {
-                assert_eq!(answer("multi-port", &scene.client, &ask).await?.name, name, "{ask:?}");
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::routed().await?;
+        let pod = &scene.web[1];
+        for Port { name, protocol, target, .. } in PORTS {
+            let serve = if protocol == "TCP" { Serve::tcp(target) } else { Serve::udp(target) };
+            pod.serve(serve.named(name)).await?;
+        }
+        scene.cluster.publish(&web(&PORTS), &PORTS, &[pod])?;
+        scene.start(path).await?;
+        let outsider = scene.routed_outsider().await?;
+        for ip in ["10.96.0.100", "[fd00:96::64]"] {
+            for (ask, name) in [
+                (Ask::tcp(format!("{ip}:80")), "one"),
+                (Ask::udp(format!("{ip}:80")), "two"),
+                (Ask::tcp(format!("{ip}:81")), "three"),
+            ] {
+                for from in [&*scene.client, &outsider] {
+                    for _ in 0..5 {
+                        let reply = answer("multi-port", from, &ask).await?;
+                        assert_eq!(reply.name, name, "{path:?}: {ask:?}");
+                    }
+                }
             }
         }
     }
     Ok(())
 }
 
+/// Scenario 6.
 #[tokio::test]
 async fn a_named_port_may_have_another_number_in_each_slice() -> Result<()> {
     const PORTS: [Port<'static>; 1] = [Port { name: "web", protocol: "TCP", port: 80, target: 0 }];
@@ -223,6 +235,7 @@ async fn a_named_port_may_have_another_number_in_each_slice() -> Result<()> {
     reaches("both slices", client, asks, &[(web_0, own), (web_1, own)]).await
 }
 
+/// Scenario 29.
 #[tokio::test]
 async fn an_established_connection_outlives_its_endpoint() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -240,6 +253,7 @@ async fn an_established_connection_outlives_its_endpoint() -> Result<()> {
     Ok(())
 }
 
+/// Scenario 41.
 #[tokio::test]
 async fn a_pod_reaches_node_ports_of_every_node() -> Result<()> {
     let mut scene = Scene::routed().await?;

@@ -1,19 +1,19 @@
 //! Topology: hints of endpoints, and where the node that chooses says that it is.
 
 use crate::everyone::Answer::From;
-use crate::everyone::Who::{Elsewhere, Outsider, Pods};
+use crate::everyone::Who::{Elsewhere, Node, Outsider, Pods};
 use crate::everyone::{Everyone, both};
 use crate::scene::{ready, serve, service, slices, unready, vip};
 use anyhow::Result;
+use lab::Pod;
 use lab::objects::{self, terminating};
-use lab::{Node, Pod};
 use serde_json::{Value, json};
 
 const ONE: &[&str] = &["web-0"];
 const TWO: &[&str] = &["web-1"];
 const ALL: &[&str] = &["web-0", "web-1"];
 
-fn in_zone(node: &Node, zone: Option<&str>) -> Value {
+fn in_zone(node: &lab::Node, zone: Option<&str>) -> Value {
     let mut object = objects::node(node);
     if let Some(zone) = zone {
         object["metadata"]["labels"]["topology.kubernetes.io/zone"] = json!(zone);
@@ -89,6 +89,7 @@ async fn hints_decide_by_zone_and_node_where_they_are_complete() -> Result<()> {
     let at = |node, number| everyone.node_ports(node, number);
     let questions = [
         ("75: those for the zone", Pods, both(vip(75)), From(TWO)),
+        ("75: also for the node", Node, both(vip(75)), From(TWO)),
         ("75: those for the other zone", Elsewhere, both(vip(75)), From(ONE)),
         ("76: one without a hint, so all", Pods, both(vip(76)), From(ALL)),
         ("77: none for the zone, so all", Pods, both(vip(77)), From(ALL)),
@@ -96,6 +97,7 @@ async fn hints_decide_by_zone_and_node_where_they_are_complete() -> Result<()> {
         ("78: the node comes before the zone", Pods, both(vip(78)), From(ONE)),
         ("78: no node, so the zone", Pods, both(vip(178)), From(TWO)),
         ("78: for the other node there is one", Elsewhere, both(vip(178)), From(TWO)),
+        ("78: also for the node", Node, both(vip(78)), From(ONE)),
         ("79: an unready one need not have a hint", Pods, both(vip(79)), From(TWO)),
         ("80: a local set has no hints", Pods, both(vip(80)), From(ONE)),
         ("80: neither has the external one", Outsider, at(0, 80), From(ONE)),
@@ -110,6 +112,7 @@ async fn hints_decide_by_zone_and_node_where_they_are_complete() -> Result<()> {
         everyone.scene.cluster.api.apply(&in_zone(node, zone))?;
         let questions = [
             ("82: the node has moved", Pods, both(vip(75)), From(answer)),
+            ("82: also for itself", Node, both(vip(75)), From(answer)),
             ("82: its NodePort too", Outsider, at(0, 75), From(answer)),
             ("82: the other node has not", Elsewhere, both(vip(75)), From(ONE)),
         ];

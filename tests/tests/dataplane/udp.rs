@@ -1,39 +1,53 @@
 //! UDP sockets that stay open while endpoints change: they keep their port, and leave a backend
 //! when that no longer serves and another one does.
 //!
-//! On the socket path unconnected ones; `stale_udp` has those that are connected.
+//! A node's own ones are unconnected here: of those that are connected `stale_udp` has more.
 
 use crate::addresses::{balanced, balancer};
 use crate::everyone::Answer::{From, Refused};
 use crate::everyone::Who::{Node, Outsider, Pods};
 use crate::everyone::{Everyone, both};
-use crate::scene::{node_port, ready, slices, vip};
+use crate::scene::{Scene, node_port, ready, slices, vip};
 use anyhow::{Context, Result};
+use futures::future::try_join_all;
 use lab::cluster::eventually;
 use lab::objects::terminating;
 use lab::{Ask, Failure, Pod, Reply, Serve, Socket};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What has no way for a moment is asked again after it.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Sockets of everyone to the ClusterIP, the load balancer's address and the NodePort of service
-/// 1, over both families.
-async fn open(everyone: &Everyone) -> Result<Vec<Socket>> {
+/// The addresses of service 1: the ClusterIP's, the load balancer's and the NodePort's, of both
+/// families.
+fn frontends(everyone: &Everyone) -> Vec<SocketAddr> {
     let node = everyone.scene.cluster.lab.node(0);
-    let unconnected = [&*everyone.scene.client, &everyone.aside, node];
-    let connected = [&*everyone.aside, &everyone.outsider];
+    [vip(1), balancer(1), node.addrs().at(node_port(1))].concat()
+}
+
+/// Unconnected sockets of pods and of the node, and connected ones where packets are translated,
+/// to each frontend.
+async fn open(everyone: &Everyone) -> Result<Vec<Socket>> {
+    let Everyone { scene, aside, outsider, .. } = everyone;
     let mut sockets = Vec::new();
-    for to in [vip(1), balancer(1), node.addrs().at(node_port(1))].concat() {
-        for from in unconnected {
+    for to in frontends(everyone) {
+        for from in [&*scene.client, aside, scene.cluster.lab.node(0)] {
             sockets.push(from.open(Ask::udp_unconnected(to).timeout(PATIENCE)).await?);
         }
-        for from in connected {
+        for from in [aside, outsider] {
             sockets.push(from.open(Ask::udp(to).timeout(PATIENCE)).await?);
         }
     }
     Ok(sockets)
+}
+
+/// Connected sockets of a pod on the socket path to each frontend. They are opened while there is
+/// an endpoint, or else refused.
+async fn connect(everyone: &Everyone) -> Result<Vec<Socket>> {
+    let asks = frontends(everyone).into_iter().map(|to| Ask::udp(to).timeout(PATIENCE));
+    Ok(try_join_all(asks.map(|ask| everyone.scene.client.open(ask))).await?)
 }
 
 /// All of `sockets` are answered by `name` before long.
@@ -56,12 +70,13 @@ async fn stay_with(fact: &str, name: &str, sockets: &[Socket]) -> Result<()> {
     Ok(())
 }
 
-fn endpoints(everyone: &Everyone, endpoints: &[(&Pod, Value)], port: u16) -> Result<()> {
+/// Publishes the slices of service 1 with endpoints in the given conditions, at `port`.
+pub(crate) fn endpoints(scene: &Scene, endpoints: &[(&Pod, Value)], port: u16) -> Result<()> {
     for mut slice in slices(1, endpoints) {
         for index in 0..2 {
             slice["ports"][index]["port"] = json!(port);
         }
-        everyone.scene.cluster.api.apply(&slice)?;
+        scene.cluster.api.apply(&slice)?;
     }
     Ok(())
 }
@@ -73,16 +88,17 @@ async fn udp_leaves_a_backend_that_is_replaced_or_gets_another_port() -> Result<
     let [web_0, _] = &everyone.scene.web;
     web_0.serve(Serve::udp(9090).named("web-0-at-9090")).await?;
     everyone.scene.cluster.api.apply(&balanced(1, &json!({})))?;
-    endpoints(&everyone, &[(web_0, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_0, ready())], 8080)?;
     everyone.start(&[]).await?;
     let [web_0, web_1] = &everyone.scene.web;
-    let sockets = open(&everyone).await?;
+    let mut sockets = open(&everyone).await?;
+    sockets.extend(connect(&everyone).await?);
     stay_with("at first", "web-0", &sockets).await?;
-    endpoints(&everyone, &[(web_1, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_1, ready())], 8080)?;
     move_to("92: replaced", "web-1", &sockets).await?;
-    endpoints(&everyone, &[(web_0, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_0, ready())], 8080)?;
     move_to("92: and back", "web-0", &sockets).await?;
-    endpoints(&everyone, &[(web_0, ready())], 9090)?;
+    endpoints(&everyone.scene, &[(web_0, ready())], 9090)?;
     move_to("94: another port", "web-0-at-9090", &sockets).await
 }
 
@@ -93,24 +109,25 @@ async fn udp_stays_with_what_serves_and_with_the_last_that_did() -> Result<()> {
     everyone.scene.cluster.api.apply(&balanced(1, &json!({})))?;
     everyone.start(&[]).await?;
     let [web_0, web_1] = &everyone.scene.web;
-    let sockets = open(&everyone).await?;
+    let mut sockets = open(&everyone).await?;
     for socket in &sockets {
         let early = socket.ask().await;
         assert!(early.is_err(), "93: before there is an endpoint: {early:?}");
     }
     let new = |answer| [Pods, Node, Outsider].map(|who| ("a new flow", who, both(vip(1)), answer));
-    endpoints(&everyone, &[(web_0, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_0, ready())], 8080)?;
     move_to("93: the first endpoint", "web-0", &sockets).await?;
+    sockets.extend(connect(&everyone).await?);
 
-    endpoints(&everyone, &[(web_0, terminating(true)), (web_1, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_0, terminating(true)), (web_1, ready())], 8080)?;
     everyone.wait_until("the first one drains", &new(From(&["web-1"]))).await?;
     stay_with("96: it still serves", "web-0", &sockets).await?;
-    endpoints(&everyone, &[(web_1, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_1, ready())], 8080)?;
     move_to("it has ended", "web-1", &sockets).await?;
 
-    endpoints(&everyone, &[], 8080)?;
+    endpoints(&everyone.scene, &[], 8080)?;
     everyone.wait_until("all gone", &new(Refused)).await?;
     stay_with("95: all gone", "web-1", &sockets).await?;
-    endpoints(&everyone, &[(web_0, ready())], 8080)?;
+    endpoints(&everyone.scene, &[(web_0, ready())], 8080)?;
     move_to("95: one returns", "web-0", &sockets).await
 }

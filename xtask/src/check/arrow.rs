@@ -20,7 +20,7 @@ const MODULES: [(&str, &[&str]); 20] = [
     ("glob", &[]),
     ("sweep", &[]),
     ("pinned", &["loader", "tables"]),
-    ("sockets", &["loader", "pinned"]),
+    ("sockets", &["loader", "model", "pinned"]),
     ("status", &["model"]),
     ("dns", &["config", "metrics", "model", "plan"]),
     ("config", &["model", "source"]),

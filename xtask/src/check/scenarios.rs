@@ -1,13 +1,14 @@
-//! `docs/scenarios.md` says of every scenario which tests show it, and those tests exist.
+//! `docs/scenarios.md` says of every scenario which tests show it; those tests exist, and their
+//! comments name just the scenarios whose rows name them: "Scenarios 1, 5 to 7 and 9; S2."
 //!
 //! A row is `| NUMBER | WHAT | TESTS | REMARK |`. A test is `` `FILE::NAME` `` or a case `` `FILE` ``,
 //! with the file's path below one of the folders that have tests. A row without a test has to say
 //! why, as its remark.
 
-use super::{Findings, read};
+use super::{Findings, files, read};
 use crate::machine::root;
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The document.
@@ -34,7 +35,67 @@ pub(super) fn check() -> Result<Findings> {
             }
         }
     }
+    let mut named = BTreeMap::<&str, BTreeSet<String>>::new();
+    for Row { number, tests, .. } in &rows {
+        for test in tests {
+            let _ = named.entry(test).or_default().insert((*number).to_owned());
+        }
+    }
+    for path in files()? {
+        let Some(file) = ROOTS.iter().find_map(|folder| path.strip_prefix(folder).ok()) else {
+            continue;
+        };
+        for (name, said) in comments(&read(&path)?) {
+            let test = if name.is_empty() { String::new() } else { format!("::{name}") };
+            let test = format!("{}{test}", file.display());
+            let expected = named.remove(&*test).unwrap_or_default();
+            if said != expected {
+                findings.push(format!(
+                    "the comment of {test} names the scenarios {said:?}; it is in the rows of {expected:?}"
+                ));
+            }
+        }
+    }
     Ok(findings)
+}
+
+/// The functions of a Rust source, and the scenarios that the comment above each names; for
+/// another file, the scenarios of its first line under no name.
+fn comments(source: &str) -> Vec<(&str, BTreeSet<String>)> {
+    if let Some(comment) = source.strip_prefix("# Scenario") {
+        return vec![("", scenarios(comment))];
+    }
+    let mut said = BTreeSet::new();
+    let mut functions = Vec::new();
+    for line in source.lines().map(str::trim_start) {
+        if let Some(comment) = line.strip_prefix("/// Scenario") {
+            said = scenarios(comment);
+        } else if let Some(function) = line.trim_start_matches("async ").strip_prefix("fn ") {
+            let name = function.split(['(', '<']).next().unwrap_or_default();
+            functions.push((name, std::mem::take(&mut said)));
+        }
+    }
+    functions
+}
+
+/// The numbers at the beginning of a comment, after "Scenario".
+fn scenarios(comment: &str) -> BTreeSet<String> {
+    let sentence = comment.split('.').next().unwrap_or_default().trim_start_matches('s');
+    let words = sentence.split([' ', ',', ';']).filter(|word| !["", "and"].contains(word));
+    let (mut found, mut last, mut is_range) = (BTreeSet::new(), 0, false);
+    for word in words {
+        let (prefix, number) = word.strip_prefix('S').map_or(("", word), |number| ("S", number));
+        match number.parse::<u32>() {
+            Ok(number) => {
+                let first = if is_range { last + 1 } else { number };
+                found.extend((first..=number).map(|number| format!("{prefix}{number}")));
+                (last, is_range) = (number, false);
+            }
+            Err(_) if word == "to" => is_range = true,
+            Err(_) => break,
+        }
+    }
+    found
 }
 
 fn rows(document: &str) -> Vec<Row<'_>> {
@@ -126,6 +187,17 @@ mod tests {
             assert!(findings.contains(part), "no {part:?} in {findings}");
         }
         assert!(!findings.contains("S1 has no test"), "it says why: {findings}");
+    }
+
+    #[test]
+    fn comments_name_the_scenarios_of_the_function_below() {
+        let source = "/// Scenarios 1, 5 to 7 and 9; S2 and S4.\n/// More.\n#[test]\nasync fn a() {}\n\
+            fn b<T>() {}\n    /// Scenario 66 (B11).\n    fn c() {}\n";
+        let found = comments(source).into_iter().map(|(name, said)| (name, Vec::from_iter(said)));
+        let all = ["1", "5", "6", "7", "9", "S2", "S4"].map(str::to_owned).to_vec();
+        let expected = [("a", all), ("b", vec![]), ("c", vec!["66".to_owned()])];
+        assert_eq!(found.collect::<Vec<_>>(), expected);
+        assert_eq!(comments("# Scenario 3. So.\nkind: x\n"), [("", ["3".to_owned()].into())]);
     }
 
     #[test]

@@ -59,6 +59,7 @@ fn strange_source_ranges_are_closed_and_lost_ones_opened_again() {
     assert_eq!(open_to(&restarted), [addr(1), addr(2)]);
 }
 
+/// Scenario 85.
 #[test]
 fn clients_are_forgotten_when_affinity_ends_and_kept_when_its_timeout_changes() {
     let mut applier = applier();
