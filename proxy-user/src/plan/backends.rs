@@ -4,7 +4,7 @@
 //! policies choose between its two sets elsewhere.
 
 use super::service::Place;
-use crate::model::{Endpoint, ServicePort, Slice};
+use crate::model::{Endpoint, Placement, ServicePort, Slice};
 use crate::tables::{BackendRow, Family, ServiceRow};
 use proxy_ebpf::slot::BackendFlags;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub(super) fn endpoints<'a>(
             for endpoint in &slice.endpoints {
                 let row = BackendRow { addr: endpoint.addr.into(), port };
                 if Family::of(row.addr) == family {
-                    let local = endpoint.node.as_deref() == Some(node);
+                    let local = endpoint.placement.node.as_deref() == Some(node);
                     candidates.push(Candidate { row, endpoint, local });
                 }
             }
@@ -109,20 +109,20 @@ fn ready_or_draining<'a>(
 /// A level of hints counts only if every endpoint has a hint of that level and one hints here:
 /// with less, the hints are stale, and following them could overload few endpoints or reach none.
 fn narrow<'a>(endpoints: Vec<Candidate<'a>>, place: Place<'_>) -> Vec<Candidate<'a>> {
-    let level = |hints: fn(&Endpoint) -> &[Arc<str>], here: Option<&str>| {
+    let level = |hints: fn(&Placement) -> &[Arc<str>], here: Option<&str>| {
         let here = here?;
-        if endpoints.iter().any(|c| !c.is_ready() || hints(c.endpoint).is_empty()) {
+        if endpoints.iter().any(|c| !c.is_ready() || hints(&c.endpoint.placement).is_empty()) {
             return None;
         }
         let hinted: Vec<_> = endpoints
             .iter()
-            .filter(|c| hints(c.endpoint).iter().any(|hint| **hint == *here))
+            .filter(|c| hints(&c.endpoint.placement).iter().any(|hint| **hint == *here))
             .copied()
             .collect();
         (!hinted.is_empty()).then_some(hinted)
     };
-    level(|endpoint| &endpoint.node_hints, Some(place.node))
-        .or_else(|| level(|endpoint| &endpoint.zone_hints, place.zone))
+    level(|placement| &placement.node_hints, Some(place.node))
+        .or_else(|| level(|placement| &placement.zone_hints, place.zone))
         .unwrap_or(endpoints)
 }
 

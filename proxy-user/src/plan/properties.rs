@@ -3,8 +3,8 @@
 
 use super::Planner;
 use crate::model::{
-    Change, Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, Slice,
-    SlicePort, Touched, TrafficPolicy, World, examples,
+    Change, Conditions, Endpoint, Node, ObjectName, Placement, Service, ServicePort, ServiceType,
+    Slice, SlicePort, Touched, TrafficPolicy, World, examples,
 };
 use crate::tables::Tables;
 use ipnetwork::IpNetwork;
@@ -109,10 +109,8 @@ prop_compose! {
         Endpoint {
             addr: addr.parse().unwrap(),
             conditions: Conditions { ready, serving, terminating },
-            node: node.map(Into::into),
+            placement: Placement { node: node.map(Into::into), zone_hints, node_hints }.into(),
             hostname: hostname.map(Into::into),
-            zone_hints,
-            node_hints,
         }
     }
 }
