@@ -4,14 +4,14 @@
 //! and removed.
 
 use super::names::Names;
-use super::place::{info, slots, state};
+use super::place::{info, slots, states};
 use super::pool::{IdPool, RangePool};
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
 use crate::tables::{BackendRow, Family, Prefix, ServiceKey, ServicePortName, TableDelta, Tables};
 use proxy_ebpf::frontend::FrontendKey;
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
-use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader};
+use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ impl<S: Store> Applier<S> {
         let ranges: BTreeMap<u32, u32> = services.values().map(|p| (p.range, p.len)).collect();
         let service_ids: BTreeSet<u32> = services.values().map(|placed| placed.id.0).collect();
         let backend_ids: BTreeSet<u32> =
-            services.values().flat_map(|p| p.backends.iter().map(|(_, id)| id.0)).collect();
+            services.values().flat_map(|p| p.ids.iter().map(|id| id.0)).collect();
         for id in store.backends() {
             if !backend_ids.contains(&id.0) {
                 store.write_backend(id, BackendState::default());
@@ -79,16 +79,18 @@ impl<S: Store> Applier<S> {
     }
 
     /// Brings the maps to exactly `tables`, from whatever was applied before.
-    pub fn apply_all(&mut self, tables: Tables) -> Vec<ApplyError> {
-        let mut delta = TableDelta::default();
-        delta.services.extend(self.services.keys().map(|key| (key.clone(), None)));
+    pub fn apply_all(&mut self, tables: &Tables) -> Vec<ApplyError> {
+        let (services, frontends) = (all(&tables.services), all(&tables.frontends));
+        let names = self.names.replaced_by(all(&tables.names));
+        let mut delta = TableDelta { services, frontends, names };
+        for key in self.services.keys() {
+            delta.services.entry(key.clone()).or_insert(None);
+        }
         let known: BTreeSet<FrontendKey> = self.frontends.keys().copied().collect();
-        delta.frontends.extend(known.into_iter().map(|key| (key, None)));
-        delta.services.extend(tables.services.into_iter().map(|(key, row)| (key, Some(row))));
-        delta.frontends.extend(tables.frontends.into_iter().map(|(key, row)| (key, Some(row))));
+        for key in known {
+            delta.frontends.entry(key).or_insert(None);
+        }
         self.unwritten = TableDelta::default();
-        let names = tables.names.into_iter().map(|(name, row)| (name, Some(row)));
-        delta.names = self.names.replaced_by(names.collect());
         self.apply(delta)
     }
 
@@ -150,11 +152,11 @@ impl<S: Store> Applier<S> {
         let mut delta = TableDelta::default();
         for (key, row) in &tables.services {
             let holds = self.services.get(key).is_some_and(|placed| {
+                let mut states = placed.ids.iter().zip(states(placed.id, row));
                 placed.source_ranges == row.source_ranges
-                    && self.holds(placed, &slots(placed.id, row, &placed.backends))
-                    && placed.backends.iter().all(|(backend, id)| {
-                        self.store.backend(*id) == state(placed.id, row, *backend)
-                    })
+                    && placed.backends == row.all
+                    && self.holds(placed, &slots(placed.id, row, &placed.ids))
+                    && states.all(|(id, state)| self.store.backend(*id) == state)
             });
             if !holds {
                 delta.services.insert(key.clone(), Some(Arc::clone(row)));
@@ -169,6 +171,11 @@ impl<S: Store> Applier<S> {
     }
 }
 
+/// The step that adds all of `rows`.
+fn all<K: Ord + Clone, V: Clone>(rows: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
+    rows.iter().map(|(key, row)| (key.clone(), Some(row.clone()))).collect()
+}
+
 /// The range at `start`, unless it is none.
 fn read_range<S: Store>(store: &S, start: u32, header: &RangeHeader) -> Option<Placed> {
     let sum = u64::from(header.cluster) + u64::from(header.local) + u64::from(header.draining);
@@ -176,15 +183,16 @@ fn read_range<S: Store>(store: &S, start: u32, header: &RangeHeader) -> Option<P
     if start == 0 || start.checked_add(len)? > maps::SLOTS {
         return None;
     }
-    let backends: BTreeMap<BackendRow, BackendId> = (start + 1..start + len)
+    let backends: BTreeMap<BackendRow, (BackendFlags, BackendId)> = (start + 1..start + len)
         .map(|index| store.slot(index))
-        .map(|slot| (BackendRow { addr: slot.addr, port: slot.port }, slot.backend))
+        .map(|slot| (BackendRow { addr: slot.addr, port: slot.port }, (slot.flags, slot.backend)))
         .collect();
     Some(Placed {
         id: header.service,
         range: start,
         len,
-        backends: backends.into_iter().collect(),
+        backends: backends.iter().map(|(backend, (flags, _))| (*backend, *flags)).collect(),
+        ids: backends.values().map(|(_, id)| *id).collect(),
         affinity: header.affinity_seconds != 0,
         ..Placed::default()
     })
@@ -197,5 +205,5 @@ fn key(info: &ServiceInfo) -> ServiceKey {
         port: unpadded(&info.port_name).into(),
         proto: info.proto,
     };
-    ServiceKey { port, family: if info.family == 4 { Family::V4 } else { Family::V6 } }
+    ServiceKey { port: port.into(), family: if info.family == 4 { Family::V4 } else { Family::V6 } }
 }

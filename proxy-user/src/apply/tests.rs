@@ -164,7 +164,7 @@ fn service(name: &str) -> ServiceKey {
         port: "".into(),
         proto: Proto::TCP,
     };
-    ServiceKey { port, family: Family::V4 }
+    ServiceKey { port: port.into(), family: Family::V4 }
 }
 
 fn backend(last: u8) -> BackendRow {
@@ -172,13 +172,10 @@ fn backend(last: u8) -> BackendRow {
 }
 
 fn row(cluster: &[u8], draining: &[u8]) -> ServiceRow {
-    let ready = BackendFlags::SERVING.with(BackendFlags::READY);
-    let mut all: BTreeMap<_, _> = cluster.iter().map(|&last| (backend(last), ready)).collect();
+    let chosen = BackendFlags::SERVING.with(BackendFlags::READY).with(BackendFlags::IN_CLUSTER_SET);
+    let mut all: BTreeMap<_, _> = cluster.iter().map(|&last| (backend(last), chosen)).collect();
     all.extend(draining.iter().map(|&last| (backend(last), BackendFlags::SERVING)));
-    let mut cluster: Vec<_> = cluster.iter().map(|&last| backend(last)).collect();
-    cluster.sort();
-    cluster.dedup();
-    ServiceRow { all: all.into_iter().collect(), cluster, ..ServiceRow::default() }
+    ServiceRow { all: all.into_iter().collect(), ..ServiceRow::default() }
 }
 
 fn frontend(last: u8) -> FrontendKey {
@@ -220,34 +217,34 @@ fn read_back(store: &Fake) -> BTreeMap<FrontendKey, (String, FrontendFlags, Vec<
 
 fn wanted(tables: &Tables) -> BTreeMap<FrontendKey, (String, FrontendFlags, Vec<BackendRow>)> {
     let row = |(key, row): (&FrontendKey, &FrontendRow)| {
-        let cluster = tables.services[&row.service].cluster.clone();
-        (*key, (row.service.port.name.to_string(), row.flags, cluster))
+        let cluster = tables.services[&row.service].with(BackendFlags::IN_CLUSTER_SET);
+        (*key, (row.service.port.name.to_string(), row.flags, cluster.collect()))
     };
     tables.frontends.iter().map(row).collect()
 }
 
 fn ids(applier: &Applier<Fake>, name: &str) -> BTreeMap<BackendRow, BackendId> {
-    applier.services[&service(name)].backends.iter().copied().collect()
+    applier.services[&service(name)].backends().map(|(backend, id)| (*backend, id)).collect()
 }
 
 #[test]
 fn what_is_applied_reads_back_and_a_second_time_writes_nothing() {
     let mut applier = applier();
     let tables = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21]), ("empty", 3, &[])]);
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     assert_eq!(read_back(&applier.store), wanted(&tables));
     let (writes, counted) = (applier.store.writes, applier.writes());
-    assert_eq!(applier.apply_all(tables), []);
+    assert_eq!(applier.apply_all(&tables), []);
     assert_eq!((applier.store.writes, applier.writes()), (writes, counted));
 }
 
 #[test]
 fn a_live_range_is_never_written() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
     let old = applier.store.frontends[&frontend(1)];
     let before: Vec<_> = (0..3).map(|offset| applier.store.slot(old.range() + offset)).collect();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 13])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 13])])), []);
     let after: Vec<_> = (0..3).map(|offset| applier.store.slot(old.range() + offset)).collect();
     assert_eq!(before, after, "a program may still read the old range");
     assert_ne!(applier.store.frontends[&frontend(1)].range(), old.range());
@@ -261,9 +258,9 @@ fn a_live_range_is_never_written() {
 #[test]
 fn a_backend_keeps_its_id_and_loses_its_state_when_it_goes() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
     let before = ids(&applier, "web");
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[12, 13])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[12, 13])])), []);
     let after = ids(&applier, "web");
     assert_eq!(before[&backend(12)], after[&backend(12)]);
     assert_ne!(before[&backend(11)], after[&backend(13)]);
@@ -274,10 +271,10 @@ fn a_backend_keeps_its_id_and_loses_its_state_when_it_goes() {
 fn a_draining_backend_is_not_chosen_but_still_serves() {
     let mut applier = applier();
     let mut tables = tables(&[("web", 1, &[11, 12])]);
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     let before = ids(&applier, "web");
     tables.services.insert(service("web"), row(&[12], &[11]).into());
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     assert_eq!(read_back(&applier.store), wanted(&tables));
     let state = applier.store.backend(before[&backend(11)]);
     assert!(state.flags().has(BackendFlags::SERVING) && !state.flags().has(BackendFlags::READY));
@@ -289,15 +286,15 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
 fn restart_over_full_maps_writes_nothing_and_removes_what_went_meanwhile() {
     let mut first = applier();
     let world = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21])]);
-    assert_eq!(first.apply_all(world.clone()), []);
+    assert_eq!(first.apply_all(&world), []);
     let mut second = Applier::restore(first.store.clone()).unwrap();
     let writes = second.store.writes;
-    assert_eq!(second.apply_all(world), []);
+    assert_eq!(second.apply_all(&world), []);
     assert_eq!(second.store.writes, writes);
 
     let meanwhile = tables(&[("web", 1, &[12, 13]), ("new", 5, &[51])]);
     let mut third = Applier::restore(first.store).unwrap();
-    assert_eq!(third.apply_all(meanwhile.clone()), []);
+    assert_eq!(third.apply_all(&meanwhile), []);
     assert_eq!(read_back(&third.store), wanted(&meanwhile));
     assert_eq!(third.store.services.len(), 2);
 }
@@ -305,9 +302,9 @@ fn restart_over_full_maps_writes_nothing_and_removes_what_went_meanwhile() {
 #[test]
 fn a_service_can_be_renamed_at_one_frontend_without_a_gap() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("old", 1, &[11])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("old", 1, &[11])])), []);
     let renamed = tables(&[("new", 1, &[12])]);
-    assert_eq!(applier.apply_all(renamed.clone()), []);
+    assert_eq!(applier.apply_all(&renamed), []);
     assert_eq!(read_back(&applier.store), wanted(&renamed));
     assert_eq!(applier.services.len(), 1);
 }
@@ -317,13 +314,13 @@ fn a_full_frontend_map_keeps_what_works_and_takes_the_rest_when_there_is_room() 
     let mut applier = applier();
     applier.store.frontend_room = Some(2);
     let three = tables(&[("a", 1, &[11]), ("b", 2, &[21]), ("c", 3, &[31])]);
-    let errors = applier.apply_all(three.clone());
+    let errors = applier.apply_all(&three);
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].to_string().contains("the map is full"), "{}", errors[0]);
     assert_eq!(read_back(&applier.store).len(), 2);
     // An update of what is there goes through although the map is full.
     let moved = tables(&[("a", 1, &[12]), ("b", 2, &[21]), ("c", 3, &[31])]);
-    let _full = applier.apply_all(moved.clone());
+    let _full = applier.apply_all(&moved);
     assert_eq!(read_back(&applier.store)[&frontend(1)].2, [backend(12)]);
     applier.store.frontend_room = None;
     assert_eq!(applier.apply(TableDelta::default()), []);
@@ -335,9 +332,9 @@ fn a_full_frontend_map_keeps_what_works_and_takes_the_rest_when_there_is_room() 
 fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room() {
     let mut applier = applier();
     applier.ranges = RangePool::new(8, &BTreeMap::new());
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
     let large = tables(&[("web", 1, &[11, 12, 13, 14, 15])]);
-    let errors = applier.apply_all(large.clone());
+    let errors = applier.apply_all(&large);
     assert!(matches!(errors[..], [ApplyError::SlotsFull(_, 5)]), "{errors:?}");
     assert_eq!(read_back(&applier.store)[&frontend(1)].2.len(), 2);
     applier.ranges.release(8, 8);
@@ -349,7 +346,7 @@ fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room
 fn healing_finds_and_undoes_what_a_stranger_did() {
     let mut applier = applier();
     let world = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21])]);
-    assert_eq!(applier.apply_all(world.clone()), []);
+    assert_eq!(applier.apply_all(&world), []);
     assert_eq!(applier.heal(&world).unwrap(), (0, vec![]));
 
     let range = applier.store.frontends[&frontend(1)].range();
@@ -383,7 +380,7 @@ proptest! {
                 let row = FrontendRow { service: service(&format!("s{name}")), flags: FrontendFlags::NONE };
                 tables.frontends.insert(frontend(vip), row);
             }
-            prop_assert_eq!(applier.apply_all(tables.clone()), vec![]);
+            prop_assert_eq!(applier.apply_all(&tables), vec![]);
             prop_assert_eq!(read_back(&applier.store), wanted(&tables));
             let quarantine = applier.take_quarantine();
             applier.release(quarantine);
@@ -412,7 +409,7 @@ fn programs_can_choose_from_what_apply_wrote() {
         }
     }
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12]), ("empty", 2, &[])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12]), ("empty", 2, &[])])), []);
     let kernel = Kernel(&applier.store);
     let choice = |vip, random| {
         let value = applier.store.frontends[&frontend(vip)];
@@ -425,10 +422,8 @@ fn programs_can_choose_from_what_apply_wrote() {
 
 #[test]
 fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
-    let key = ServiceKey {
-        port: ServicePortName { proto: Proto::UDP, ..service("dns").port },
-        ..service("dns")
-    };
+    let mut key = service("dns");
+    Arc::make_mut(&mut key.port).proto = Proto::UDP;
     let udp = |cluster: &[u8]| {
         let mut tables = Tables::default();
         tables.services.insert(key.clone(), row(cluster, &[]).into());
@@ -438,16 +433,16 @@ fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
     };
     let end = |last| End { addr: addr(last), port: Port::new(8080) };
     let mut applier = applier();
-    assert_eq!(applier.apply_all(udp(&[11, 12])), []);
+    assert_eq!(applier.apply_all(&udp(&[11, 12])), []);
     assert_eq!(applier.store.retired, [].into());
-    assert_eq!(applier.apply_all(udp(&[12])), []);
+    assert_eq!(applier.apply_all(&udp(&[12])), []);
     assert_eq!(applier.store.retired, [end(11)].into());
     let mut next = Applier::restore(applier.store).unwrap();
-    assert_eq!(next.apply_all(udp(&[11])), []);
+    assert_eq!(next.apply_all(&udp(&[11])), []);
     assert_eq!(next.store.retired, [end(12)].into(), "gone while nobody looked");
-    assert_eq!(next.apply_all(Tables::default()), []);
+    assert_eq!(next.apply_all(&Tables::default()), []);
     assert_eq!(next.store.retired, [end(11), end(12)].into(), "gone with its service");
-    assert_eq!(next.apply_all(tables(&[("web", 2, &[21])])), []);
-    assert_eq!(next.apply_all(tables(&[("web", 2, &[22])])), []);
+    assert_eq!(next.apply_all(&tables(&[("web", 2, &[21])])), []);
+    assert_eq!(next.apply_all(&tables(&[("web", 2, &[22])])), []);
     assert_eq!(next.store.retired.len(), 2, "TCP sockets stay with their backend");
 }

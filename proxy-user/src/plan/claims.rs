@@ -67,6 +67,9 @@ impl Claims {
         frontends: BTreeMap<FrontendKey, FrontendRow>,
         affected: &mut BTreeSet<FrontendKey>,
     ) {
+        if self.holds(name, created, &frontends) {
+            return;
+        }
         for key in self.by_service.remove(name).unwrap_or_default() {
             affected.insert(key);
             if let Some(claims) = self.by_frontend.get_mut(&key) {
@@ -87,6 +90,21 @@ impl Claims {
             claims.insert(index, claim);
             self.settle(key);
         }
+    }
+
+    /// Whether the Service `name` claims just `frontends` already.
+    fn holds(
+        &self,
+        name: &ObjectName,
+        created: i64,
+        frontends: &BTreeMap<FrontendKey, FrontendRow>,
+    ) -> bool {
+        let known = self.by_service.get(name).map_or(&[][..], |keys| keys);
+        let is_held = |(key, row): (&FrontendKey, &FrontendRow)| {
+            let mut claims = self.by_frontend.get(key).into_iter().flatten();
+            claims.any(|claim| claim.created == created && claim.row == *row)
+        };
+        known.iter().eq(frontends.keys()) && frontends.iter().all(is_held)
     }
 
     /// Restores the invariants about how many claims `key` has.
