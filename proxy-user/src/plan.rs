@@ -126,6 +126,9 @@ impl Planner {
             }
         }
         self.tables.apply(delta.clone());
+        if touched.everything {
+            self.claims.pack();
+        }
         delta
     }
 

@@ -4,6 +4,7 @@
 
 pub use proxy_ebpf::dns::NameKind;
 
+use crate::tree::pack;
 use ipnetwork::IpNetwork;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -279,10 +280,14 @@ impl Tables {
 }
 
 fn step<K: Ord, V>(rows: &mut BTreeMap<K, V>, delta: BTreeMap<K, Option<V>>) {
+    let is_first = rows.is_empty();
     for (key, row) in delta {
         match row {
             Some(row) => drop(rows.insert(key, row)),
             None => drop(rows.remove(&key)),
         }
+    }
+    if is_first {
+        pack(rows);
     }
 }

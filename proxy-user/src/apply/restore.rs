@@ -8,6 +8,7 @@ use super::place::{info, slots, states};
 use super::pool::{IdPool, RangePool};
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
 use crate::tables::{BackendRow, Family, Prefix, ServiceKey, ServicePortName, TableDelta, Tables};
+use crate::tree::pack;
 use proxy_ebpf::frontend::FrontendKey;
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
@@ -91,7 +92,9 @@ impl<S: Store> Applier<S> {
             delta.frontends.entry(key).or_insert(None);
         }
         self.unwritten = TableDelta::default();
-        self.apply(delta)
+        let errors = self.apply(delta);
+        pack(&mut self.services);
+        errors
     }
 
     /// Finds what someone else has changed in the maps and brings them to `tables` again, which

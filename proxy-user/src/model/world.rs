@@ -5,6 +5,7 @@
 //! nothing: what objects mean together is `plan`'s business.
 
 use super::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
+use crate::tree::pack;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -82,6 +83,7 @@ impl World {
                 for service in listed.into_values() {
                     self.put_service(Arc::new(service), &mut touched);
                 }
+                pack(&mut self.services);
             }
             Change::AllSlices(slices) => {
                 self.arrived.slices = true;
@@ -93,6 +95,8 @@ impl World {
                 for slice in listed.into_values() {
                     self.put_slice(slice, &mut touched);
                 }
+                pack(&mut self.slices);
+                pack(&mut self.slices_of);
             }
             Change::Node(node) => {
                 self.arrived.node = true;
@@ -228,7 +232,9 @@ impl World {
         mark(&mut self.faulty_slices, &slice.name, !slice.warnings.is_empty());
         touched.services.insert(slice.service.clone());
         let slice = Arc::new(slice);
-        let siblings = self.slices_of.entry(slice.service.clone()).or_default();
+        // Nearly every Service has one slice; a growing vector would reserve four.
+        let siblings =
+            self.slices_of.entry(slice.service.clone()).or_insert_with(|| Vec::with_capacity(1));
         let index = siblings.partition_point(|sibling| sibling.name < slice.name);
         siblings.insert(index, Arc::clone(&slice));
         self.slices.insert(slice.name.clone(), slice);

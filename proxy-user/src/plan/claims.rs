@@ -9,6 +9,7 @@
 use super::{is_of, object};
 use crate::model::{ObjectName, Warning};
 use crate::tables::{FrontendRow, ServiceKey, describe};
+use crate::tree::pack;
 use proxy_ebpf::frontend::FrontendKey;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,6 +119,12 @@ impl Claims {
         } else {
             self.contested.remove(&key);
         }
+    }
+
+    /// Makes the memory small after many claims.
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.by_frontend);
+        pack(&mut self.by_service);
     }
 
     /// Whether nobody claims anything, and nothing remembers that anyone did.
