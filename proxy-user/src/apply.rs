@@ -134,6 +134,8 @@ impl Placed {
 
     fn add_frontend(&mut self, key: FrontendKey) {
         if let Err(index) = self.frontends.binary_search(&key) {
+            // Most have two; a vector that grows by itself would reserve four.
+            self.frontends.reserve_exact(1);
             self.frontends.insert(index, key);
         }
     }

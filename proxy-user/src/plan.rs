@@ -125,10 +125,10 @@ impl Planner {
                 delta.frontends.insert(key, owner.cloned());
             }
         }
-        self.tables.apply(delta.clone());
         if touched.everything {
             self.claims.pack();
         }
+        self.tables.apply(&delta);
         delta
     }
 

@@ -4,7 +4,6 @@
 
 pub use proxy_ebpf::dns::NameKind;
 
-use crate::tree::pack;
 use ipnetwork::IpNetwork;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -272,22 +271,24 @@ impl TableDelta {
 
 impl Tables {
     /// Takes the step `delta`.
-    pub fn apply(&mut self, delta: TableDelta) {
-        step(&mut self.services, delta.services);
-        step(&mut self.frontends, delta.frontends);
-        step(&mut self.names, delta.names);
+    pub fn apply(&mut self, delta: &TableDelta) {
+        step(&mut self.services, &delta.services);
+        step(&mut self.frontends, &delta.frontends);
+        step(&mut self.names, &delta.names);
     }
 }
 
-fn step<K: Ord, V>(rows: &mut BTreeMap<K, V>, delta: BTreeMap<K, Option<V>>) {
-    let is_first = rows.is_empty();
+fn step<K: Ord + Clone, V: Clone>(rows: &mut BTreeMap<K, V>, delta: &BTreeMap<K, Option<V>>) {
+    if rows.is_empty() {
+        let added = delta.iter().filter_map(|(key, row)| Some((key.clone(), row.clone()?)));
+        // A tree that is collected has full nodes.
+        *rows = added.collect();
+        return;
+    }
     for (key, row) in delta {
         match row {
-            Some(row) => drop(rows.insert(key, row)),
-            None => drop(rows.remove(&key)),
+            Some(row) => drop(rows.insert(key.clone(), row.clone())),
+            None => drop(rows.remove(key)),
         }
-    }
-    if is_first {
-        pack(rows);
     }
 }

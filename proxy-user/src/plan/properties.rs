@@ -176,7 +176,7 @@ fn from_scratch(world: &World) -> Planner {
     let mut planner = Planner::new(OWN_NODE).with_names(examples::name("a"));
     let delta = planner.update(world, &EVERYTHING());
     let mut tables = Tables::default();
-    tables.apply(delta);
+    tables.apply(&delta);
     assert_eq!(tables, *planner.tables());
     planner
 }
@@ -210,7 +210,7 @@ proptest! {
             for (key, row) in &delta.frontends {
                 prop_assert_ne!(tables.frontends.get(key), row.as_ref(), "{:?} is no change", key);
             }
-            tables.apply(delta);
+            tables.apply(&delta);
             prop_assert_eq!(&tables, planner.tables());
             let fresh = from_scratch(&world);
             prop_assert_eq!(&tables, fresh.tables());

@@ -11,7 +11,7 @@ use std::path::Path;
 /// from the side. A module that is not here may name none; `agent` may name all.
 const MODULES: [(&str, &[&str]); 21] = [
     ("model", &["tree"]),
-    ("tables", &["tree"]),
+    ("tables", &[]),
     ("source", &["model"]),
     ("plan", &["glob", "model", "tables", "tree"]),
     ("apply", &["tables", "tree"]),
