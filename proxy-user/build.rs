@@ -1,7 +1,7 @@
 //! Builds the kernel programs, so that `cargo build` embeds them into the one binary.
 //!
-//! Their debug information stays behind but for BTF: it is six times what the kernel reads, and
-//! the agent would have to read it at every start.
+//! Their debug information stays behind but for BTF: it is four fifths of the object, and the
+//! agent would have to read it at every start.
 //!
 //! The programs have a target directory of their own, shared by all profiles: they are the same
 //! in each, and cargo would otherwise wait for its own lock.

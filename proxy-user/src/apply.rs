@@ -109,7 +109,7 @@ struct Placed {
     range: u32,
     len: u32,
     /// All serving backends, sorted by row: those of the row that the range holds, and shared with
-    /// it.
+    /// it. Of a restored service they are in the range alone until it is placed or removed.
     backends: Arc<[(BackendRow, BackendFlags)]>,
     /// Their ids, in the same order.
     ids: Box<[BackendId]>,
@@ -416,7 +416,8 @@ impl<S: Store> Applier<S> {
             self.unwritten.services.insert(key.clone(), None);
             return;
         }
-        let Some(placed) = self.services.remove(key) else { return };
+        let Some(mut placed) = self.services.remove(key) else { return };
+        self.recall(&mut placed);
         self.writes += 1;
         self.quarantine.ranges.push((placed.range, placed.len));
         self.quarantine.services.push(placed.id);

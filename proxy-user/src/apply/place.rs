@@ -18,7 +18,10 @@ impl<S: Store> Applier<S> {
         row: &ServiceRow,
         departed: &mut Departed,
     ) -> Result<bool, ApplyError> {
-        let old = self.services.remove(key);
+        let mut old = self.services.remove(key);
+        if let Some(old) = &mut old {
+            self.recall(old);
+        }
         let placed = self.place_over(old.as_ref(), key, row);
         let Ok(Some(mut placed)) = placed else {
             if let Some(mut old) = old {

@@ -12,7 +12,7 @@ use crate::tree::pack;
 use proxy_ebpf::frontend::FrontendKey;
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
-use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader};
+use proxy_ebpf::slot::{BackendState, RangeHeader, Slot};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl<S: Store> Applier<S> {
             let header = RangeHeader::from_slot(&store.slot(value.range()));
             let placed = names.get(&header.service).and_then(|key| {
                 if !services.contains_key(key) {
-                    services.insert(key.clone(), read_range(&store, value.range(), &header)?);
+                    services.insert(key.clone(), service_at(value.range(), &header)?);
                 }
                 services.get_mut(key).map(|placed| (key, placed))
             });
@@ -55,8 +55,10 @@ impl<S: Store> Applier<S> {
         let name_tables = Names::restore(&mut store)?;
         let ranges: BTreeMap<u32, u32> = services.values().map(|p| (p.range, p.len)).collect();
         let service_ids: BTreeSet<u32> = services.values().map(|placed| placed.id.0).collect();
-        let backend_ids: BTreeSet<u32> =
-            services.values().flat_map(|p| p.ids.iter().map(|id| id.0)).collect();
+        let backend_ids: BTreeSet<u32> = services
+            .values()
+            .flat_map(|p| slots_of(&store, p).map(|slot| slot.backend.0))
+            .collect();
         for id in store.backends() {
             if !backend_ids.contains(&id.0) {
                 store.write_backend(id, BackendState::default());
@@ -95,6 +97,20 @@ impl<S: Store> Applier<S> {
         let errors = self.apply(delta);
         pack(&mut self.services);
         errors
+    }
+
+    /// Reads the backends of a restored service, if they are not read yet. All of them at once
+    /// would be most of the memory of a restart, while the tables come to hold them too.
+    pub(super) fn recall(&self, placed: &mut Placed) {
+        if placed.len <= 1 || !placed.ids.is_empty() {
+            return;
+        }
+        let row = |slot: Slot| BackendRow { addr: slot.addr, port: slot.port };
+        let slots = slots_of(&self.store, placed);
+        let known: BTreeMap<_, _> =
+            slots.map(|slot| (row(slot), (slot.flags, slot.backend))).collect();
+        placed.backends = known.iter().map(|(backend, (flags, _))| (*backend, *flags)).collect();
+        placed.ids = known.into_values().map(|(_, id)| id).collect();
     }
 
     /// Finds what someone else has changed in the maps and brings them to `tables` again, which
@@ -179,23 +195,22 @@ fn all<K: Ord + Clone, V: Clone>(rows: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>
     rows.iter().map(|(key, row)| (key.clone(), Some(row.clone()))).collect()
 }
 
-/// The range at `start`, unless it is none.
-fn read_range<S: Store>(store: &S, start: u32, header: &RangeHeader) -> Option<Placed> {
+/// The slots of a service that is placed.
+fn slots_of<S: Store>(store: &S, placed: &Placed) -> impl Iterator<Item = Slot> {
+    (placed.range + 1..placed.range + placed.len).map(|index| store.slot(index))
+}
+
+/// The service whose range is at `start`, unless that is none.
+fn service_at(start: u32, header: &RangeHeader) -> Option<Placed> {
     let sum = u64::from(header.cluster) + u64::from(header.local) + u64::from(header.draining);
     let len = u32::try_from(sum + 1).ok()?;
     if start == 0 || start.checked_add(len)? > maps::SLOTS {
         return None;
     }
-    let backends: BTreeMap<BackendRow, (BackendFlags, BackendId)> = (start + 1..start + len)
-        .map(|index| store.slot(index))
-        .map(|slot| (BackendRow { addr: slot.addr, port: slot.port }, (slot.flags, slot.backend)))
-        .collect();
     Some(Placed {
         id: header.service,
         range: start,
         len,
-        backends: backends.iter().map(|(backend, (flags, _))| (*backend, *flags)).collect(),
-        ids: backends.values().map(|(_, id)| *id).collect(),
         affinity: header.affinity_seconds != 0,
         ..Placed::default()
     })

@@ -278,7 +278,8 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
     assert_eq!(read_back(&applier.store), wanted(&tables));
     let state = applier.store.backend(before[&backend(11)]);
     assert!(state.flags().has(BackendFlags::SERVING) && !state.flags().has(BackendFlags::READY));
-    let restarted = Applier::restore(applier.store).unwrap();
+    let mut restarted = Applier::restore(applier.store).unwrap();
+    assert_eq!(restarted.apply_all(&tables), []);
     assert_eq!(ids(&restarted, "web"), before, "its id survives a restart too");
 }
 
