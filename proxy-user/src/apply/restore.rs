@@ -20,8 +20,9 @@ impl<S: Store> Applier<S> {
     /// Adopts what the maps of `store` hold. Rows that contradict themselves are removed; the
     /// next [`Applier::apply_all`] makes them again.
     pub fn restore(mut store: S) -> Result<Self, StoreError> {
+        let mut texts = BTreeSet::new();
         let names: BTreeMap<ServiceId, ServiceKey> =
-            store.services()?.into_iter().map(|(id, info)| (id, key(&info))).collect();
+            store.services()?.into_iter().map(|(id, info)| (id, key(&info, &mut texts))).collect();
         let mut services: BTreeMap<ServiceKey, Placed> = BTreeMap::new();
         let mut frontends = HashMap::new();
         let mut stray = Vec::new();
@@ -216,11 +217,19 @@ fn service_at(start: u32, header: &RangeHeader) -> Option<Placed> {
     })
 }
 
-fn key(info: &ServiceInfo) -> ServiceKey {
+/// The names of a service. `texts` has those that many share.
+fn key(info: &ServiceInfo, texts: &mut BTreeSet<Arc<str>>) -> ServiceKey {
+    let mut shared = |text: &str| {
+        texts.get(text).cloned().unwrap_or_else(|| {
+            let text = Arc::from(text);
+            texts.insert(Arc::clone(&text));
+            text
+        })
+    };
     let port = ServicePortName {
-        namespace: unpadded(&info.namespace).into(),
+        namespace: shared(unpadded(&info.namespace)),
         name: unpadded(&info.name).into(),
-        port: unpadded(&info.port_name).into(),
+        port: shared(unpadded(&info.port_name)),
         proto: info.proto,
     };
     ServiceKey { port: port.into(), family: if info.family == 4 { Family::V4 } else { Family::V6 } }
