@@ -170,6 +170,9 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
 }
 
+// There may be 250,000 of them: nothing takes more of the agent's memory.
+const _: () = assert!(size_of::<Endpoint>() <= 48);
+
 /// Where endpoints run, and for whom they are meant. All those of a node mostly have the same, and
 /// a source keeps it once.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
