@@ -93,5 +93,7 @@ fn states_say_which_sets_a_backend_of_a_service_with_affinity_is_in() {
         tables.services.insert(service("web"), row.into());
         assert_eq!(applier.apply_all(&tables), []);
         assert_eq!([11, 12, 13].map(|last| flags(&applier, last)), sets);
+        let mut slots = applier.store.slots.values();
+        assert!(slots.all(|slot| slot.flags.0 & F::SETS.0 == 0), "a slot's place says its set");
     }
 }
