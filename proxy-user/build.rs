@@ -1,10 +1,16 @@
 //! Builds the kernel programs, so that `cargo build` embeds them into the one binary.
 //!
+//! Their debug information stays behind but for BTF: it is four fifths of the object, and the
+//! agent would have to read it at every start.
+//!
 //! The programs have a target directory of their own, shared by all profiles: they are the same
 //! in each, and cargo would otherwise wait for its own lock.
 
 use anyhow::{Context as _, Result, ensure};
+use object::build::elf::{Builder, SectionData};
+use object::elf::SHT_STRTAB;
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,7 +52,26 @@ fn main() -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     let built = target_dir.join(TARGET).join("release/programs");
-    std::fs::copy(&built, out_dir.join("programs"))
-        .with_context(|| format!("cannot copy {}", built.display()))?;
-    Ok(())
+    let object = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    let out = out_dir.join("programs");
+    fs::write(&out, without_dwarf(&object)?)
+        .with_context(|| format!("cannot write {}", out.display()))
+}
+
+/// The object without its DWARF, which is what BTF is made of.
+fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
+    let mut builder = Builder::read(object).context("the kernel programs are no ELF")?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    builder.delete_orphans();
+    // LLVM keeps the names of sections with those of symbols, which the writer does not.
+    let names = builder.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped).context("cannot write the kernel programs without DWARF")?;
+    Ok(stripped)
 }

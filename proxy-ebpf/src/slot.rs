@@ -30,12 +30,23 @@ impl BackendFlags {
     pub const IN_CLUSTER_SET: Self = Self(1 << 3);
     /// In a [`BackendState`] of a service with affinity: the backend is in the local set.
     pub const IN_LOCAL_SET: Self = Self(1 << 4);
+    /// Both of these; no [`Slot`] has them, whose place says it.
+    pub const SETS: Self = Self::IN_CLUSTER_SET.with(Self::IN_LOCAL_SET);
+    /// None.
+    pub const NONE: Self = Self(0);
 
     /// Both sets of flags.
     #[must_use]
     #[inline(always)]
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// These flags but for those of `other`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Whether every flag of `other` is set.

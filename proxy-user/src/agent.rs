@@ -328,7 +328,9 @@ impl Agent {
         let errors = if self.synced {
             self.applier.apply(delta)
         } else {
-            self.applier.apply_all(self.planner.tables().clone())
+            // The tables hold all of it; a second time would be the most memory ever.
+            drop(delta);
+            self.applier.apply_all(self.planner.tables())
         };
         self.update_dns(&touched);
         if !self.synced {

@@ -37,8 +37,9 @@ use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::ServiceId;
-use proxy_ebpf::slot::{BackendId, BackendState};
+use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// Something that could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,8 +110,11 @@ struct Placed {
     id: ServiceId,
     range: u32,
     len: u32,
-    /// All serving backends, sorted by row.
-    backends: Box<[(BackendRow, BackendId)]>,
+    /// All serving backends, sorted by row: those of the row that the range holds, and shared with
+    /// it. Of a restored service they are in the range alone until it is placed or removed.
+    backends: Arc<[(BackendRow, BackendFlags)]>,
+    /// Their ids, in the same order.
+    ids: Box<[BackendId]>,
     /// Those that name the service, sorted.
     frontends: Vec<FrontendKey>,
     /// Whether the service had affinity when it was last written in full.
@@ -120,8 +124,20 @@ struct Placed {
 }
 
 impl Placed {
+    fn backends(&self) -> impl Iterator<Item = (&BackendRow, BackendId)> {
+        self.backends.iter().map(|(backend, _)| backend).zip(self.ids.iter().copied())
+    }
+
+    /// The id of `backend`; `None` if it does not serve.
+    fn backend_id(&self, backend: &BackendRow) -> Option<BackendId> {
+        let index = self.backends.binary_search_by_key(backend, |(row, _)| *row).ok()?;
+        Some(self.ids[index])
+    }
+
     fn add_frontend(&mut self, key: FrontendKey) {
         if let Err(index) = self.frontends.binary_search(&key) {
+            // Most have two; a vector that grows by itself would reserve four.
+            self.frontends.reserve_exact(1);
             self.frontends.insert(index, key);
         }
     }
@@ -338,7 +354,14 @@ impl<S: Store> Applier<S> {
         mut publish: BTreeMap<FrontendKey, (ServiceKey, FrontendValue)>,
         errors: &mut Vec<ApplyError>,
     ) {
-        publish.retain(|key, wanted| self.frontends.get(key) != Some(wanted));
+        publish.retain(|key, wanted| match self.frontends.get_mut(key) {
+            Some(known) if known == wanted => {
+                // Of equal keys, those of the last agent go: the tables have the same as `wanted`.
+                known.0 = wanted.0.clone();
+                false
+            }
+            _ => true,
+        });
         let rows: Vec<_> = publish.iter().map(|(key, (_, value))| (*key, *value)).collect();
         for (key, error) in self.store.put_frontends(&rows) {
             // Only a new key can fail: the kernel keeps room for the update of one that is there.
@@ -399,7 +422,8 @@ impl<S: Store> Applier<S> {
             self.unwritten.services.insert(key.clone(), None);
             return;
         }
-        let Some(placed) = self.services.remove(key) else { return };
+        let Some(mut placed) = self.services.remove(key) else { return };
+        self.recall(&mut placed);
         self.writes += 1;
         self.quarantine.ranges.push((placed.range, placed.len));
         self.quarantine.services.push(placed.id);
@@ -408,8 +432,8 @@ impl<S: Store> Applier<S> {
         }
         // A Service of the same address may follow, and its sockets find it.
         self.store
-            .retire(&udp_ends(key, placed.id, placed.backends.iter().map(|(row, _)| row)), &[]);
-        for (_, id) in placed.backends {
+            .retire(&udp_ends(key, placed.id, placed.backends().map(|(backend, _)| backend)), &[]);
+        for id in placed.ids {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);
         }

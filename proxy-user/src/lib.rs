@@ -25,3 +25,4 @@ pub mod source;
 pub mod status;
 pub mod sweep;
 pub mod tables;
+pub mod tree;

@@ -164,10 +164,21 @@ pub struct Endpoint {
     pub addr: IpAddr,
     /// Its conditions.
     pub conditions: Conditions,
-    /// The node it runs on.
-    pub node: Option<Arc<str>>,
+    /// Where it runs, and for whom.
+    pub placement: Arc<Placement>,
     /// Its DNS host name, if it has one of its own.
     pub hostname: Option<Arc<str>>,
+}
+
+// There may be 250,000 of them: nothing takes more of the agent's memory.
+const _: () = assert!(size_of::<Endpoint>() <= 48);
+
+/// Where endpoints run, and for whom they are meant. All those of a node mostly have the same, and
+/// a source keeps it once.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Placement {
+    /// The node they run on.
+    pub node: Option<Arc<str>>,
     /// `hints.forZones`.
     pub zone_hints: Box<[Arc<str>]>,
     /// `hints.forNodes`.

@@ -125,7 +125,10 @@ impl Planner {
                 delta.frontends.insert(key, owner.cloned());
             }
         }
-        self.tables.apply(delta.clone());
+        if touched.everything {
+            self.claims.pack();
+        }
+        self.tables.apply(&delta);
         delta
     }
 
@@ -187,9 +190,13 @@ impl Planner {
             }
         }
         for (key, row) in plan.rows {
-            if self.tables.services.get(&key).is_none_or(|planned| **planned != row) {
-                delta.services.insert(key, Some(Arc::new(row)));
-            }
+            // Of equal keys the old one goes on, which the frontends share.
+            let key = match self.tables.services.get_key_value(&key) {
+                Some((_, planned)) if **planned == row => continue,
+                Some((known, _)) => known.clone(),
+                None => key,
+            };
+            delta.services.insert(key, Some(Arc::new(row)));
         }
         let created = service.map_or(0, |service| service.created);
         self.claims.replace(name, created, plan.frontends, affected);
@@ -251,8 +258,7 @@ impl Planner {
 
 /// The Service that a service port belongs to.
 fn object(key: &ServiceKey) -> ObjectName {
-    let ServicePortName { namespace, name, .. } = key.port.clone();
-    ObjectName { namespace, name }
+    ObjectName { namespace: key.port.namespace.clone(), name: key.port.name.clone() }
 }
 
 /// Whether a service port belongs to the Service `name`.
@@ -264,5 +270,5 @@ fn is_of(key: &ServiceKey, name: &ObjectName) -> bool {
 fn first_key(name: &ObjectName) -> ServiceKey {
     let ObjectName { namespace, name } = name.clone();
     let port = ServicePortName { namespace, name, port: "".into(), proto: Proto(0) };
-    ServiceKey { port, family: Family::V4 }
+    ServiceKey { port: port.into(), family: Family::V4 }
 }

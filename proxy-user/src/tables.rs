@@ -53,18 +53,16 @@ impl fmt::Display for BackendRow {
 }
 
 /// The backends of a service port in one family.
-///
-/// Invariant: all three are sorted and without duplicates; `cluster` and `local` are subsets of
-/// `all`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ServiceRow {
     /// The endpoints that serve, chosen now or not, and what is known of them. Flows stay with
     /// these.
-    pub all: Box<[(BackendRow, BackendFlags)]>,
-    /// The cluster set.
-    pub cluster: Vec<BackendRow>,
-    /// The local set; empty if the Service has no policy `Local`.
-    pub local: Vec<BackendRow>,
+    ///
+    /// Flags say which set they are in, with affinity or without; the local set is empty if the
+    /// Service has no policy `Local`.
+    ///
+    /// Invariant: sorted by backend and without duplicates.
+    pub all: Arc<[(BackendRow, BackendFlags)]>,
     /// Client-IP affinity in seconds, 0 for none.
     pub affinity_seconds: u32,
     /// The sources that its restricted frontends are open to.
@@ -72,10 +70,9 @@ pub struct ServiceRow {
 }
 
 impl ServiceRow {
-    /// What is known of `backend`; `None` if it does not serve.
-    pub fn flags(&self, backend: &BackendRow) -> Option<BackendFlags> {
-        let index = self.all.binary_search_by_key(backend, |(row, _)| *row).ok()?;
-        Some(self.all[index].1)
+    /// The backends that have `flag`: those of one set, say.
+    pub fn with(&self, flag: BackendFlags) -> impl Iterator<Item = BackendRow> {
+        self.all.iter().filter(move |(_, flags)| flags.has(flag)).map(|(backend, _)| *backend)
     }
 }
 
@@ -135,10 +132,12 @@ pub fn describe(key: &FrontendKey) -> String {
 }
 
 /// A service port in one family; each has backends, an id and a slot range of its own.
+///
+/// Its names are shared and not copied: the key stands in every table.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServiceKey {
     /// The service port.
-    pub port: ServicePortName,
+    pub port: Arc<ServicePortName>,
     /// The family.
     pub family: Family,
 }
@@ -272,24 +271,24 @@ impl TableDelta {
 
 impl Tables {
     /// Takes the step `delta`.
-    pub fn apply(&mut self, delta: TableDelta) {
-        for (key, row) in delta.services {
-            match row {
-                Some(row) => drop(self.services.insert(key, row)),
-                None => drop(self.services.remove(&key)),
-            }
-        }
-        for (key, row) in delta.frontends {
-            match row {
-                Some(row) => drop(self.frontends.insert(key, row)),
-                None => drop(self.frontends.remove(&key)),
-            }
-        }
-        for (name, row) in delta.names {
-            match row {
-                Some(row) => drop(self.names.insert(name, row)),
-                None => drop(self.names.remove(&name)),
-            }
+    pub fn apply(&mut self, delta: &TableDelta) {
+        step(&mut self.services, &delta.services);
+        step(&mut self.frontends, &delta.frontends);
+        step(&mut self.names, &delta.names);
+    }
+}
+
+fn step<K: Ord + Clone, V: Clone>(rows: &mut BTreeMap<K, V>, delta: &BTreeMap<K, Option<V>>) {
+    if rows.is_empty() {
+        let added = delta.iter().filter_map(|(key, row)| Some((key.clone(), row.clone()?)));
+        // A tree that is collected has full nodes.
+        *rows = added.collect();
+        return;
+    }
+    for (key, row) in delta {
+        match row {
+            Some(row) => drop(rows.insert(key.clone(), row.clone())),
+            None => drop(rows.remove(key)),
         }
     }
 }

@@ -247,8 +247,9 @@ fn describe_backends(output: &mut String, row: &ServiceRow) -> anyhow::Result<()
         ensure!(flags.has(BackendFlags::SERVING), "{backend} is listed and does not serve");
         let state = if flags.has(BackendFlags::READY) { "ready" } else { "draining" };
         let place = if flags.has(BackendFlags::LOCAL) { "here" } else { "elsewhere" };
-        let sets = [("cluster", &row.cluster), ("local", &row.local)];
-        let sets = sets.iter().filter(|(_, set)| set.contains(backend)).map(|(name, _)| *name);
+        let sets =
+            [("cluster", BackendFlags::IN_CLUSTER_SET), ("local", BackendFlags::IN_LOCAL_SET)];
+        let sets = sets.iter().filter(|(_, set)| flags.has(*set)).map(|(name, _)| *name);
         let sets = sets.collect::<Vec<_>>().join("+");
         let sets = if sets.is_empty() { "-" } else { &sets };
         writeln!(output, "    {:<16} {state:<8} {place:<9} {sets}", backend.to_string())?;

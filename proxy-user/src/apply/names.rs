@@ -81,11 +81,12 @@ impl Names {
     }
 
     /// What brings the tables from what they hold to just `rows`.
-    pub(super) fn replaced_by(&mut self, rows: NameDelta) -> NameDelta {
+    pub(super) fn replaced_by(&mut self, mut rows: NameDelta) -> NameDelta {
         self.unwritten.clear();
-        let mut delta: NameDelta = self.placed.keys().map(|name| (name.clone(), None)).collect();
-        delta.extend(rows);
-        delta
+        let gone = self.placed.keys().filter(|name| !rows.contains_key(*name));
+        let gone: Vec<_> = gone.map(|name| (name.clone(), None)).collect();
+        rows.extend(gone);
+        rows
     }
 
     /// How many rows wait to be written.

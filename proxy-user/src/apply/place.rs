@@ -7,6 +7,7 @@ use super::{Applier, ApplyError, Departed, Placed, Quarantine, Store, udp_ends};
 use crate::tables::{BackendRow, Family, ServiceKey, ServiceRow};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
+use std::sync::Arc;
 
 impl<S: Store> Applier<S> {
     /// Gives the service an id and a range that holds `row`. Returns whether the range is
@@ -17,23 +18,28 @@ impl<S: Store> Applier<S> {
         row: &ServiceRow,
         departed: &mut Departed,
     ) -> Result<bool, ApplyError> {
-        let old = self.services.remove(key);
+        let mut old = self.services.remove(key);
+        if let Some(old) = &mut old {
+            self.recall(old);
+        }
         let placed = self.place_over(old.as_ref(), key, row);
         let Ok(Some(mut placed)) = placed else {
-            if let Some(old) = old {
+            if let Some(mut old) = old {
+                if placed.is_ok() {
+                    old.backends = Arc::clone(&row.all);
+                }
                 self.services.insert(key.clone(), old);
             }
             return placed.map(|_| false);
         };
-        let is_new = |row: &&BackendRow| {
-            let known = |old: &Placed| old.backends.binary_search_by_key(row, |(r, _)| r).is_ok();
-            !old.as_ref().is_some_and(known)
-        };
+        let is_new =
+            |row: &&BackendRow| old.as_ref().is_none_or(|old| old.backend_id(row).is_none());
         let new = row.all.iter().map(|(backend, _)| backend).filter(is_new);
         departed.returned.extend(udp_ends(key, placed.id, new));
         if let Some(old) = old {
-            let gone = || old.backends.iter().filter(|(backend, _)| row.flags(backend).is_none());
-            departed.backends.extend(gone().map(|(_, id)| *id));
+            let gone =
+                || old.backends().filter(|(backend, _)| placed.backend_id(backend).is_none());
+            departed.backends.extend(gone().map(|(_, id)| id));
             departed.retired.extend(udp_ends(key, old.id, gone().map(|(backend, _)| backend)));
             self.quarantine.ranges.push((old.range, old.len));
             placed.frontends = old.frontends;
@@ -69,12 +75,12 @@ impl<S: Store> Applier<S> {
         taken: &mut Quarantine,
     ) -> Result<Option<Placed>, ApplyError> {
         let full = || ApplyError::SlotsFull(key.clone(), row.all.len());
-        let backends = self.backend_ids(old, row, taken).ok_or_else(full)?;
+        let ids = self.backend_ids(old, row, taken).ok_or_else(full)?;
         let id = match old {
             Some(placed) => placed.id,
             None => self.new_service(key, taken)?,
         };
-        let slots = slots(id, row, &backends);
+        let slots = slots(id, row, &ids);
         let unchanged = old.is_some_and(|placed| self.holds(placed, &slots));
         let len = slots.len() as u32;
         let range = if unchanged { 0 } else { self.ranges.take(len).ok_or_else(full)? };
@@ -85,8 +91,7 @@ impl<S: Store> Applier<S> {
                 return Err(ApplyError::Service(key.clone(), error));
             }
         }
-        for (backend, backend_id) in &backends {
-            let state = state(id, row, *backend);
+        for (backend_id, state) in ids.iter().zip(states(id, row)) {
             if self.store.backend(*backend_id) != state {
                 self.writes += 1;
                 self.store.write_backend(*backend_id, state);
@@ -97,7 +102,8 @@ impl<S: Store> Applier<S> {
         }
         self.writes += 1;
         self.store.write_slots(range, &slots);
-        Ok(Some(Placed { id, range, len, backends, ..Placed::default() }))
+        let backends = Arc::clone(&row.all);
+        Ok(Some(Placed { id, range, len, backends, ids, ..Placed::default() }))
     }
 
     /// Whether the range of `placed` holds just `slots`.
@@ -113,15 +119,14 @@ impl<S: Store> Applier<S> {
         old: Option<&Placed>,
         row: &ServiceRow,
         taken: &mut Quarantine,
-    ) -> Option<Box<[(BackendRow, BackendId)]>> {
-        let old = old.map_or(&[][..], |placed| &*placed.backends);
+    ) -> Option<Box<[BackendId]>> {
         let mut id = |backend: &BackendRow| {
-            if let Ok(index) = old.binary_search_by_key(backend, |(row, _)| *row) {
-                return Some((*backend, old[index].1));
+            if let Some(id) = old.and_then(|old| old.backend_id(backend)) {
+                return Some(id);
             }
             let id = BackendId(self.backend_ids.take()?);
             taken.backends.push(id);
-            Some((*backend, id))
+            Some(id)
         };
         row.all.iter().map(|(backend, _)| id(backend)).collect()
     }
@@ -137,43 +142,29 @@ impl<S: Store> Applier<S> {
     }
 }
 
-/// The state of a backend of `row`.
-pub(super) fn state(service: ServiceId, row: &ServiceRow, backend: BackendRow) -> BackendState {
-    let mut flags = row.flags(&backend).unwrap_or_default();
-    if row.affinity_seconds != 0 {
-        let sets = [
-            (&row.cluster, BackendFlags::IN_CLUSTER_SET),
-            (&row.local, BackendFlags::IN_LOCAL_SET),
-        ];
-        for (_, flag) in sets.iter().filter(|(set, _)| set.binary_search(&backend).is_ok()) {
-            flags = flags.with(*flag);
-        }
-    }
-    BackendState::new(service, backend.addr, backend.port, flags)
+/// The states of the backends of `row`.
+pub(super) fn states(service: ServiceId, row: &ServiceRow) -> impl Iterator<Item = BackendState> {
+    let has_affinity = row.affinity_seconds != 0;
+    row.all.iter().map(move |(backend, flags)| {
+        let flags = if has_affinity { *flags } else { flags.without(BackendFlags::SETS) };
+        BackendState::new(service, backend.addr, backend.port, flags)
+    })
 }
 
-/// The elements of the range for `row`.
-pub(super) fn slots(
-    service: ServiceId,
-    row: &ServiceRow,
-    backends: &[(BackendRow, BackendId)],
-) -> Vec<Slot> {
-    let slot = |backend: &BackendRow| {
-        let index = backends.binary_search_by_key(backend, |(row, _)| *row).ok()?;
-        Some(Slot {
-            addr: backend.addr,
-            port: backend.port,
-            flags: row.flags(backend).unwrap_or_default(),
-            backend: backends[index].1,
-        })
+/// The elements of the range for `row`, whose backends have `ids`.
+pub(super) fn slots(service: ServiceId, row: &ServiceRow, ids: &[BackendId]) -> Vec<Slot> {
+    let slots = |chosen: fn(BackendFlags) -> bool| -> Vec<_> {
+        let chosen = row.all.iter().zip(ids).filter(|((_, flags), _)| chosen(*flags));
+        chosen
+            .map(|((BackendRow { addr, port }, flags), &backend)| {
+                let flags = flags.without(BackendFlags::SETS);
+                Slot { addr: *addr, port: *port, flags, backend }
+            })
+            .collect()
     };
-    let cluster: Vec<_> = row.cluster.iter().filter_map(slot).collect();
-    let local: Vec<_> = row.local.iter().filter_map(slot).collect();
-    let chosen = |backend: &&BackendRow| {
-        row.cluster.binary_search(backend).is_ok() || row.local.binary_search(backend).is_ok()
-    };
-    let serving = row.all.iter().map(|(backend, _)| backend);
-    let draining: Vec<_> = serving.filter(|backend| !chosen(backend)).filter_map(slot).collect();
+    let cluster = slots(|flags| flags.has(BackendFlags::IN_CLUSTER_SET));
+    let local = slots(|flags| flags.has(BackendFlags::IN_LOCAL_SET));
+    let draining = slots(|flags| flags.without(BackendFlags::SETS) == flags);
     let header = RangeHeader {
         service,
         cluster: cluster.len() as u32,

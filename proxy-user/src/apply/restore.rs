@@ -4,14 +4,15 @@
 //! and removed.
 
 use super::names::Names;
-use super::place::{info, slots, state};
+use super::place::{info, slots, states};
 use super::pool::{IdPool, RangePool};
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
 use crate::tables::{BackendRow, Family, Prefix, ServiceKey, ServicePortName, TableDelta, Tables};
+use crate::tree::pack;
 use proxy_ebpf::frontend::FrontendKey;
 use proxy_ebpf::maps;
 use proxy_ebpf::service::{ServiceId, ServiceInfo, unpadded};
-use proxy_ebpf::slot::{BackendId, BackendState, RangeHeader};
+use proxy_ebpf::slot::{BackendState, RangeHeader, Slot};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -19,8 +20,9 @@ impl<S: Store> Applier<S> {
     /// Adopts what the maps of `store` hold. Rows that contradict themselves are removed; the
     /// next [`Applier::apply_all`] makes them again.
     pub fn restore(mut store: S) -> Result<Self, StoreError> {
+        let mut texts = BTreeSet::new();
         let names: BTreeMap<ServiceId, ServiceKey> =
-            store.services()?.into_iter().map(|(id, info)| (id, key(&info))).collect();
+            store.services()?.into_iter().map(|(id, info)| (id, key(&info, &mut texts))).collect();
         let mut services: BTreeMap<ServiceKey, Placed> = BTreeMap::new();
         let mut frontends = HashMap::new();
         let mut stray = Vec::new();
@@ -28,7 +30,7 @@ impl<S: Store> Applier<S> {
             let header = RangeHeader::from_slot(&store.slot(value.range()));
             let placed = names.get(&header.service).and_then(|key| {
                 if !services.contains_key(key) {
-                    services.insert(key.clone(), read_range(&store, value.range(), &header)?);
+                    services.insert(key.clone(), service_at(value.range(), &header)?);
                 }
                 services.get_mut(key).map(|placed| (key, placed))
             });
@@ -54,8 +56,10 @@ impl<S: Store> Applier<S> {
         let name_tables = Names::restore(&mut store)?;
         let ranges: BTreeMap<u32, u32> = services.values().map(|p| (p.range, p.len)).collect();
         let service_ids: BTreeSet<u32> = services.values().map(|placed| placed.id.0).collect();
-        let backend_ids: BTreeSet<u32> =
-            services.values().flat_map(|p| p.backends.iter().map(|(_, id)| id.0)).collect();
+        let backend_ids: BTreeSet<u32> = services
+            .values()
+            .flat_map(|p| slots_of(&store, p).map(|slot| slot.backend.0))
+            .collect();
         for id in store.backends() {
             if !backend_ids.contains(&id.0) {
                 store.write_backend(id, BackendState::default());
@@ -79,17 +83,35 @@ impl<S: Store> Applier<S> {
     }
 
     /// Brings the maps to exactly `tables`, from whatever was applied before.
-    pub fn apply_all(&mut self, tables: Tables) -> Vec<ApplyError> {
-        let mut delta = TableDelta::default();
-        delta.services.extend(self.services.keys().map(|key| (key.clone(), None)));
+    pub fn apply_all(&mut self, tables: &Tables) -> Vec<ApplyError> {
+        let (services, frontends) = (all(&tables.services), all(&tables.frontends));
+        let names = self.names.replaced_by(all(&tables.names));
+        let mut delta = TableDelta { services, frontends, names };
+        for key in self.services.keys() {
+            delta.services.entry(key.clone()).or_insert(None);
+        }
         let known: BTreeSet<FrontendKey> = self.frontends.keys().copied().collect();
-        delta.frontends.extend(known.into_iter().map(|key| (key, None)));
-        delta.services.extend(tables.services.into_iter().map(|(key, row)| (key, Some(row))));
-        delta.frontends.extend(tables.frontends.into_iter().map(|(key, row)| (key, Some(row))));
+        for key in known {
+            delta.frontends.entry(key).or_insert(None);
+        }
         self.unwritten = TableDelta::default();
-        let names = tables.names.into_iter().map(|(name, row)| (name, Some(row)));
-        delta.names = self.names.replaced_by(names.collect());
-        self.apply(delta)
+        let errors = self.apply(delta);
+        pack(&mut self.services);
+        errors
+    }
+
+    /// Reads the backends of a restored service, if they are not read yet. All of them at once
+    /// would be most of the memory of a restart, while the tables come to hold them too.
+    pub(super) fn recall(&self, placed: &mut Placed) {
+        if placed.len <= 1 || !placed.ids.is_empty() {
+            return;
+        }
+        let row = |slot: Slot| BackendRow { addr: slot.addr, port: slot.port };
+        let slots = slots_of(&self.store, placed);
+        let known: BTreeMap<_, _> =
+            slots.map(|slot| (row(slot), (slot.flags, slot.backend))).collect();
+        placed.backends = known.iter().map(|(backend, (flags, _))| (*backend, *flags)).collect();
+        placed.ids = known.into_values().map(|(_, id)| id).collect();
     }
 
     /// Finds what someone else has changed in the maps and brings them to `tables` again, which
@@ -152,11 +174,11 @@ impl<S: Store> Applier<S> {
         let mut delta = TableDelta::default();
         for (key, row) in &tables.services {
             let holds = self.services.get(key).is_some_and(|placed| {
+                let mut states = placed.ids.iter().zip(states(placed.id, row));
                 placed.source_ranges == row.source_ranges
-                    && self.holds(placed, &slots(placed.id, row, &placed.backends))
-                    && placed.backends.iter().all(|(backend, id)| {
-                        self.store.backend(*id) == state(placed.id, row, *backend)
-                    })
+                    && placed.backends == row.all
+                    && self.holds(placed, &slots(placed.id, row, &placed.ids))
+                    && states.all(|(id, state)| self.store.backend(*id) == state)
             });
             if !holds {
                 delta.services.insert(key.clone(), Some(Arc::clone(row)));
@@ -171,33 +193,46 @@ impl<S: Store> Applier<S> {
     }
 }
 
-/// The range at `start`, unless it is none.
-fn read_range<S: Store>(store: &S, start: u32, header: &RangeHeader) -> Option<Placed> {
+/// The step that adds all of `rows`.
+fn all<K: Ord + Clone, V: Clone>(rows: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
+    rows.iter().map(|(key, row)| (key.clone(), Some(row.clone()))).collect()
+}
+
+/// The slots of a service that is placed.
+fn slots_of<S: Store>(store: &S, placed: &Placed) -> impl Iterator<Item = Slot> {
+    (placed.range + 1..placed.range + placed.len).map(|index| store.slot(index))
+}
+
+/// The service whose range is at `start`, unless that is none.
+fn service_at(start: u32, header: &RangeHeader) -> Option<Placed> {
     let sum = u64::from(header.cluster) + u64::from(header.local) + u64::from(header.draining);
     let len = u32::try_from(sum + 1).ok()?;
     if start == 0 || start.checked_add(len)? > maps::SLOTS {
         return None;
     }
-    let backends: BTreeMap<BackendRow, BackendId> = (start + 1..start + len)
-        .map(|index| store.slot(index))
-        .map(|slot| (BackendRow { addr: slot.addr, port: slot.port }, slot.backend))
-        .collect();
     Some(Placed {
         id: header.service,
         range: start,
         len,
-        backends: backends.into_iter().collect(),
         affinity: header.affinity_seconds != 0,
         ..Placed::default()
     })
 }
 
-fn key(info: &ServiceInfo) -> ServiceKey {
+/// The names of a service. `texts` has those that many share.
+fn key(info: &ServiceInfo, texts: &mut BTreeSet<Arc<str>>) -> ServiceKey {
+    let mut shared = |text: &str| {
+        texts.get(text).cloned().unwrap_or_else(|| {
+            let text = Arc::from(text);
+            texts.insert(Arc::clone(&text));
+            text
+        })
+    };
     let port = ServicePortName {
-        namespace: unpadded(&info.namespace).into(),
+        namespace: shared(unpadded(&info.namespace)),
         name: unpadded(&info.name).into(),
-        port: unpadded(&info.port_name).into(),
+        port: shared(unpadded(&info.port_name)),
         proto: info.proto,
     };
-    ServiceKey { port, family: if info.family == 4 { Family::V4 } else { Family::V6 } }
+    ServiceKey { port: port.into(), family: if info.family == 4 { Family::V4 } else { Family::V6 } }
 }

@@ -168,7 +168,7 @@ fn service(name: &str) -> ServiceKey {
         port: "".into(),
         proto: Proto::TCP,
     };
-    ServiceKey { port, family: Family::V4 }
+    ServiceKey { port: port.into(), family: Family::V4 }
 }
 
 fn backend(last: u8) -> BackendRow {
@@ -176,13 +176,10 @@ fn backend(last: u8) -> BackendRow {
 }
 
 fn row(cluster: &[u8], draining: &[u8]) -> ServiceRow {
-    let ready = BackendFlags::SERVING.with(BackendFlags::READY);
-    let mut all: BTreeMap<_, _> = cluster.iter().map(|&last| (backend(last), ready)).collect();
+    let chosen = BackendFlags::SERVING.with(BackendFlags::READY).with(BackendFlags::IN_CLUSTER_SET);
+    let mut all: BTreeMap<_, _> = cluster.iter().map(|&last| (backend(last), chosen)).collect();
     all.extend(draining.iter().map(|&last| (backend(last), BackendFlags::SERVING)));
-    let mut cluster: Vec<_> = cluster.iter().map(|&last| backend(last)).collect();
-    cluster.sort();
-    cluster.dedup();
-    ServiceRow { all: all.into_iter().collect(), cluster, ..ServiceRow::default() }
+    ServiceRow { all: all.into_iter().collect(), ..ServiceRow::default() }
 }
 
 fn frontend(last: u8) -> FrontendKey {
@@ -224,34 +221,34 @@ fn read_back(store: &Fake) -> BTreeMap<FrontendKey, (String, FrontendFlags, Vec<
 
 fn wanted(tables: &Tables) -> BTreeMap<FrontendKey, (String, FrontendFlags, Vec<BackendRow>)> {
     let row = |(key, row): (&FrontendKey, &FrontendRow)| {
-        let cluster = tables.services[&row.service].cluster.clone();
-        (*key, (row.service.port.name.to_string(), row.flags, cluster))
+        let cluster = tables.services[&row.service].with(BackendFlags::IN_CLUSTER_SET);
+        (*key, (row.service.port.name.to_string(), row.flags, cluster.collect()))
     };
     tables.frontends.iter().map(row).collect()
 }
 
 fn ids(applier: &Applier<Fake>, name: &str) -> BTreeMap<BackendRow, BackendId> {
-    applier.services[&service(name)].backends.iter().copied().collect()
+    applier.services[&service(name)].backends().map(|(backend, id)| (*backend, id)).collect()
 }
 
 #[test]
 fn what_is_applied_reads_back_and_a_second_time_writes_nothing() {
     let mut applier = applier();
     let tables = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21]), ("empty", 3, &[])]);
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     assert_eq!(read_back(&applier.store), wanted(&tables));
     let (writes, counted) = (applier.store.writes, applier.writes());
-    assert_eq!(applier.apply_all(tables), []);
+    assert_eq!(applier.apply_all(&tables), []);
     assert_eq!((applier.store.writes, applier.writes()), (writes, counted));
 }
 
 #[test]
 fn a_live_range_is_never_written() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
     let old = applier.store.frontends[&frontend(1)];
     let before: Vec<_> = (0..3).map(|offset| applier.store.slot(old.range() + offset)).collect();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 13])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 13])])), []);
     let after: Vec<_> = (0..3).map(|offset| applier.store.slot(old.range() + offset)).collect();
     assert_eq!(before, after, "a program may still read the old range");
     assert_ne!(applier.store.frontends[&frontend(1)].range(), old.range());
@@ -265,9 +262,9 @@ fn a_live_range_is_never_written() {
 #[test]
 fn a_backend_keeps_its_id_and_loses_its_state_when_it_goes() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
     let before = ids(&applier, "web");
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[12, 13])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[12, 13])])), []);
     let after = ids(&applier, "web");
     assert_eq!(before[&backend(12)], after[&backend(12)]);
     assert_ne!(before[&backend(11)], after[&backend(13)]);
@@ -279,14 +276,15 @@ fn a_backend_keeps_its_id_and_loses_its_state_when_it_goes() {
 fn a_draining_backend_is_not_chosen_but_still_serves() {
     let mut applier = applier();
     let mut tables = tables(&[("web", 1, &[11, 12])]);
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     let before = ids(&applier, "web");
     tables.services.insert(service("web"), row(&[12], &[11]).into());
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     assert_eq!(read_back(&applier.store), wanted(&tables));
     let state = applier.store.backend(before[&backend(11)]);
     assert!(state.flags().has(BackendFlags::SERVING) && !state.flags().has(BackendFlags::READY));
-    let restarted = Applier::restore(applier.store).unwrap();
+    let mut restarted = Applier::restore(applier.store).unwrap();
+    assert_eq!(restarted.apply_all(&tables), []);
     assert_eq!(ids(&restarted, "web"), before, "its id survives a restart too");
 }
 
@@ -295,15 +293,15 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
 fn restart_over_full_maps_writes_nothing_and_removes_what_went_meanwhile() {
     let mut first = applier();
     let world = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21])]);
-    assert_eq!(first.apply_all(world.clone()), []);
+    assert_eq!(first.apply_all(&world), []);
     let mut second = Applier::restore(first.store.clone()).unwrap();
     let writes = second.store.writes;
-    assert_eq!(second.apply_all(world), []);
+    assert_eq!(second.apply_all(&world), []);
     assert_eq!(second.store.writes, writes);
 
     let meanwhile = tables(&[("web", 1, &[12, 13]), ("new", 5, &[51])]);
     let mut third = Applier::restore(first.store).unwrap();
-    assert_eq!(third.apply_all(meanwhile.clone()), []);
+    assert_eq!(third.apply_all(&meanwhile), []);
     assert_eq!(read_back(&third.store), wanted(&meanwhile));
     assert_eq!(third.store.services.len(), 2);
 }
@@ -311,9 +309,9 @@ fn restart_over_full_maps_writes_nothing_and_removes_what_went_meanwhile() {
 #[test]
 fn a_service_can_be_renamed_at_one_frontend_without_a_gap() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("old", 1, &[11])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("old", 1, &[11])])), []);
     let renamed = tables(&[("new", 1, &[12])]);
-    assert_eq!(applier.apply_all(renamed.clone()), []);
+    assert_eq!(applier.apply_all(&renamed), []);
     assert_eq!(read_back(&applier.store), wanted(&renamed));
     assert_eq!(applier.services.len(), 1);
 }
@@ -323,13 +321,13 @@ fn a_full_frontend_map_keeps_what_works_and_takes_the_rest_when_there_is_room() 
     let mut applier = applier();
     applier.store.frontend_room = Some(2);
     let three = tables(&[("a", 1, &[11]), ("b", 2, &[21]), ("c", 3, &[31])]);
-    let errors = applier.apply_all(three.clone());
+    let errors = applier.apply_all(&three);
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].to_string().contains("the map is full"), "{}", errors[0]);
     assert_eq!(read_back(&applier.store).len(), 2);
     // An update of what is there goes through although the map is full.
     let moved = tables(&[("a", 1, &[12]), ("b", 2, &[21]), ("c", 3, &[31])]);
-    let _full = applier.apply_all(moved.clone());
+    let _full = applier.apply_all(&moved);
     assert_eq!(read_back(&applier.store)[&frontend(1)].2, [backend(12)]);
     applier.store.frontend_room = None;
     assert_eq!(applier.apply(TableDelta::default()), []);
@@ -341,9 +339,9 @@ fn a_full_frontend_map_keeps_what_works_and_takes_the_rest_when_there_is_room() 
 fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room() {
     let mut applier = applier();
     applier.ranges = RangePool::new(8, &BTreeMap::new());
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
     let large = tables(&[("web", 1, &[11, 12, 13, 14, 15])]);
-    let errors = applier.apply_all(large.clone());
+    let errors = applier.apply_all(&large);
     assert!(matches!(errors[..], [ApplyError::SlotsFull(_, 5)]), "{errors:?}");
     assert_eq!(read_back(&applier.store)[&frontend(1)].2.len(), 2);
     applier.ranges.release(8, 8);
@@ -356,7 +354,7 @@ fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room
 fn healing_finds_and_undoes_what_a_stranger_did() {
     let mut applier = applier();
     let world = tables(&[("web", 1, &[11, 12]), ("api", 2, &[21])]);
-    assert_eq!(applier.apply_all(world.clone()), []);
+    assert_eq!(applier.apply_all(&world), []);
     assert_eq!(applier.heal(&world).unwrap(), (0, vec![]));
 
     let range = applier.store.frontends[&frontend(1)].range();
@@ -390,7 +388,7 @@ proptest! {
                 let row = FrontendRow { service: service(&format!("s{name}")), flags: FrontendFlags::NONE };
                 tables.frontends.insert(frontend(vip), row);
             }
-            prop_assert_eq!(applier.apply_all(tables.clone()), vec![]);
+            prop_assert_eq!(applier.apply_all(&tables), vec![]);
             prop_assert_eq!(read_back(&applier.store), wanted(&tables));
             let quarantine = applier.take_quarantine();
             applier.release(quarantine);
@@ -419,7 +417,7 @@ fn programs_can_choose_from_what_apply_wrote() {
         }
     }
     let mut applier = applier();
-    assert_eq!(applier.apply_all(tables(&[("web", 1, &[11, 12]), ("empty", 2, &[])])), []);
+    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12]), ("empty", 2, &[])])), []);
     let kernel = Kernel(&applier.store);
     let choice = |vip, random| {
         let value = applier.store.frontends[&frontend(vip)];
@@ -436,9 +434,9 @@ fn retired(applier: &Applier<Fake>) -> BTreeSet<End> {
 
 #[test]
 fn a_backend_of_two_services_is_retired_until_that_has_it_again_which_it_left() {
-    let of = |service: ServiceKey| ServiceKey {
-        port: ServicePortName { proto: Proto::UDP, ..service.port },
-        ..service
+    let of = |mut service: ServiceKey| {
+        Arc::make_mut(&mut service.port).proto = Proto::UDP;
+        service
     };
     let udp = |one: &[u8], two: &[u8]| {
         let mut tables = Tables::default();
@@ -460,7 +458,7 @@ fn a_backend_of_two_services_is_retired_until_that_has_it_again_which_it_left() 
         (&[12], &[], vec![end(11)]),
         (&[11, 12], &[11], vec![end(11)]),
     ] {
-        assert_eq!(applier.apply_all(udp(one, two)), []);
+        assert_eq!(applier.apply_all(&udp(one, two)), []);
         assert_eq!(retired(&applier), expected.into_iter().collect(), "{one:?} {two:?}");
         applier = Applier::restore(applier.store).unwrap();
     }
@@ -468,10 +466,8 @@ fn a_backend_of_two_services_is_retired_until_that_has_it_again_which_it_left() 
 
 #[test]
 fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
-    let key = ServiceKey {
-        port: ServicePortName { proto: Proto::UDP, ..service("dns").port },
-        ..service("dns")
-    };
+    let mut key = service("dns");
+    Arc::make_mut(&mut key.port).proto = Proto::UDP;
     let udp = |cluster: &[u8]| {
         let mut tables = Tables::default();
         tables.services.insert(key.clone(), row(cluster, &[]).into());
@@ -481,16 +477,16 @@ fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
     };
     let end = |last| End { addr: addr(last), port: Port::new(8080) };
     let mut applier = applier();
-    assert_eq!(applier.apply_all(udp(&[11, 12])), []);
+    assert_eq!(applier.apply_all(&udp(&[11, 12])), []);
     assert_eq!(retired(&applier), [].into());
-    assert_eq!(applier.apply_all(udp(&[12])), []);
+    assert_eq!(applier.apply_all(&udp(&[12])), []);
     assert_eq!(retired(&applier), [end(11)].into());
     let mut next = Applier::restore(applier.store).unwrap();
-    assert_eq!(next.apply_all(udp(&[11])), []);
+    assert_eq!(next.apply_all(&udp(&[11])), []);
     assert_eq!(retired(&next), [end(12)].into(), "gone while nobody looked");
-    assert_eq!(next.apply_all(Tables::default()), []);
+    assert_eq!(next.apply_all(&Tables::default()), []);
     assert_eq!(retired(&next), [end(11), end(12)].into(), "gone with its service");
-    assert_eq!(next.apply_all(tables(&[("web", 2, &[21])])), []);
-    assert_eq!(next.apply_all(tables(&[("web", 2, &[22])])), []);
+    assert_eq!(next.apply_all(&tables(&[("web", 2, &[21])])), []);
+    assert_eq!(next.apply_all(&tables(&[("web", 2, &[22])])), []);
     assert_eq!(retired(&next).len(), 2, "TCP sockets stay with their backend");
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 
 /// How much of an array is mapped in one step: a multiple of every size of pages.
-const MAPPED_AT_ONCE: usize = 1 << 18;
+const MAPPED_AT_ONCE: usize = 1 << 16;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;

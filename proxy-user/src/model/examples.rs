@@ -6,6 +6,7 @@ use super::{
 };
 use proxy_ebpf::{Port, Proto};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The object `name` in the namespace `default`.
 pub(crate) fn name(name: &str) -> ObjectName {
@@ -58,9 +59,7 @@ pub(crate) fn endpoint(addr: impl Into<IpAddr>) -> Endpoint {
     Endpoint {
         addr: addr.into(),
         conditions: Conditions { ready: true, serving: true, terminating: false },
-        node: None,
+        placement: Arc::default(),
         hostname: None,
-        zone_hints: Box::default(),
-        node_hints: Box::default(),
     }
 }

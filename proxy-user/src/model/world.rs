@@ -5,6 +5,7 @@
 //! nothing: what objects mean together is `plan`'s business.
 
 use super::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
+use crate::tree::pack;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -82,6 +83,7 @@ impl World {
                 for service in listed.into_values() {
                     self.put_service(Arc::new(service), &mut touched);
                 }
+                pack(&mut self.services);
             }
             Change::AllSlices(slices) => {
                 self.arrived.slices = true;
@@ -93,6 +95,8 @@ impl World {
                 for slice in listed.into_values() {
                     self.put_slice(slice, &mut touched);
                 }
+                pack(&mut self.slices);
+                pack(&mut self.slices_of);
             }
             Change::Node(node) => {
                 self.arrived.node = true;
@@ -219,19 +223,27 @@ impl World {
     }
 
     fn put_slice(&mut self, slice: Slice, touched: &mut Touched) {
-        if self.slices.get(&slice.name).is_some_and(|known| **known == slice) {
-            return;
+        match self.slices.get(&slice.name) {
+            Some(known) if **known == slice => return,
+            Some(known) if known.service != slice.service => {
+                self.remove_slice(&slice.name, touched);
+            }
+            _ => {}
         }
-        // The slice may have belonged to another Service.
-        self.remove_slice(&slice.name, touched);
-        self.endpoints += slice.endpoints.len();
         mark(&mut self.faulty_slices, &slice.name, !slice.warnings.is_empty());
         touched.services.insert(slice.service.clone());
         let slice = Arc::new(slice);
-        let siblings = self.slices_of.entry(slice.service.clone()).or_default();
-        let index = siblings.partition_point(|sibling| sibling.name < slice.name);
-        siblings.insert(index, Arc::clone(&slice));
-        self.slices.insert(slice.name.clone(), slice);
+        // Nearly every Service has one slice; a growing vector would reserve four.
+        let siblings =
+            self.slices_of.entry(slice.service.clone()).or_insert_with(|| Vec::with_capacity(1));
+        match siblings.binary_search_by(|sibling| sibling.name.cmp(&slice.name)) {
+            Ok(index) => siblings[index] = Arc::clone(&slice),
+            Err(index) => siblings.insert(index, Arc::clone(&slice)),
+        }
+        self.endpoints += slice.endpoints.len();
+        if let Some(known) = self.slices.insert(slice.name.clone(), slice) {
+            self.endpoints -= known.endpoints.len();
+        }
     }
 
     fn remove_slice(&mut self, name: &ObjectName, touched: &mut Touched) {

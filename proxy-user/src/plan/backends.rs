@@ -4,7 +4,7 @@
 //! policies choose between its two sets elsewhere.
 
 use super::service::Place;
-use crate::model::{Endpoint, ServicePort, Slice};
+use crate::model::{Endpoint, Placement, ServicePort, Slice};
 use crate::tables::{BackendRow, Family, ServiceRow};
 use proxy_ebpf::slot::BackendFlags;
 use std::sync::Arc;
@@ -32,6 +32,11 @@ impl Candidate<'_> {
         conditions.serving && conditions.terminating
     }
 
+    fn serves(&self) -> bool {
+        self.is_ready() || self.is_draining()
+    }
+
+    /// What is known of it, whatever the sets.
     fn flags(&self) -> BackendFlags {
         let mut flags = BackendFlags::SERVING;
         if self.is_ready() {
@@ -62,7 +67,7 @@ pub(super) fn endpoints<'a>(
             for endpoint in &slice.endpoints {
                 let row = BackendRow { addr: endpoint.addr.into(), port };
                 if Family::of(row.addr) == family {
-                    let local = endpoint.node.as_deref() == Some(node);
+                    let local = endpoint.placement.node.as_deref() == Some(node);
                     candidates.push(Candidate { row, endpoint, local });
                 }
             }
@@ -76,21 +81,34 @@ pub(super) fn endpoints<'a>(
     candidates
 }
 
-/// The row of `endpoints`, without affinity and whatever the policies, and how many of them do
-/// not fit into the cluster set.
+/// The row of `endpoints`, without affinity, and how many of them do not fit into the cluster
+/// set. Whoever has no policy `Local` wants no local set.
 ///
 /// Both sets fall back to endpoints that terminate but serve, each by itself. Hints narrow the
 /// cluster set, and neither the local set nor a set that fell back.
-pub(super) fn choose(endpoints: &[Candidate<'_>], place: Place<'_>) -> (ServiceRow, usize) {
+pub(super) fn choose(
+    endpoints: &[Candidate<'_>],
+    place: Place<'_>,
+    wants_local: bool,
+) -> (ServiceRow, usize) {
     let cluster = narrow(ready_or_draining(endpoints, |_| true), place);
-    let local = ready_or_draining(endpoints, |candidate| candidate.local);
-    let all = endpoints
-        .iter()
-        .filter(|candidate| candidate.is_ready() || candidate.is_draining())
-        .map(|candidate| (candidate.row, candidate.flags()))
-        .collect();
-    let (cluster_rows, local_rows) = (rows(&cluster), rows(&local));
-    let row = ServiceRow { all, cluster: cluster_rows, local: local_rows, ..ServiceRow::default() };
+    let local = ready_or_draining(endpoints, |candidate| wants_local && candidate.local);
+    let in_set = |set: &[Candidate<'_>], candidate: &Candidate<'_>, flag| {
+        let set = &set[..set.len().min(MAX_BACKENDS)];
+        match set.binary_search_by_key(&candidate.row, |other| other.row) {
+            Ok(_) => flag,
+            Err(_) => BackendFlags::NONE,
+        }
+    };
+    let flags = |candidate: &Candidate<'_>| {
+        candidate
+            .flags()
+            .with(in_set(&cluster, candidate, BackendFlags::IN_CLUSTER_SET))
+            .with(in_set(&local, candidate, BackendFlags::IN_LOCAL_SET))
+    };
+    let serving = endpoints.iter().filter(|candidate| candidate.serves());
+    let all = serving.map(|candidate| (candidate.row, flags(candidate))).collect();
+    let row = ServiceRow { all, ..ServiceRow::default() };
     (row, cluster.len().saturating_sub(MAX_BACKENDS))
 }
 
@@ -109,23 +127,19 @@ fn ready_or_draining<'a>(
 /// A level of hints counts only if every endpoint has a hint of that level and one hints here:
 /// with less, the hints are stale, and following them could overload few endpoints or reach none.
 fn narrow<'a>(endpoints: Vec<Candidate<'a>>, place: Place<'_>) -> Vec<Candidate<'a>> {
-    let level = |hints: fn(&Endpoint) -> &[Arc<str>], here: Option<&str>| {
+    let level = |hints: fn(&Placement) -> &[Arc<str>], here: Option<&str>| {
         let here = here?;
-        if endpoints.iter().any(|c| !c.is_ready() || hints(c.endpoint).is_empty()) {
+        if endpoints.iter().any(|c| !c.is_ready() || hints(&c.endpoint.placement).is_empty()) {
             return None;
         }
         let hinted: Vec<_> = endpoints
             .iter()
-            .filter(|c| hints(c.endpoint).iter().any(|hint| **hint == *here))
+            .filter(|c| hints(&c.endpoint.placement).iter().any(|hint| **hint == *here))
             .copied()
             .collect();
         (!hinted.is_empty()).then_some(hinted)
     };
-    level(|endpoint| &endpoint.node_hints, Some(place.node))
-        .or_else(|| level(|endpoint| &endpoint.zone_hints, place.zone))
+    level(|placement| &placement.node_hints, Some(place.node))
+        .or_else(|| level(|placement| &placement.zone_hints, place.zone))
         .unwrap_or(endpoints)
-}
-
-fn rows(candidates: &[Candidate<'_>]) -> Vec<BackendRow> {
-    candidates.iter().map(|candidate| candidate.row).take(MAX_BACKENDS).collect()
 }

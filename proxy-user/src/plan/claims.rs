@@ -9,6 +9,7 @@
 use super::{is_of, object};
 use crate::model::{ObjectName, Warning};
 use crate::tables::{FrontendRow, ServiceKey, describe};
+use crate::tree::pack;
 use proxy_ebpf::frontend::FrontendKey;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,6 +68,9 @@ impl Claims {
         frontends: BTreeMap<FrontendKey, FrontendRow>,
         affected: &mut BTreeSet<FrontendKey>,
     ) {
+        if self.holds(name, created, &frontends) {
+            return;
+        }
         for key in self.by_service.remove(name).unwrap_or_default() {
             affected.insert(key);
             if let Some(claims) = self.by_frontend.get_mut(&key) {
@@ -89,6 +93,21 @@ impl Claims {
         }
     }
 
+    /// Whether the Service `name` claims just `frontends` already.
+    fn holds(
+        &self,
+        name: &ObjectName,
+        created: i64,
+        frontends: &BTreeMap<FrontendKey, FrontendRow>,
+    ) -> bool {
+        let known = self.by_service.get(name).map_or(&[][..], |keys| keys);
+        let is_held = |(key, row): (&FrontendKey, &FrontendRow)| {
+            let mut claims = self.by_frontend.get(key).into_iter().flatten();
+            claims.any(|claim| claim.created == created && claim.row == *row)
+        };
+        known.iter().eq(frontends.keys()) && frontends.iter().all(is_held)
+    }
+
     /// Restores the invariants about how many claims `key` has.
     fn settle(&mut self, key: FrontendKey) {
         let count = self.by_frontend.get(&key).map_or(0, Vec::len);
@@ -100,6 +119,12 @@ impl Claims {
         } else {
             self.contested.remove(&key);
         }
+    }
+
+    /// Makes the memory small after many claims.
+    pub(super) fn pack(&mut self) {
+        pack(&mut self.by_frontend);
+        pack(&mut self.by_service);
     }
 
     /// Whether nobody claims anything, and nothing remembers that anyone did.

@@ -21,7 +21,7 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], node: &str) -> Opti
     for slice in slices.iter().filter(|slice| !slice.headless && !slice.ports.is_empty()) {
         for endpoint in &slice.endpoints {
             if endpoint.conditions.ready
-                && endpoint.node.as_deref() == Some(node)
+                && endpoint.placement.node.as_deref() == Some(node)
                 && let Some(addrs) = ready.get_mut(&Family::of(endpoint.addr.into()))
             {
                 addrs.insert(endpoint.addr);
@@ -37,6 +37,7 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], node: &str) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Placement;
     use crate::model::examples::{service, slice};
 
     const VIP: [u8; 4] = [10, 96, 0, 1];
@@ -48,7 +49,8 @@ mod tests {
         let mut service = service("web", VIP);
         let mut one = slice("web-1", "web", PODS);
         let place = |endpoint: &mut crate::model::Endpoint, node: &str| {
-            endpoint.node = Some(node.into());
+            let node = Some(node.into());
+            endpoint.placement = Placement { node, ..Placement::default() }.into();
             endpoint.conditions.ready = true;
         };
         for (endpoint, node) in one.endpoints.iter_mut().zip(["a", "a", "a", "b"]) {

@@ -3,14 +3,15 @@
 
 use super::Planner;
 use crate::model::{
-    Change, Conditions, Endpoint, Node, ObjectName, Service, ServicePort, ServiceType, Slice,
-    SlicePort, Touched, TrafficPolicy, World, examples,
+    Change, Conditions, Endpoint, Node, ObjectName, Placement, Service, ServicePort, ServiceType,
+    Slice, SlicePort, Touched, TrafficPolicy, World, examples,
 };
 use crate::tables::Tables;
 use ipnetwork::IpNetwork;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
+use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -109,10 +110,8 @@ prop_compose! {
         Endpoint {
             addr: addr.parse().unwrap(),
             conditions: Conditions { ready, serving, terminating },
-            node: node.map(Into::into),
+            placement: Placement { node: node.map(Into::into), zone_hints, node_hints }.into(),
             hostname: hostname.map(Into::into),
-            zone_hints,
-            node_hints,
         }
     }
 }
@@ -177,7 +176,7 @@ fn from_scratch(world: &World) -> Planner {
     let mut planner = Planner::new(OWN_NODE).with_names(examples::name("a"));
     let delta = planner.update(world, &EVERYTHING());
     let mut tables = Tables::default();
-    tables.apply(delta);
+    tables.apply(&delta);
     assert_eq!(tables, *planner.tables());
     planner
 }
@@ -212,7 +211,7 @@ proptest! {
             for (key, row) in &delta.frontends {
                 prop_assert_ne!(tables.frontends.get(key), row.as_ref(), "{:?} is no change", key);
             }
-            tables.apply(delta);
+            tables.apply(&delta);
             prop_assert_eq!(&tables, planner.tables());
             let fresh = from_scratch(&world);
             prop_assert_eq!(&tables, fresh.tables());
@@ -304,11 +303,8 @@ proptest! {
         }
         for row in tables.services.values() {
             prop_assert!(row.all.is_sorted_by(|a, b| a.0 < b.0), "{:?}", row.all);
-            for set in [&row.cluster, &row.local] {
-                prop_assert!(set.is_sorted_by(|a, b| a < b), "{:?}", set);
-                prop_assert!(set.iter().all(|backend| row.flags(backend).is_some()));
-            }
-            prop_assert_eq!(row.all.is_empty(), row.cluster.is_empty(), "refused means unusable");
+            let is_refused = row.with(BackendFlags::IN_CLUSTER_SET).next().is_none();
+            prop_assert_eq!(row.all.is_empty(), is_refused, "refused means unusable");
         }
     }
 }

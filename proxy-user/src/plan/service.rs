@@ -86,8 +86,8 @@ fn plan_port(
     let ObjectName { namespace, name } = service.name.clone();
     let (port_name, proto) = (port.name.clone(), port.proto);
     let family = Family::of(cluster_ip);
-    let key =
-        ServiceKey { port: ServicePortName { namespace, name, port: port_name, proto }, family };
+    let port_name = ServicePortName { namespace, name, port: port_name, proto };
+    let key = ServiceKey { port: port_name.into(), family };
 
     for (frontend, flags) in frontends(service, port, cluster_ip, place) {
         match plan.frontends.entry(frontend) {
@@ -111,15 +111,12 @@ fn plan_port(
         .or_insert(FrontendRow { service: key.clone(), flags: FrontendFlags::REFUSED });
 
     let endpoints = backends::endpoints(slices, port, family, place.node);
-    let (mut row, left_out) = backends::choose(&endpoints, place);
-    if ![service.internal_policy, service.external_policy].contains(&TrafficPolicy::Local) {
-        row.local = Vec::new();
-    }
+    let policies = [service.internal_policy, service.external_policy];
+    let (mut row, left_out) =
+        backends::choose(&endpoints, place, policies.contains(&TrafficPolicy::Local));
     if let Some(backend) = resolver(service, port, family, place) {
         let flags = BackendFlags::SERVING.with(BackendFlags::READY).with(BackendFlags::LOCAL);
-        row.all = [(backend, flags)].into();
-        row.cluster = vec![backend];
-        row.local = vec![backend];
+        row.all = [(backend, flags.with(BackendFlags::SETS))].into();
     }
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
     row.source_ranges = sources::ranges(service, family, place.node_ips);

@@ -4,6 +4,7 @@ use super::Planner;
 use super::backends::MAX_BACKENDS;
 use crate::model::{Change, Service, ServicePort, Slice, Touched, World, examples};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -95,7 +96,7 @@ fn service_with_more_backends_than_fit_gets_those_that_do_and_a_warning() {
         let mut planner = Planner::new("node-a");
         let delta = planner.update(&world, &touched);
         let row = delta.services.into_values().next().unwrap().unwrap();
-        (row.cluster.len(), planner.warnings())
+        (row.with(BackendFlags::IN_CLUSTER_SET).count(), planner.warnings())
     };
     assert_eq!(plan(most), (MAX_BACKENDS, vec![]));
     let (backends, warnings) = plan(most + 2);

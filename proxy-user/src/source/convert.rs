@@ -11,8 +11,8 @@ mod service;
 mod tests;
 
 use crate::model::{
-    Conditions, Endpoint, Node, ObjectName, OptedOut, Service, ServicePort, ServiceType, Slice,
-    SlicePort, TrafficPolicy,
+    Conditions, Endpoint, Node, ObjectName, OptedOut, Placement, Service, ServicePort, ServiceType,
+    Slice, SlicePort, TrafficPolicy,
 };
 use intern::Interner;
 use ipnetwork::IpNetwork;
@@ -47,10 +47,11 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
-/// Converts objects, and keeps one copy of the strings that they share.
+/// Converts objects, and keeps one copy of what they share.
 #[derive(Debug, Default)]
 pub struct Converter {
-    strings: Interner,
+    strings: Interner<str>,
+    placements: Interner<Placement>,
     /// Whether Services of other proxies are converted too, for their names.
     names: bool,
 }
@@ -279,6 +280,11 @@ impl Converter {
         let hints = endpoint.hints.as_ref();
         let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
         let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+        let placement = Placement {
+            node: self.optional(endpoint.node_name.as_deref()),
+            zone_hints: zones.iter().map(|zone| self.strings.intern(zone.name.as_str())).collect(),
+            node_hints: nodes.iter().map(|node| self.strings.intern(node.name.as_str())).collect(),
+        };
         Endpoint {
             addr,
             conditions: Conditions {
@@ -288,10 +294,8 @@ impl Converter {
                     .and_then(|conditions| conditions.terminating)
                     .unwrap_or(false),
             },
-            node: self.optional(endpoint.node_name.as_deref()),
+            placement: self.placements.intern(placement),
             hostname: self.optional(endpoint.hostname.as_deref()),
-            zone_hints: zones.iter().map(|zone| self.strings.intern(&zone.name)).collect(),
-            node_hints: nodes.iter().map(|node| self.strings.intern(&node.name)).collect(),
         }
     }
 

@@ -12,6 +12,7 @@ use proxy_user::loader::sys::wait_for_programs;
 use proxy_user::tables::{
     BackendRow, DnsRow, FrontendRow, ServiceKey, ServicePortName, ServiceRow, TableDelta,
 };
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -45,21 +46,21 @@ impl Writer {
     /// Makes the service `name` have just `served`; frontends are added to those it has.
     pub(crate) fn serve(&mut self, net: Net, name: &str, served: Served<'_>) {
         let row = |end: &SocketAddr| BackendRow { addr: end.ip().into(), port: port(*end) };
-        let rows = |ends: &[SocketAddr]| {
-            let mut rows: Vec<_> = ends.iter().map(row).collect();
-            rows.sort();
-            rows
-        };
-        let flags = |row: &BackendRow| {
+        let known = |end: &SocketAddr| {
             let serving = BackendFlags::READY.with(BackendFlags::SERVING);
-            let here = net.here.iter().chain([&net.pod]).any(|end| row.addr == end.ip().into());
-            if here { serving.with(BackendFlags::LOCAL) } else { serving }
+            let here = net.here.iter().chain([&net.pod]).any(|other| other.ip() == end.ip());
+            let flags = [
+                (here, BackendFlags::LOCAL),
+                (served.cluster.contains(end), BackendFlags::IN_CLUSTER_SET),
+                (served.local.contains(end), BackendFlags::IN_LOCAL_SET),
+            ];
+            let flags = flags.into_iter().filter(|(has, _)| *has);
+            flags.fold(serving, |flags, (_, flag)| flags.with(flag))
         };
-        let all = [served.cluster, served.local, served.draining].concat();
+        let ends = [served.cluster, served.local, served.draining].concat();
+        let all: BTreeMap<_, _> = ends.iter().map(|end| (row(end), known(end))).collect();
         let service = Arc::new(ServiceRow {
-            all: rows(&all).into_iter().map(|row| (row, flags(&row))).collect(),
-            cluster: rows(served.cluster),
-            local: rows(served.local),
+            all: all.into_iter().collect(),
             affinity_seconds: served.affinity_seconds,
             source_ranges: served.sources.iter().map(|end| Addr::from(end.ip()).into()).collect(),
         });
@@ -120,7 +121,7 @@ pub(crate) fn frontend_key(net: Net, end: SocketAddr, flags: FrontendFlags) -> F
 fn service_key(net: Net, name: &str) -> ServiceKey {
     let [namespace, name, port] = ["default", name, ""].map(Arc::from);
     let port = ServicePortName { namespace, name, port, proto: net.proto };
-    ServiceKey { port, family: net.family }
+    ServiceKey { port: port.into(), family: net.family }
 }
 
 fn port(end: SocketAddr) -> Port {

@@ -9,15 +9,16 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 20] = [
-    ("model", &[]),
+const MODULES: [(&str, &[&str]); 21] = [
+    ("model", &["tree"]),
     ("tables", &[]),
     ("source", &["model"]),
-    ("plan", &["glob", "model", "tables"]),
-    ("apply", &["tables"]),
+    ("plan", &["glob", "model", "tables", "tree"]),
+    ("apply", &["tables", "tree"]),
     // What it does to the kernel is what `apply` asks of its `Store`.
     ("loader", &["apply", "model", "status", "tables"]),
     ("glob", &[]),
+    ("tree", &[]),
     ("sweep", &[]),
     ("pinned", &["loader", "tables"]),
     ("sockets", &["loader", "model", "pinned"]),

@@ -18,14 +18,14 @@ fn open_to(applier: &Applier<Fake>) -> Vec<Addr> {
 #[test]
 fn source_ranges_open_and_close_with_the_row_and_go_with_the_service() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(restricted(&[1, 2], 0)), []);
+    assert_eq!(applier.apply_all(&restricted(&[1, 2], 0)), []);
     assert_eq!(open_to(&applier), [addr(1), addr(2)]);
-    assert_eq!(applier.apply_all(restricted(&[2, 3], 0)), []);
+    assert_eq!(applier.apply_all(&restricted(&[2, 3], 0)), []);
     assert_eq!(open_to(&applier), [addr(2), addr(3)]);
     let writes = applier.store.writes;
-    assert_eq!(applier.apply_all(restricted(&[2, 3], 0)), []);
+    assert_eq!(applier.apply_all(&restricted(&[2, 3], 0)), []);
     assert_eq!(applier.store.writes, writes, "nothing is written twice");
-    assert_eq!(applier.apply_all(Tables::default()), []);
+    assert_eq!(applier.apply_all(&Tables::default()), []);
     assert_eq!(open_to(&applier), []);
 }
 
@@ -33,7 +33,7 @@ fn source_ranges_open_and_close_with_the_row_and_go_with_the_service() {
 fn source_that_finds_no_room_is_shut_out_and_comes_in_once_there_is() {
     let mut applier = applier();
     applier.store.source_room = Some(1);
-    let errors = applier.apply_all(restricted(&[1, 2], 0));
+    let errors = applier.apply_all(&restricted(&[1, 2], 0));
     assert!(matches!(errors[..], [ApplyError::SourceRanges(..)]), "{errors:?}");
     assert_eq!(open_to(&applier), [addr(1)]);
     assert_eq!(applier.store.frontends.len(), 1, "the service is there all the same");
@@ -46,7 +46,7 @@ fn source_that_finds_no_room_is_shut_out_and_comes_in_once_there_is() {
 fn strange_source_ranges_are_closed_and_lost_ones_opened_again() {
     let mut applier = applier();
     let tables = restricted(&[1, 2], 0);
-    assert_eq!(applier.apply_all(tables.clone()), []);
+    assert_eq!(applier.apply_all(&tables), []);
     let mut lost = applier.store.clone();
     lost.source_ranges.pop_first();
     lost.source_ranges.insert((ServiceId(77), addr(9).into()));
@@ -55,7 +55,7 @@ fn strange_source_ranges_are_closed_and_lost_ones_opened_again() {
     assert_eq!(open_to(&applier), [addr(1), addr(2)]);
 
     let mut restarted = Applier::restore(lost).unwrap();
-    assert_eq!(restarted.apply_all(tables), []);
+    assert_eq!(restarted.apply_all(&tables), []);
     assert_eq!(open_to(&restarted), [addr(1), addr(2)]);
 }
 
@@ -63,15 +63,15 @@ fn strange_source_ranges_are_closed_and_lost_ones_opened_again() {
 #[test]
 fn clients_are_forgotten_when_affinity_ends_and_kept_when_its_timeout_changes() {
     let mut applier = applier();
-    assert_eq!(applier.apply_all(restricted(&[], 0)), []);
+    assert_eq!(applier.apply_all(&restricted(&[], 0)), []);
     let id = applier.services[&service("web")].id;
     for seconds in [10, 20] {
-        assert_eq!(applier.apply_all(restricted(&[], seconds)), []);
+        assert_eq!(applier.apply_all(&restricted(&[], seconds)), []);
     }
     assert_eq!(applier.store.forgotten, []);
     let mut restarted = Applier::restore(applier.store.clone()).unwrap();
     for applier in [&mut applier, &mut restarted] {
-        assert_eq!(applier.apply_all(restricted(&[], 0)), []);
+        assert_eq!(applier.apply_all(&restricted(&[], 0)), []);
         assert_eq!(applier.store.forgotten, [id]);
     }
 }
@@ -87,11 +87,14 @@ fn states_say_which_sets_a_backend_of_a_service_with_affinity_is_in() {
     for (affinity_seconds, sets) in
         [(0, [(false, false); 3]), (9, [(true, false), (true, true), (false, false)])]
     {
-        let row =
-            ServiceRow { affinity_seconds, local: vec![backend(12)], ..row(&[11, 12], &[13]) };
+        let mut row = ServiceRow { affinity_seconds, ..row(&[11, 12], &[13]) };
+        let (_, second) = &mut Arc::make_mut(&mut row.all)[1];
+        *second = second.with(F::IN_LOCAL_SET);
         let mut tables = tables(&[("web", 1, &[])]);
         tables.services.insert(service("web"), row.into());
-        assert_eq!(applier.apply_all(tables), []);
+        assert_eq!(applier.apply_all(&tables), []);
         assert_eq!([11, 12, 13].map(|last| flags(&applier, last)), sets);
+        let mut slots = applier.store.slots.values();
+        assert!(slots.all(|slot| slot.flags.0 & F::SETS.0 == 0), "a slot's place says its set");
     }
 }

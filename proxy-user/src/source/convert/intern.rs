@@ -1,32 +1,41 @@
-//! One copy of each string that many objects repeat: node names, zones, namespaces, port names.
+//! One copy of each value that many objects repeat: node names, zones, namespaces, port names,
+//! placements of endpoints.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::Arc;
 
-/// The strings in use.
-#[derive(Debug, Default)]
-pub(super) struct Interner {
-    strings: HashSet<Arc<str>>,
+/// The values in use.
+#[derive(Debug)]
+pub(super) struct Interner<T: ?Sized> {
+    values: HashSet<Arc<T>>,
     sweep_at: usize,
 }
 
-/// Below this many strings a sweep is not worth its time.
+impl<T: ?Sized> Default for Interner<T> {
+    fn default() -> Self {
+        Self { values: HashSet::new(), sweep_at: 0 }
+    }
+}
+
+/// Below this many values a sweep is not worth its time.
 const SWEEP_AT_LEAST: usize = 1024;
 
-impl Interner {
-    /// The one copy of `text`.
-    pub(super) fn intern(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.strings.get(text) {
+impl<T: Eq + Hash + ?Sized> Interner<T> {
+    /// The one copy of `value`.
+    pub(super) fn intern(&mut self, value: impl Borrow<T> + Into<Arc<T>>) -> Arc<T> {
+        if let Some(known) = self.values.get(value.borrow()) {
             return known.clone();
         }
-        if self.strings.len() >= self.sweep_at {
-            // Strings that only this set still holds belonged to objects that are gone.
-            self.strings.retain(|string| Arc::strong_count(string) > 1);
-            self.sweep_at = SWEEP_AT_LEAST.max(2 * self.strings.len());
+        if self.values.len() >= self.sweep_at {
+            // Values that only this set still holds belonged to objects that are gone.
+            self.values.retain(|value| Arc::strong_count(value) > 1);
+            self.sweep_at = SWEEP_AT_LEAST.max(2 * self.values.len());
         }
-        let string: Arc<str> = text.into();
-        self.strings.insert(string.clone());
-        string
+        let value = value.into();
+        self.values.insert(Arc::clone(&value));
+        value
     }
 }
 
@@ -35,20 +44,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_strings_are_one_allocation() {
-        let mut interner = Interner::default();
+    fn equal_values_are_one_allocation() {
+        let mut interner = Interner::<str>::default();
         assert!(Arc::ptr_eq(&interner.intern("node-a"), &interner.intern("node-a")));
         assert!(!Arc::ptr_eq(&interner.intern("node-a"), &interner.intern("node-b")));
     }
 
     #[test]
-    fn strings_of_gone_objects_do_not_pile_up() {
-        let mut interner = Interner::default();
+    fn values_of_gone_objects_do_not_pile_up() {
+        let mut interner = Interner::<str>::default();
         let kept = interner.intern("kept");
         for i in 0..20 * SWEEP_AT_LEAST {
-            interner.intern(&i.to_string());
+            interner.intern(i.to_string().as_str());
         }
-        assert!(interner.strings.len() <= 2 * SWEEP_AT_LEAST, "{}", interner.strings.len());
+        assert!(interner.values.len() <= 2 * SWEEP_AT_LEAST, "{}", interner.values.len());
         assert!(Arc::ptr_eq(&kept, &interner.intern("kept")));
     }
 }

@@ -249,10 +249,8 @@ endpoints:
     let bare = |addr: &str, up| Endpoint {
         addr: addr.parse().unwrap(),
         conditions: Conditions { ready: up, serving: up, terminating: false },
-        node: None,
+        placement: Arc::default(),
         hostname: None,
-        zone_hints: Box::new([]),
-        node_hints: Box::new([]),
     };
     let expected = Slice {
         name: ObjectName { namespace: "shop".into(), name: "web-abc".into() },
@@ -265,10 +263,12 @@ endpoints:
         endpoints: vec![
             Endpoint {
                 conditions: Conditions { ready: false, serving: true, terminating: true },
-                node: Some("node-a".into()),
+                placement: Arc::new(Placement {
+                    node: Some("node-a".into()),
+                    zone_hints: ["z1".into(), "z2".into()].into(),
+                    node_hints: ["node-a".into()].into(),
+                }),
                 hostname: Some("web-0".into()),
-                zone_hints: ["z1".into(), "z2".into()].into(),
-                node_hints: ["node-a".into()].into(),
                 ..bare("10.244.1.5", true)
             },
             bare("10.244.1.7", true),
@@ -316,7 +316,7 @@ fn a_slice_port_without_number_is_skipped_alone() {
 }
 
 #[test]
-fn repeated_strings_are_stored_once() {
+fn repeated_parts_are_stored_once() {
     let mut converter = Converter::default();
     let object = serde_yaml_ng::from_str(
         "{metadata: {name: s, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, \
@@ -324,9 +324,7 @@ fn repeated_strings_are_stored_once() {
     )
     .unwrap();
     let (one, two) = (converter.slice(&object).unwrap(), converter.slice(&object).unwrap());
-    let node = |slice: &Slice| slice.endpoints[0].node.clone().unwrap();
-    assert!(Arc::ptr_eq(&node(&one), &node(&two)));
-    assert!(Arc::ptr_eq(&one.endpoints[0].zone_hints[0], &two.endpoints[0].zone_hints[0]));
+    assert!(Arc::ptr_eq(&one.endpoints[0].placement, &two.endpoints[0].placement));
     assert!(Arc::ptr_eq(&one.service.name, &two.service.name));
 }
 
