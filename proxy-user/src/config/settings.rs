@@ -123,8 +123,9 @@ pub(super) const SETTINGS: [Setting; 30] = [
         name: "snat-port-range",
         value: "FIRST-LAST",
         default: Some("61000-65535"),
-        help: "The node's ports that the packet path uses for itself; they must lie outside the \
-               NodePorts and net.ipv4.ip_local_port_range",
+        help: "The ports that the packet path gives out, at the node's address and, where a client's \
+               own is taken at a backend, at the client's; they must lie outside the NodePorts and \
+               net.ipv4.ip_local_port_range",
     },
     Setting {
         name: "masquerade-all",
