@@ -21,6 +21,7 @@ use proxy_ebpf::affinity::AffinityKey;
 use proxy_ebpf::choose::{Caller, Choice, Destination, find_frontend, refusal, shut_out};
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
+use proxy_ebpf::node::Device;
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::packet::{Form, Headers, Unread};
 use proxy_ebpf::slot::BackendFlags;
@@ -285,9 +286,9 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 /// entry and without any other backend is to [`STAY`].
 #[inline(never)]
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
-    let from_pod = is_from_pod(ctx);
+    let sender = sender(ctx);
     let mut value = frontend(headers);
-    let is_datagram = from_pod && headers.proto == Proto::UDP;
+    let is_datagram = sender & Device::POD != 0 && headers.proto == Proto::UDP;
     let moves = value.is_none() && is_datagram && retired::is_sent_to(ctx, headers);
     if moves {
         value = retired::frontend();
@@ -297,7 +298,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
         return no_frontend(headers);
     }
     let mut forward = FlowValue::default();
-    match choose_backend(headers, value, from_pod, &mut forward) {
+    match choose_backend(headers, value, sender, &mut forward) {
         CHOSEN => {}
         // Nothing else serves: the socket stays where it is.
         NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
@@ -369,19 +370,19 @@ const NO_LOCAL_ENDPOINT: u32 = Outcome::NoLocalEndpoint as u32;
 const SOURCE_NOT_ALLOWED: u32 = Outcome::SourceNotAllowed as u32;
 
 /// Writes the choice for a new flow into `forward`, and returns the number of its outcome.
-/// Without a choice only the service in `forward` means something.
+/// Without a choice only the service in `forward` means something. `sender` is as [`sender`] says.
 #[inline(never)]
 fn choose_backend(
     headers: &Headers,
     value: FrontendValue,
-    from_pod: bool,
+    sender: u32,
     forward: &mut FlowValue,
 ) -> u32 {
     if let Some(service) = shut_out(&KernelTables, value, headers.src.addr) {
         *forward = forward.with_service(service);
         return SOURCE_NOT_ALLOWED;
     }
-    let caller = caller(headers, value, from_pod);
+    let caller = caller(headers, value, sender);
     let client = |service| AffinityKey::address(service, headers.src.addr);
     match choose(value, caller, random(), client) {
         Some(Choice::Backend(service, slot)) => {
@@ -389,7 +390,7 @@ fn choose_backend(
             // The reply passes this node by itself if the backend is here or the client is. A
             // backend that is its own client would answer itself without SNAT.
             let snat = slot.addr == headers.src.addr
-                || !from_pod && !slot.flags.has(BackendFlags::LOCAL)
+                || sender & Device::POD == 0 && !slot.flags.has(BackendFlags::LOCAL)
                 || hides_clients(value.flags());
             let flags = if snat { FlowFlags::SNAT } else { FlowFlags::default() };
             *forward = FlowValue::new(backend, flags, service, slot.backend, now());
@@ -407,18 +408,20 @@ fn choose_backend(
     }
 }
 
-/// Whether the packet came in from a pod of this node.
+/// What the device that the packet came in by says of its sender: the flags of [`Device::pod`].
 #[inline(always)]
-fn is_from_pod(ctx: &TcContext) -> bool {
+fn sender(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid; the verifier checks the access.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: one word is read; elements change only when a device does.
-    unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.pod != 0)
+    unsafe { DEVICES.get(ifindex) }.map_or(0, |device| device.pod)
 }
 
 #[inline(always)]
-fn caller(headers: &Headers, value: FrontendValue, from_pod: bool) -> Caller {
-    if from_pod || !value.flags().has(FrontendFlags::EXTERNAL_LOCAL) {
+fn caller(headers: &Headers, value: FrontendValue, sender: u32) -> Caller {
+    if sender & (Device::POD | Device::LOCAL) != 0
+        || !value.flags().has(FrontendFlags::EXTERNAL_LOCAL)
+    {
         return Caller::Internal;
     }
     match CLUSTER_CIDRS.get(&Key::new(128, headers.src.addr)) {

@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 30] = [
+pub(super) const SETTINGS: [Setting; 33] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -105,6 +105,29 @@ pub(super) const SETTINGS: [Setting; 30] = [
         default: None,
         help: "The addresses of the cluster's pods, separated by commas; what comes from elsewhere \
                is from outside",
+    },
+    Setting {
+        name: "detect-local-mode",
+        value: "MODE",
+        default: Some("ClusterCIDR"),
+        help: "By what a pod is told, which reaches all endpoints under `externalTrafficPolicy: \
+               Local`: an address in --cluster-cidr (ClusterCIDR) or in the Node's podCIDRs \
+               (NodeCIDR), the bridge it comes by (BridgeInterface) or an interface \
+               (InterfaceNamePrefix); in each mode also those behind --pod-devices",
+    },
+    Setting {
+        name: "pod-bridge-interface",
+        value: "NAME",
+        default: None,
+        help: "The CNI's bridge, for `--detect-local-mode BridgeInterface`; its ports to pods are \
+               pod devices",
+    },
+    Setting {
+        name: "pod-interface-name-prefix",
+        value: "PREFIX",
+        default: None,
+        help: "How the names of pods' interfaces begin, for `--detect-local-mode \
+               InterfaceNamePrefix`; those that lead to pods are pod devices",
     },
     Setting {
         name: "node-port-addresses",
