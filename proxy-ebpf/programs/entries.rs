@@ -5,15 +5,28 @@
 use crate::filter;
 use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST, now};
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
+use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling, sibling_port};
 use proxy_ebpf::maps;
 use proxy_ebpf::outcome::Outcome;
 use proxy_ebpf::packet::Headers;
-use proxy_ebpf::{Port, Proto};
+use proxy_ebpf::{Addr, Port, Proto};
 
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
+
+/// What a port is looked for: an entry for replies, but for its port.
+#[repr(C)]
+struct Search {
+    key: FlowKey,
+    reply: FlowValue,
+}
+
+/// The search of each hook, out of the way of the 512-byte stack.
+#[btf_map(name = "searches")]
+static SEARCHES: PerCpuArray<Search, 2> = PerCpuArray::new();
 
 /// The entry under `key`, to be read and written in place.
 #[inline(always)]
@@ -35,11 +48,13 @@ fn insert(key: &FlowKey, value: &FlowValue, flags: u32) -> Result<(), i32> {
 /// Touches the entry of the other direction, or makes it again if it was evicted.
 #[inline(never)]
 pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
+    let client_port = sibling_port(key, value);
     let (key, end) = sibling(key, value);
     if FLOWS.get_ptr(&key).is_none() {
         let flags =
             FlowFlags((value.flags.0 & FlowFlags::SNAT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
-        let value = FlowValue::new(end, flags, value.service, value.backend, value.seen);
+        let value = FlowValue::new(end, flags, value.service(), value.backend, value.seen)
+            .with_client_port(client_port);
         // Full or just made by another CPU: the next packet tries again.
         let _full = insert(&key, &value, BPF_NOEXIST);
     }
@@ -47,16 +62,12 @@ pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
 
 /// Makes the entries of a new flow, the reply's first: once a packet can be translated, so can
 /// its answer.
-///
-/// Two flows of one client port to one backend through two frontends would have the same entry
-/// for the replies. That is a collision, unless the first flow has ended or they may `share` it.
 #[inline(always)]
-pub(crate) fn remember(
-    headers: &Headers,
-    forward: &mut FlowValue,
-    share: bool,
-) -> Result<(), Outcome> {
-    insert_reply(headers, forward, share)?;
+pub(crate) fn remember(headers: &Headers, forward: &mut FlowValue) -> Result<(), Outcome> {
+    match insert_reply(headers, forward) {
+        Err(Outcome::Collision) => change_port(headers, forward)?,
+        result => result?,
+    }
     if forward.flags.has(FlowFlags::SNAT) {
         insert_snat(headers, forward)?;
     }
@@ -73,7 +84,8 @@ fn insert_forward(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome>
 /// the client's port to the backend, it keeps its port, and forgets how that flow ended.
 #[inline(never)]
 fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
-    let key = FlowKey::new(Hook::Egress, headers.src, forward.end(), headers.proto);
+    let client = forward.other_end(headers.src);
+    let key = FlowKey::new(Hook::Egress, client, forward.end(), headers.proto);
     if let Some(known) = flow(&key) {
         let (reply_key, client) = sibling(&key, known);
         if let Some(reply) = flow(&reply_key)
@@ -89,8 +101,10 @@ fn insert_snat(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     insert(&key, &pending, BPF_ANY).map_err(|_| Outcome::TableFull)
 }
 
+/// Two flows of one client port to one backend through two frontends would have the same entry
+/// for the replies. That is a collision, unless the first flow has ended.
 #[inline(never)]
-fn insert_reply(headers: &Headers, forward: &mut FlowValue, share: bool) -> Result<(), Outcome> {
+fn insert_reply(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
     let key = FlowKey::new(Hook::Egress, forward.end(), headers.src, headers.proto);
     let reply = forward.with_end(headers.dst).with_flags(FlowFlags::REPLY);
     if insert(&key, &reply, BPF_NOEXIST).is_ok() {
@@ -100,30 +114,39 @@ fn insert_reply(headers: &Headers, forward: &mut FlowValue, share: bool) -> Resu
         && existing.end() != headers.dst
     {
         let (other_key, _) = sibling(&key, existing);
-        let other = flow(&other_key);
-        if !have_ended(existing, other.as_deref()) {
-            if !share {
-                return Err(Outcome::Collision);
-            }
-            if let Some(other) = other {
-                other.flags = other.flags.with(FlowFlags::SHARED);
-            }
-            forward.flags = forward.flags.with(FlowFlags::SHARED);
+        if !have_ended(existing, flow(&other_key).as_deref()) {
+            return Err(Outcome::Collision);
         }
     }
     insert(&key, &reply, BPF_ANY).map_err(|_| Outcome::TableFull)
 }
 
-/// Lets the replies come from the frontend of the flow `value` under `key`, which shares them
-/// with another flow: the one that was asked last answers.
+/// Lets the flow seem to come from another port of its client, and makes the entry for the
+/// replies. A later connection of the client's port to the frontend comes from there as well.
 #[inline(never)]
-pub(crate) fn take_replies(key: &FlowKey, value: &FlowValue) {
-    let (reply_key, frontend) = sibling(key, value);
-    if let Some(reply) = flow(&reply_key)
-        && reply.end() != frontend
-    {
-        *reply = reply.with_end(frontend);
-        reply.service = value.service;
+fn change_port(headers: &Headers, forward: &mut FlowValue) -> Result<(), Outcome> {
+    // Its checksum covers the ports, and is no sum.
+    if headers.proto == Proto::SCTP {
+        return Err(Outcome::Collision);
+    }
+    let known = port_of(headers, forward);
+    let reply = forward
+        .with_end(headers.dst)
+        .with_flags(FlowFlags::REPLY)
+        .with_client_port(headers.src.port);
+    let client = End { addr: headers.src.addr, port: known };
+    let key = FlowKey::new(Hook::Egress, forward.end(), client, headers.proto);
+    forward.client_port = claim_port(key, reply)?;
+    Ok(())
+}
+
+/// What the client's port is already changed to on the way to the backend; 0 if it is not.
+#[inline(never)]
+fn port_of(headers: &Headers, forward: &FlowValue) -> Port {
+    let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
+    match flow(&key) {
+        Some(known) if known.end() == forward.end() => known.client_port,
+        _ => Port::default(),
     }
 }
 
@@ -169,46 +192,87 @@ pub(crate) fn give_snat(
     if addr.is_unspecified() {
         return Err(Outcome::NoSnatAddress);
     }
-    let (client, backend) = (key.src(), key.dst());
+    let client = key.src();
     let reply = value.with_end(client).with_flags(FlowFlags::REPLY);
-    let first = u32::from(SNAT_PORT_FIRST.load());
-    let count = u32::from(SNAT_PORT_LAST.load()) + 1 - first;
-    let own = u32::from(client.port.number()).wrapping_sub(first);
-    let cursor = backend.addr.digest() & (maps::SNAT_CURSORS - 1);
-    let cursor = SNAT_CURSORS.get_ptr_mut(cursor).ok_or(Outcome::Inconsistent)?;
+    let own = client.port.number();
+    let may_stay = own >= SNAT_PORT_FIRST.load() && own <= SNAT_PORT_LAST.load();
+    let port = if may_stay { client.port } else { Port::default() };
+    let reply_key = FlowKey::new(Hook::Ingress, key.dst(), End { addr, port }, key.proto);
+    let port = claim_port(reply_key, reply)?;
+    *value = value.with_end(End { addr, port });
+    Ok(())
+}
+
+/// Makes `reply` the entry under `key` with another receiving port: the one in `key`, unless it is
+/// 0 or taken, or else the one of the SNAT range that was given out longest ago. Returns the port.
+#[inline(always)]
+fn claim_port(key: FlowKey, reply: FlowValue) -> Result<Port, Outcome> {
+    let hook = key.hook() as u32;
+    let (sender, wanted) = (key.src().addr, key.dst().port);
+    let search = SEARCHES.get_ptr_mut(hook).ok_or(Outcome::Inconsistent)?;
+    // SAFETY: the copy of this CPU; a hook is not entered again before it is left.
+    unsafe { *search = Search { key, reply } };
     for attempt in 0..SNAT_TRIES {
-        let offset = if attempt == 0 && own < count {
-            own
-        } else {
-            // SAFETY: array elements stay where they are. Two CPUs may read the same number;
-            // then one of them finds the port taken and goes on.
-            let next = unsafe { cursor.read_volatile() };
-            // SAFETY: as above.
-            unsafe { cursor.write_volatile(next.wrapping_add(1)) };
-            next.checked_rem(count).unwrap_or(0)
-        };
-        let end = End { addr, port: Port::new((first + offset) as u16) };
-        let reply_key = FlowKey::new(Hook::Ingress, backend, end, key.proto);
-        if insert(&reply_key, &reply, BPF_NOEXIST).is_ok()
-            || take_over(&reply_key) && insert(&reply_key, &reply, BPF_ANY).is_ok()
-        {
-            *value = value.with_end(end);
-            return Ok(());
+        let is_wanted = attempt == 0 && wanted != Port::default();
+        let port = if is_wanted { wanted } else { next_port(sender)? };
+        if claim(hook, port.network().into()) != 0 {
+            return Ok(port);
         }
     }
     Err(Outcome::SnatExhausted)
 }
 
-/// Takes the SNAT port away from the connection whose replies have `key`, if that has ended: its
-/// entries stay until the sweep, far longer than a busy client can wait for a port.
+/// The port of the SNAT range that was given out longest ago towards `backend`.
+#[inline(always)]
+fn next_port(backend: Addr) -> Result<Port, Outcome> {
+    let first = SNAT_PORT_FIRST.load();
+    let count = u32::from(SNAT_PORT_LAST.load()) + 1 - u32::from(first);
+    let cursor = SNAT_CURSORS.get_ptr_mut(backend.digest() & (maps::SNAT_CURSORS - 1));
+    let cursor = cursor.ok_or(Outcome::Inconsistent)?;
+    // SAFETY: array elements stay where they are. Two CPUs may read the same number; then one of
+    // them finds the port taken and goes on.
+    let next = unsafe { cursor.read_volatile() };
+    // SAFETY: as above.
+    unsafe { cursor.write_volatile(next.wrapping_add(1)) };
+    let offset = next.checked_rem(count).unwrap_or(0);
+    Ok(Port::new(first + offset as u16))
+}
+
+/// Makes the entry that the search of the hook of this number is for, with the port `port` in
+/// network byte order. Returns 0 if the port is taken.
+///
+/// Global: the verifier looks at it once, and not for each port that may be tried.
 #[inline(never)]
-fn take_over(key: &FlowKey) -> bool {
-    let Some(reply) = flow(key) else { return false };
-    let (forward_key, _) = sibling(key, reply);
+#[unsafe(no_mangle)]
+extern "C" fn claim(hook: u32, port: u32) -> u32 {
+    // SAFETY: as in `claim_port`, the only caller.
+    let Some(Search { key, reply }) =
+        SEARCHES.get_ptr_mut(hook).map(|search| unsafe { &mut *search })
+    else {
+        return 0;
+    };
+    *key = key.with_dst_port(Port::from_network(port as u16));
+    let claimed = insert(key, reply, BPF_NOEXIST).is_ok()
+        || is_left(key, reply) && insert(key, reply, BPF_ANY).is_ok();
+    claimed.into()
+}
+
+/// Whether the entry under `key` may become `reply`: it is of the same client already, or of a
+/// connection that has ended. The entries of such a one stay until the sweep, far longer than a
+/// busy client can wait for a port. Datagrams never end; their flow leaves a changed port when it
+/// rests and all other ports have been given out since, and begins anew.
+#[inline(always)]
+fn is_left(key: &FlowKey, reply: &FlowValue) -> bool {
+    let Some(known) = flow(key) else { return false };
+    if known.end() == reply.end() && known.client_port == reply.client_port {
+        return true;
+    }
+    let (forward_key, _) = sibling(key, known);
     let Some(forward) = flow(&forward_key) else { return false };
+    let rests = key.proto == Proto::UDP && key.hook() == Hook::Egress;
     // Of several CPUs that find the same port, the one that removes the entry has it.
-    have_ended(reply, Some(forward))
-        && forward.end() == key.dst()
+    (have_ended(known, Some(forward)) || rests && known.rests(now()) && forward.rests(now()))
+        && sibling(&forward_key, forward).0 == *key
         && FLOWS.remove(&forward_key).is_ok()
 }
 

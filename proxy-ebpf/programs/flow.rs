@@ -6,7 +6,7 @@
 //! where a service's packet cannot be translated: sent on as it is, it would reach a stranger.
 
 use crate::affinity::choose;
-use crate::entries::{flow, give_snat, gives_way, keep_sibling, make_way, remember, take_replies};
+use crate::entries::{flow, give_snat, gives_way, keep_sibling, make_way, remember};
 use crate::maps::{
     CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, hides_clients,
     is_service_addr, node_ports, now, random, scratch,
@@ -17,17 +17,15 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
-use proxy_ebpf::Proto;
 use proxy_ebpf::affinity::AffinityKey;
 use proxy_ebpf::choose::{Caller, Choice, Destination, find_frontend, refusal, shut_out};
 use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
+use proxy_ebpf::node::Device;
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::packet::{Form, Headers, Unread};
 use proxy_ebpf::slot::BackendFlags;
-
-/// How many backends are tried before a flow whose address pair is taken is given up.
-const CHOICES: u32 = 3;
+use proxy_ebpf::{Port, Proto};
 
 /// What becomes of a packet, and why: the outcome's number, plus [`DROP`] or [`REFUSE`].
 ///
@@ -229,16 +227,19 @@ fn was_refused(key: &FlowKey, value: &FlowValue) -> bool {
 #[inline(always)]
 fn serves(value: &FlowValue) -> bool {
     let End { addr, port } = value.end();
-    backend_state(value.backend).serves(value.service, addr, port)
+    backend_state(value.backend).serves(value.service(), addr, port)
 }
 
 /// Translates a packet of a known flow.
 #[inline(always)]
 fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowValue) -> Verdict {
-    let to = value.end();
-    let service = value.service;
+    let FlowValue { client_port, .. } = *value;
+    let (to, service) = (value.end(), value.service());
     note(headers, key, value);
-    if packet::translate(ctx, headers, key.hook(), &to).is_none() {
+    if packet::translate(ctx, headers, key.hook(), &to).is_none()
+        || client_port != Port::default()
+            && packet::translate_port(ctx, headers, key.hook(), client_port).is_none()
+    {
         return drop(Outcome::RewriteFailed);
     }
     // A packet with SNAT passes two entries; the one that knows the frontend counts.
@@ -274,9 +275,6 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
             value.flags = flags;
         }
     }
-    if value.flags.has(FlowFlags::SHARED) {
-        take_replies(key, value);
-    }
     let now = now();
     if value.seen != now {
         value.seen = now;
@@ -288,9 +286,9 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 /// entry and without any other backend is to [`STAY`].
 #[inline(never)]
 fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
-    let from_pod = is_from_pod(ctx);
+    let sender = sender(ctx);
     let mut value = frontend(headers);
-    let is_datagram = from_pod && headers.proto == Proto::UDP;
+    let is_datagram = sender & Device::POD != 0 && headers.proto == Proto::UDP;
     let moves = value.is_none() && is_datagram && retired::is_sent_to(ctx, headers);
     if moves {
         value = retired::frontend();
@@ -300,59 +298,59 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
         return no_frontend(headers);
     }
     let mut forward = FlowValue::default();
-    let first = random();
-    for choice in 0..CHOICES {
-        // The choices lie equally far apart, so that they are as many backends as there are.
-        let random = first.wrapping_add(choice * (u32::MAX / CHOICES));
-        match choose_backend(headers, value, from_pod, random, &mut forward) {
-            CHOSEN => {}
-            // Nothing else serves: the socket stays where it is.
-            NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
-            NO_ENDPOINT if known && headers.proto == Proto::UDP => return Verdict(STAY),
-            NO_ENDPOINT => {
-                debug!(
-                    ctx,
-                    "refused: service {} has no such port or no endpoint", forward.service.0
-                );
-                count_service(forward.service, |counters| counters.refused += 1);
-                // Also at a NodePort: what listens there on the node is not the service.
-                return refuse(refusal(value.flags()));
-            }
-            NO_LOCAL_ENDPOINT => {
-                debug!(ctx, "dropped: service {} has no endpoint here", forward.service.0);
-                count_service(forward.service, |counters| counters.refused += 1);
-                return drop(Outcome::NoLocalEndpoint);
-            }
-            SOURCE_NOT_ALLOWED => {
-                debug!(ctx, "dropped: service {} is not open to this source", forward.service.0);
-                count_service(forward.service, |counters| counters.refused += 1);
-                return drop(Outcome::SourceNotAllowed);
-            }
-            _ => return pass(Outcome::Inconsistent),
+    match choose_backend(headers, value, sender, &mut forward) {
+        CHOSEN => {}
+        // Nothing else serves: the socket stays where it is.
+        NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
+        NO_ENDPOINT if known && headers.proto == Proto::UDP => return Verdict(STAY),
+        NO_ENDPOINT => {
+            let service = forward.service();
+            debug!(ctx, "refused: service {} has no such port or no endpoint", service.0);
+            count_service(service, |counters| counters.refused += 1);
+            // Also at a NodePort: what listens there on the node is not the service.
+            return refuse(refusal(value.flags()));
         }
-        // Datagrams may share their replies where connections may not.
-        let share = headers.proto == Proto::UDP && choice + 1 == CHOICES;
-        match remember(headers, &mut forward, share) {
-            Ok(()) => return begin(ctx, headers, &forward),
-            Err(Outcome::Collision) => {}
-            Err(outcome) => return drop(outcome),
+        NO_LOCAL_ENDPOINT => {
+            let service = forward.service();
+            debug!(ctx, "dropped: service {} has no endpoint here", service.0);
+            count_service(service, |counters| counters.refused += 1);
+            return drop(Outcome::NoLocalEndpoint);
+        }
+        SOURCE_NOT_ALLOWED => {
+            let service = forward.service();
+            debug!(ctx, "dropped: service {} is not open to this source", service.0);
+            count_service(service, |counters| counters.refused += 1);
+            return drop(Outcome::SourceNotAllowed);
+        }
+        _ => return pass(Outcome::Inconsistent),
+    }
+    match remember(headers, &mut forward) {
+        Ok(()) => begin(ctx, headers, &forward),
+        Err(outcome) => {
+            let service = forward.service();
+            debug!(ctx, "dropped: service {}, outcome {}", service.0, outcome as u32);
+            drop(outcome)
         }
     }
-    debug!(ctx, "dropped: service {} has no free backend for this port", forward.service.0);
-    drop(Outcome::Collision)
 }
 
 /// Translates the first packet of a new flow.
 #[inline(never)]
 fn begin(ctx: &TcContext, headers: &Headers, forward: &FlowValue) -> Verdict {
     let bytes = u64::from(ctx.len()).saturating_sub(headers.network as u64);
-    count_service(forward.service, |counters| {
+    count_service(forward.service(), |counters| {
         counters.connections += 1;
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    match packet::rewrite(ctx, headers, Hook::Ingress, &forward.end()) {
-        Some(()) => pass(Outcome::Chosen),
+    if packet::rewrite(ctx, headers, Hook::Ingress, &forward.end()).is_none() {
+        return drop(Outcome::RewriteFailed);
+    }
+    if !forward.changes_port() {
+        return pass(Outcome::Chosen);
+    }
+    match packet::translate_port(ctx, headers, Hook::Ingress, forward.client_port) {
+        Some(()) => pass(Outcome::PortChanged),
         None => drop(Outcome::RewriteFailed),
     }
 }
@@ -372,57 +370,58 @@ const NO_LOCAL_ENDPOINT: u32 = Outcome::NoLocalEndpoint as u32;
 const SOURCE_NOT_ALLOWED: u32 = Outcome::SourceNotAllowed as u32;
 
 /// Writes the choice for a new flow into `forward`, and returns the number of its outcome.
-/// Without a choice only the service in `forward` means something.
+/// Without a choice only the service in `forward` means something. `sender` is as [`sender`] says.
 #[inline(never)]
 fn choose_backend(
     headers: &Headers,
     value: FrontendValue,
-    from_pod: bool,
-    random: u32,
+    sender: u32,
     forward: &mut FlowValue,
 ) -> u32 {
     if let Some(service) = shut_out(&KernelTables, value, headers.src.addr) {
-        forward.service = service;
+        *forward = forward.with_service(service);
         return SOURCE_NOT_ALLOWED;
     }
-    let caller = caller(headers, value, from_pod);
+    let caller = caller(headers, value, sender);
     let client = |service| AffinityKey::address(service, headers.src.addr);
-    match choose(value, caller, random, client) {
+    match choose(value, caller, random(), client) {
         Some(Choice::Backend(service, slot)) => {
             let backend = End { addr: slot.addr, port: slot.port };
             // The reply passes this node by itself if the backend is here or the client is. A
             // backend that is its own client would answer itself without SNAT.
             let snat = slot.addr == headers.src.addr
-                || !from_pod && !slot.flags.has(BackendFlags::LOCAL)
+                || sender & Device::POD == 0 && !slot.flags.has(BackendFlags::LOCAL)
                 || hides_clients(value.flags());
             let flags = if snat { FlowFlags::SNAT } else { FlowFlags::default() };
             *forward = FlowValue::new(backend, flags, service, slot.backend, now());
             CHOSEN
         }
         Some(Choice::Refuse(service)) => {
-            forward.service = service;
+            *forward = forward.with_service(service);
             NO_ENDPOINT
         }
         Some(Choice::Drop(service)) => {
-            forward.service = service;
+            *forward = forward.with_service(service);
             NO_LOCAL_ENDPOINT
         }
         None => Outcome::Inconsistent as u32,
     }
 }
 
-/// Whether the packet came in from a pod of this node.
+/// What the device that the packet came in by says of its sender: the flags of [`Device::pod`].
 #[inline(always)]
-fn is_from_pod(ctx: &TcContext) -> bool {
+fn sender(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid; the verifier checks the access.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: one word is read; elements change only when a device does.
-    unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.pod != 0)
+    unsafe { DEVICES.get(ifindex) }.map_or(0, |device| device.pod)
 }
 
 #[inline(always)]
-fn caller(headers: &Headers, value: FrontendValue, from_pod: bool) -> Caller {
-    if from_pod || !value.flags().has(FrontendFlags::EXTERNAL_LOCAL) {
+fn caller(headers: &Headers, value: FrontendValue, sender: u32) -> Caller {
+    if sender & (Device::POD | Device::LOCAL) != 0
+        || !value.flags().has(FrontendFlags::EXTERNAL_LOCAL)
+    {
         return Caller::Internal;
     }
     match CLUSTER_CIDRS.get(&Key::new(128, headers.src.addr)) {

@@ -14,7 +14,7 @@ use proxy_ebpf::checksum::{Sum, update};
 use proxy_ebpf::flow::{End, Hook};
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::packet::answer::ICMP_LEN;
-use proxy_ebpf::{Addr, Proto};
+use proxy_ebpf::{Addr, Port, Proto};
 
 /// Where an ICMP header has its checksum.
 const CHECKSUM: usize = 2;
@@ -48,6 +48,21 @@ pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) 
     store_addr(ctx, outer, to.addr)?;
     store_addr(ctx, quote + addr_offset(is_v4, quoted), to.addr)?;
     ctx.store(port, &to.port.network(), 0).ok()
+}
+
+/// Rewrites the port at `offset` of the packet that an error quotes. `None` if the kernel refuses.
+#[inline(always)]
+pub(crate) fn rewrite_port(
+    ctx: &TcContext,
+    headers: &Headers,
+    offset: usize,
+    from: Port,
+    to: Port,
+) -> Option<()> {
+    let port = Sum::ZERO.minus(from.network().into()).plus(to.network().into());
+    let checksum = edit_quoted_checksum(ctx, headers, port);
+    edit_checksum(ctx, headers.network - ICMP_LEN + CHECKSUM, port.and(checksum))?;
+    ctx.store(offset, &to.network(), 0).ok()
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
 use proxy_ebpf::flow::{End, Hook};
 use proxy_ebpf::packet::{self, Form, Headers, Packet, Unread};
-use proxy_ebpf::{Addr, Proto};
+use proxy_ebpf::{Addr, Port, Proto};
 
 /// Since Linux 6.16 and in stable kernels of that time; keeps CHECKSUM_COMPLETE right for IPv6,
 /// where no header checksum balances a changed address.
@@ -70,6 +70,36 @@ pub(crate) fn rewrite(ctx: &TcContext, headers: &Headers, hook: Hook, to: &End) 
         rewrite_transport(ctx, headers, hook, to)?;
     }
     rewrite_addr(ctx, headers, hook, to)
+}
+
+/// Rewrites the port of the end that `hook` does not rewrite, the client's, to `to`, and repairs
+/// the checksums. `None` if the kernel refuses.
+#[inline(never)]
+pub(crate) fn translate_port(
+    ctx: &TcContext,
+    headers: &Headers,
+    hook: Hook,
+    to: Port,
+) -> Option<()> {
+    let (from, offset) = match hook {
+        Hook::Ingress => (headers.src.port, headers.transport),
+        Hook::Egress => (headers.dst.port, headers.transport + 2),
+    };
+    match headers.form {
+        // The quoted packet went the other way.
+        Form::Error => {
+            let offset = if hook == Hook::Ingress { offset + 2 } else { offset - 2 };
+            icmp::rewrite_port(ctx, headers, offset, from, to)
+        }
+        Form::Later => Some(()),
+        Form::Whole | Form::First => {
+            let mangled =
+                if headers.proto == Proto::UDP { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+            let (old, new) = (u64::from(from.network()), u64::from(to.network()));
+            ctx.l4_csum_replace(checksum_offset(headers)?, old, new, mangled | 2).ok()?;
+            ctx.store(offset, &to.network(), 0).ok()
+        }
+    }
 }
 
 /// Rewrites a port, and repairs the transport checksum for the new address and port.

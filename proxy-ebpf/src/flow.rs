@@ -14,8 +14,13 @@
 //! | egress  | B → C  | source F       | reply     |
 //!
 //! Between the hooks the stack sees one consistent flow C ↔ B.
+//!
+//! Two flows from one port of C, through two frontends, may be given the same B. The stack, and B,
+//! could not tell them apart, so the later one seems to come from another port of C: the entries
+//! that know F rewrite that port as well, and C is in the other two what the stack sees.
 
 use crate::addr::{Addr, Port, Proto, mix};
+use crate::maps::SERVICES;
 use crate::service::ServiceId;
 use crate::slot::BackendId;
 
@@ -81,6 +86,14 @@ impl FlowKey {
         End { addr: self.dst, port: self.dst_port }
     }
 
+    /// The same key, but of packets to the port `port`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_dst_port(mut self, port: Port) -> Self {
+        self.dst_port = port;
+        self
+    }
+
     /// The hook at which packets match.
     #[inline(always)]
     pub const fn hook(&self) -> Hook {
@@ -105,9 +118,6 @@ impl FlowFlags {
     pub const FIN: Self = Self(1 << 3);
     /// TCP: a RST has matched.
     pub const RST: Self = Self(1 << 4);
-    /// UDP, forward: another flow of the client's port has the same backend, and so the same
-    /// entry for the replies. The frontend that was asked last answers.
-    pub const SHARED: Self = Self(1 << 5);
 
     /// Both sets of flags.
     #[must_use]
@@ -151,8 +161,10 @@ pub struct FlowValue {
     port: Port,
     /// What the entry is and has seen.
     pub flags: FlowFlags,
-    /// The service that the flow belongs to.
-    pub service: ServiceId,
+    service: u16,
+    /// What the client's port becomes; 0 if it stays. Only in the two entries that know the
+    /// frontend.
+    pub client_port: Port,
     /// The backend that the flow was given.
     pub backend: BackendId,
     /// When a packet last matched.
@@ -169,7 +181,22 @@ impl FlowValue {
         backend: BackendId,
         seen: Stamp,
     ) -> Self {
-        Self { addr: end.addr, port: end.port, flags, service, backend, seen }
+        let (service, client_port) = (service.0 as u16, Port::new(0));
+        Self { addr: end.addr, port: end.port, flags, service, client_port, backend, seen }
+    }
+
+    /// The service that the flow belongs to.
+    #[inline(always)]
+    pub const fn service(&self) -> ServiceId {
+        ServiceId(self.service as u32)
+    }
+
+    /// The same entry, but of `service`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_service(mut self, service: ServiceId) -> Self {
+        self.service = service.0 as u16;
+        self
     }
 
     /// What the destination (ingress) or the source (egress) becomes.
@@ -178,12 +205,21 @@ impl FlowValue {
         End { addr: self.addr, port: self.port }
     }
 
-    /// The same entry, but rewriting to `end`.
+    /// The same entry, but rewriting to `end`, and nothing else.
     #[must_use]
     #[inline(always)]
     pub const fn with_end(mut self, end: End) -> Self {
         self.addr = end.addr;
         self.port = end.port;
+        self.client_port = Port::new(0);
+        self
+    }
+
+    /// The same entry, but rewriting the client's port to `port`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with_client_port(mut self, port: Port) -> Self {
+        self.client_port = port;
         self
     }
 
@@ -193,6 +229,25 @@ impl FlowValue {
     pub const fn with_flags(mut self, flags: FlowFlags) -> Self {
         self.flags = self.flags.with(flags);
         self
+    }
+
+    /// What the entry makes of the packet's `end` of which it changes no more than the port.
+    #[inline(always)]
+    pub const fn other_end(&self, end: End) -> End {
+        let port = if self.changes_port() { self.client_port } else { end.port };
+        End { addr: end.addr, port }
+    }
+
+    /// Whether no packet has matched for a second or two.
+    #[inline(always)]
+    pub const fn rests(&self, now: Stamp) -> bool {
+        now.0.wrapping_sub(self.seen.0) >= 2
+    }
+
+    /// Whether the entry changes the client's port.
+    #[inline(always)]
+    pub const fn changes_port(&self) -> bool {
+        self.client_port.network() != 0
     }
 
     /// Whether the entry waits for its first packet at egress, where the SNAT address is known.
@@ -209,15 +264,32 @@ impl FlowValue {
 #[inline(always)]
 pub const fn sibling(key: &FlowKey, value: &FlowValue) -> (FlowKey, End) {
     match key.hook() {
-        Hook::Ingress => (FlowKey::new(Hook::Egress, value.end(), key.src(), key.proto), key.dst()),
-        Hook::Egress => (FlowKey::new(Hook::Ingress, key.dst(), value.end(), key.proto), key.src()),
+        Hook::Ingress => {
+            let to = value.other_end(key.src());
+            (FlowKey::new(Hook::Egress, value.end(), to, key.proto), key.dst())
+        }
+        Hook::Egress => {
+            let from = value.other_end(key.dst());
+            (FlowKey::new(Hook::Ingress, from, value.end(), key.proto), key.src())
+        }
     }
 }
 
-/// Client and backend of the flow that an entry belongs to: all entries of a flow agree on it.
+/// What the sibling of an entry changes the client's port to, which is what it was; 0 if it stays.
+#[inline(always)]
+pub const fn sibling_port(key: &FlowKey, value: &FlowValue) -> Port {
+    match key.hook() {
+        _ if !value.changes_port() => Port::new(0),
+        Hook::Ingress => key.src().port,
+        Hook::Egress => key.dst().port,
+    }
+}
+
+/// Client and backend of the flow that an entry belongs to, as the stack sees them: all entries of
+/// a flow agree on it.
 pub const fn client_and_backend(key: &FlowKey, value: &FlowValue) -> (End, End) {
     match (key.hook(), value.flags.has(FlowFlags::REPLY)) {
-        (Hook::Ingress, false) => (key.src(), value.end()),
+        (Hook::Ingress, false) => (value.other_end(key.src()), value.end()),
         (Hook::Egress, false) => (key.src(), key.dst()),
         (Hook::Ingress, true) => (value.end(), key.src()),
         (Hook::Egress, true) => (key.dst(), key.src()),
@@ -244,6 +316,7 @@ pub const fn idle_timeout_seconds(proto: Proto, flags: FlowFlags, fins: u32) -> 
 
 const _: () = assert!(size_of::<End>() == 20);
 const _: () = assert!(size_of::<FlowKey>() == 40 && size_of::<FlowValue>() == 32);
+const _: () = assert!(SERVICES <= 1 << 16, "an entry has 16 bits for the service");
 crate::plain_data!(End, FlowKey, FlowValue);
 
 #[cfg(test)]
@@ -267,6 +340,9 @@ mod tests {
         assert_eq!(entry(Hook::Egress, c, b, s, forward), (c, b));
         assert_eq!(entry(Hook::Ingress, b, s, c, reply), (c, b));
         assert_eq!(entry(Hook::Egress, b, c, f, reply), (c, b));
+        let forward = FlowKey::new(Hook::Ingress, end(1, 999), f, Proto::TCP);
+        let value = FlowValue::new(b, FlowFlags::SNAT, ServiceId(1), BackendId(2), Stamp(3));
+        assert_eq!(client_and_backend(&forward, &value.with_client_port(c.port)), (c, b));
     }
 
     #[test]
@@ -285,6 +361,22 @@ mod tests {
                 assert_eq!(sibling(&key, &value(to)), (expected, to2));
             }
         }
+        let seen = end(1, 62_000);
+        let forward = FlowKey::new(Hook::Ingress, c, f, Proto::UDP);
+        let reply = FlowKey::new(Hook::Egress, b, seen, Proto::UDP);
+        let (there, back) =
+            (value(b).with_client_port(seen.port), value(f).with_client_port(c.port));
+        assert_eq!(sibling(&forward, &there), (reply, f));
+        assert_eq!(sibling(&reply, &back), (forward, b));
+        assert_eq!(sibling_port(&forward, &there), c.port);
+        assert_eq!(sibling_port(&reply, &back), seen.port);
+    }
+
+    #[test]
+    fn an_entry_keeps_the_last_service_that_there_can_be() {
+        let last = ServiceId(SERVICES - 1);
+        let value = FlowValue::new(end(1, 1), FlowFlags::default(), last, BackendId(2), Stamp(3));
+        assert_eq!(value.service(), last);
     }
 
     #[test]

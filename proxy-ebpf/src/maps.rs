@@ -64,7 +64,7 @@
 
 /// The version of every key and value in this crate, and the name of the directory in which the
 /// maps are pinned. Any change of a layout changes it.
-pub const LAYOUT: &str = "v2";
+pub const LAYOUT: &str = "v3";
 
 /// Frontends of all services; preallocated, 5.8 MB.
 pub const FRONTENDS: u32 = 65_536;

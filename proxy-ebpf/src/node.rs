@@ -28,7 +28,8 @@ pub struct Device {
     pub snat_v4: Addr,
     /// The source address of SNAT for IPv6 packets that leave by this device.
     pub snat_v6: Addr,
-    /// [`Device::POD`] and more for the node's side of a pod's veth, 0 for a device of the node.
+    /// [`Device::POD`] and more for the node's side of a pod's veth; for a device of the node,
+    /// [`Device::LOCAL`] or 0.
     pub pod: u32,
     /// The id of the pod's network namespace in the node's own, negative if there is none.
     pub netns: i32,
@@ -39,6 +40,9 @@ impl Device {
     pub const POD: u32 = 1;
     /// With [`Device::POD`]: the pod's queries of names pass.
     pub const NAMES_OFF: u32 = 1 << 1;
+    /// What comes in by the device is from pods as far as traffic policies care, although more
+    /// than one sender may be behind it: `--detect-local-mode` names it.
+    pub const LOCAL: u32 = 1 << 2;
 
     /// Whether the pod behind the device has its queries of names answered.
     #[inline(always)]

@@ -68,7 +68,10 @@ pub enum Outcome {
     Unsupported,
     /// A packet whose headers are cut off or contradict themselves: left alone.
     Malformed,
-    /// Dropped: the flow's address pair is already another flow's.
+    /// A new flow was given a backend and, since its client's port was another flow's there,
+    /// another port to be seen from.
+    PortChanged,
+    /// Dropped: as before, but with a protocol whose ports cannot be changed: SCTP.
     Collision,
     /// Dropped: every port of the SNAT range towards the backend is in use.
     SnatExhausted,
@@ -85,7 +88,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NotOurs,
         Self::Chosen,
         Self::Matched,
@@ -97,6 +100,7 @@ impl Outcome {
         Self::Untranslated,
         Self::Unsupported,
         Self::Malformed,
+        Self::PortChanged,
         Self::Collision,
         Self::SnatExhausted,
         Self::NoSnatAddress,
@@ -119,6 +123,7 @@ impl Outcome {
             Self::Untranslated => "untranslated",
             Self::Unsupported => "unsupported",
             Self::Malformed => "malformed",
+            Self::PortChanged => "port_changed",
             Self::Collision => "collision",
             Self::SnatExhausted => "snat_exhausted",
             Self::NoSnatAddress => "no_snat_address",

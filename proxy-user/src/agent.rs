@@ -90,7 +90,6 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     };
     let mut dataplane = Dataplane::load(&settings(&config))?;
     let mut applier = Applier::restore(dataplane.take_store()?)?;
-    dataplane.write_cluster_cidrs(&config.cluster_cidrs)?;
     let flows = Arc::new(dataplane.flow_table()?);
     let sockets = dataplane.socket_table()?;
     let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);

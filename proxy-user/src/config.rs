@@ -5,6 +5,7 @@
 //! it stands, what is wrong with it and what would be right. Nothing here touches the kernel or
 //! the network; whether the machine fits is for `preflight` to say.
 
+mod detect;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,7 @@ mod value;
 
 pub use settings::{BPFFS_ROOT, CONTROL_SOCKET};
 
-use crate::model::ObjectName;
+use crate::model::{DetectLocal, ObjectName};
 use crate::source::SourceConfig;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
@@ -43,6 +44,8 @@ pub struct AgentConfig {
     pub pod_devices: Vec<String>,
     /// The addresses of the cluster's pods.
     pub cluster_cidrs: Vec<IpNetwork>,
+    /// How pods are told from outsiders, where a traffic policy cares.
+    pub detect_local: DetectLocal,
     /// Where NodePorts are reached.
     pub node_port_addresses: NodePortAddresses,
     /// The ports that the API server gives to NodePorts.
@@ -204,6 +207,22 @@ pub enum ConfigError {
         /// The chosen source.
         source_kind: &'static str,
     },
+    /// A mode needs a setting that is missing.
+    #[error("--detect-local-mode {mode} needs an interface: add --{missing}")]
+    NoInterface {
+        /// The mode.
+        mode: &'static str,
+        /// The setting, with what stands for its value.
+        missing: &'static str,
+    },
+    /// A setting is of no use in the chosen mode.
+    #[error("{unused} is for --detect-local-mode {mode} alone: leave it out, or choose that mode")]
+    OtherMode {
+        /// Where the setting stands.
+        unused: Origin,
+        /// The mode that it is for.
+        mode: &'static str,
+    },
     /// The packet path would take ports that belong to NodePorts.
     #[error("the SNAT ports {snat} and the NodePorts {node} overlap: move --snat-port-range")]
     RangesOverlap {
@@ -267,6 +286,7 @@ impl AgentArgs {
             devices: values.read("devices", value::devices)?,
             pod_devices: values.read("pod-devices", value::patterns)?,
             cluster_cidrs: values.optional("cluster-cidr", value::networks)?.unwrap_or_default(),
+            detect_local: values.detect_local()?,
             node_port_addresses: values.read("node-port-addresses", value::node_port_addresses)?,
             node_port_range: node,
             snat_port_range: snat,
@@ -338,6 +358,11 @@ impl Values {
         parse(&text).map_err(|problem| ConfigError::Value { origin, problem })
     }
 
+    /// Where the value of a setting stands.
+    fn origin(&self, name: &'static str) -> Origin {
+        self.0.get(name).map_or(Origin::Flag(name), |(origin, _)| origin.clone())
+    }
+
     fn dns(&self) -> Result<Option<DnsConfig>, ConfigError> {
         let full = match self.read("dns", value::dns)? {
             DnsMode::Off => return Ok(None),
@@ -360,8 +385,7 @@ impl Values {
         let kubeconfig = self.optional("kubeconfig", value::path)?;
         let manifests = self.optional("manifests", value::path)?;
         let unused = |name, source_kind| {
-            let unused = self.0.get(name).map_or(Origin::Flag(name), |(origin, _)| origin.clone());
-            Err(ConfigError::UnusedSetting { unused, source_kind })
+            Err(ConfigError::UnusedSetting { unused: self.origin(name), source_kind })
         };
         match (self.read("source", value::source)?, manifests) {
             (SourceKind::Kube, Some(_)) => unused("manifests", "kube"),

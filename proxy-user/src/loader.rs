@@ -24,7 +24,6 @@ use aya::maps::{Array, LpmTrie, Map, MapInfo};
 use aya::programs::{CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Pod};
 use filter::SharedFilter;
-use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
@@ -278,8 +277,9 @@ impl Dataplane {
             }
             None => 0,
         };
+        let networks = sync_trie(&mut self.ebpf, "cluster_cidrs", &rows.cluster_cidrs)?;
         let pods = sync_hash(&mut self.ebpf, "pod_addrs", &rows.pod_addrs)?;
-        Ok(addrs + devices + cidrs + pods)
+        Ok(addrs + devices + cidrs + networks + pods)
     }
 
     /// Makes the socket path leave alone just the pods with these `cgroups`.
@@ -291,12 +291,6 @@ impl Dataplane {
         let map = map.ok_or_else(|| LoadError::Missing("opt_outs".to_owned()))?;
         let mut map: Array<_, u32> = map.try_into().map_err(failed)?;
         map.set(0, cgroups.len() as u32, 0).map_err(failed)
-    }
-
-    /// Makes the map of the pods' prefixes say just `cidrs`.
-    pub fn write_cluster_cidrs(&mut self, cidrs: &[IpNetwork]) -> Result<(), LoadError> {
-        let cidrs = cidrs.iter().copied().map(Prefix::from).collect();
-        sync_trie(&mut self.ebpf, "cluster_cidrs", &cidrs).map(drop)
     }
 
     /// The loaded programs and their names, to be measured or run on made packets.

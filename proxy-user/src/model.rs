@@ -213,6 +213,20 @@ pub struct Node {
     pub to_be_deleted: bool,
 }
 
+/// How a pod is told from an outsider, where a traffic policy cares: as kube-proxy's
+/// `detectLocalMode` says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DetectLocal {
+    /// Its address is in the cluster's networks for pods.
+    ClusterCidr,
+    /// Its address is in this node's `podCIDRs`.
+    NodeCidr,
+    /// What it sends comes by the bridge of this name.
+    BridgeInterface(String),
+    /// What it sends comes by an interface whose name begins so.
+    InterfaceNamePrefix(String),
+}
+
 /// A network interface of the node's network namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Interface {
@@ -226,8 +240,8 @@ pub struct Interface {
     pub loopback: bool,
     /// Whether its packets begin with an Ethernet header.
     pub ethernet: bool,
-    /// Whether it is a port of a bridge, bond or other interface.
-    pub has_controller: bool,
+    /// The index of the bridge, bond or other interface that it is a port of.
+    pub controller: Option<u32>,
     /// The id of the network namespace that its peer is in, if that is another one.
     pub peer_netns: Option<i32>,
     /// Its addresses of global scope, with their prefixes.

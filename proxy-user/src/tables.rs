@@ -255,6 +255,8 @@ pub struct NodeRows {
     pub addrs: BTreeMap<Addr, NodeAddr>,
     /// The devices of the packet path, by interface index.
     pub devices: BTreeMap<u32, Device>,
+    /// The networks of pods, as far as they are known by their addresses.
+    pub cluster_cidrs: BTreeSet<Prefix>,
     /// The networks that ClusterIPs are taken from; `None` while that is not known.
     pub service_cidrs: Option<BTreeSet<Prefix>>,
     /// The addresses of this node's pods, and the index of the device that leads to each. A query

@@ -7,6 +7,7 @@ use aya::Pod;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
+use ipnetwork::IpNetwork;
 use proxy_ebpf::choose::{Caller, Choice, Destination, NodePortRange, choose, find_frontend};
 use proxy_ebpf::dns::decide::{Lookup, Names as _};
 use proxy_ebpf::dns::{Kind, NameKey, NameKind, NameValue, Zone, outcome as names};
@@ -21,6 +22,7 @@ use proxy_ebpf::{Addr, Port, Proto};
 use proxy_user::loader::sys::{MappedArray, open_pin};
 use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
 use proxy_user::pinned::{Fill, PinnedMaps};
+use proxy_user::tables::NodeRows;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -220,7 +222,9 @@ fn maps_of_the_loader_can_be_read() {
         dns_limit: DnsLimit::default(),
     };
     let mut dataplane = Dataplane::load(&settings).unwrap();
-    dataplane.write_cluster_cidrs(&["10.244.0.0/16".parse().unwrap()]).unwrap();
+    let pods: IpNetwork = "10.244.0.0/16".parse().unwrap();
+    let rows = NodeRows { cluster_cidrs: [pods.into()].into(), ..NodeRows::default() };
+    let _rows = dataplane.write_node(&rows).unwrap();
     drop(dataplane);
 
     let maps = PinnedMaps::open(&bpffs.root()).unwrap();

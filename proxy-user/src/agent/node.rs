@@ -39,6 +39,8 @@ impl NodeState {
                 NodePortAddresses::Primary => None,
                 NodePortAddresses::Cidrs(ranges) => Some(ranges.clone()),
             },
+            cluster_cidrs: config.cluster_cidrs.clone(),
+            detect_local: config.detect_local.clone(),
         };
         Self {
             dataplane,
@@ -66,6 +68,7 @@ impl NodeState {
         }
         if let Some(interfaces) = &self.interfaces {
             let plan = plan_node(interfaces, world, &self.settings);
+            warnings.extend(plan.warnings);
             match self.dataplane.write_node(&plan.rows) {
                 Ok(rows) => repaired += rows,
                 Err(error) => warnings.push(warning("packet path", &error)),

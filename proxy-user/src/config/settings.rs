@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 30] = [
+pub(super) const SETTINGS: [Setting; 33] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -107,6 +107,29 @@ pub(super) const SETTINGS: [Setting; 30] = [
                is from outside",
     },
     Setting {
+        name: "detect-local-mode",
+        value: "MODE",
+        default: Some("ClusterCIDR"),
+        help: "By what a pod is told, which reaches all endpoints under `externalTrafficPolicy: \
+               Local`: an address in --cluster-cidr (ClusterCIDR) or in the Node's podCIDRs \
+               (NodeCIDR), the bridge it comes by (BridgeInterface) or an interface \
+               (InterfaceNamePrefix); in each mode also those behind --pod-devices",
+    },
+    Setting {
+        name: "pod-bridge-interface",
+        value: "NAME",
+        default: None,
+        help: "The CNI's bridge, for `--detect-local-mode BridgeInterface`; its ports to pods are \
+               pod devices",
+    },
+    Setting {
+        name: "pod-interface-name-prefix",
+        value: "PREFIX",
+        default: None,
+        help: "How the names of pods' interfaces begin, for `--detect-local-mode \
+               InterfaceNamePrefix`; those that lead to pods are pod devices",
+    },
+    Setting {
         name: "node-port-addresses",
         value: "primary|CIDRS",
         default: Some("primary"),
@@ -123,8 +146,9 @@ pub(super) const SETTINGS: [Setting; 30] = [
         name: "snat-port-range",
         value: "FIRST-LAST",
         default: Some("61000-65535"),
-        help: "The node's ports that the packet path uses for itself; they must lie outside the \
-               NodePorts and net.ipv4.ip_local_port_range",
+        help: "The ports that the packet path gives out, at the node's address and, where a client's \
+               own is taken at a backend, at the client's; they must lie outside the NodePorts and \
+               net.ipv4.ip_local_port_range",
     },
     Setting {
         name: "masquerade-all",

@@ -43,6 +43,7 @@ fn the_defaults_suit_a_kubeadm_node() {
                 .map(str::to_owned)
                 .into(),
             cluster_cidrs: vec![],
+            detect_local: DetectLocal::ClusterCidr,
             node_port_addresses: NodePortAddresses::Primary,
             node_port_range: PortRange { first: 30_000, last: 32_767 },
             snat_port_range: PortRange { first: 61_000, last: 65_535 },
@@ -67,6 +68,7 @@ fn every_setting_can_be_given_in_a_file() {
     let file = file(
         "source: files\nmanifests: here\nnode-name: n\ncgroup-root: /c\nbpffs-root: /b\n\
          devices: [eth0, 'ens*']\npod-devices: p*\ncluster-cidr: [10.0.0.0/8, 'fd00::/8']\n\
+         detect-local-mode: BridgeInterface\npod-bridge-interface: cni0\n\
          node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nsnat-port-range: 3-3\n\
          masquerade-all: true\nexternal-ips: 'false'\n\
          min-sync-period: 0\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
@@ -84,6 +86,7 @@ fn every_setting_can_be_given_in_a_file() {
             devices: DeviceSelection::Named(vec!["eth0".to_owned(), "ens*".to_owned()]),
             pod_devices: vec!["p*".to_owned()],
             cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            detect_local: DetectLocal::BridgeInterface("cni0".to_owned()),
             node_port_addresses: NodePortAddresses::Cidrs(vec!["192.168.0.0/16".parse().unwrap()]),
             node_port_range: PortRange { first: 1, last: 2 },
             snat_port_range: PortRange { first: 3, last: 3 },
@@ -98,6 +101,46 @@ fn every_setting_can_be_given_in_a_file() {
             log_format: LogFormat::Json,
             log_level: tracing::Level::TRACE,
         }
+    );
+}
+
+#[test]
+fn pods_are_told_by_the_mode_and_the_interface_that_it_needs() {
+    let mode = |flags: &[&str]| args(flags).resolve().unwrap().detect_local;
+    assert_eq!(mode(&["--detect-local-mode", "NodeCIDR"]), DetectLocal::NodeCidr);
+    let bridge = ["--detect-local-mode=BridgeInterface", "--pod-bridge-interface= cni0"];
+    assert_eq!(mode(&bridge), DetectLocal::BridgeInterface("cni0".to_owned()));
+    let prefix = ["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=cali"];
+    assert_eq!(mode(&prefix), DetectLocal::InterfaceNamePrefix("cali".to_owned()));
+
+    assert_eq!(
+        refusal(&bridge[..1], ""),
+        "--detect-local-mode BridgeInterface needs an interface: add --pod-bridge-interface NAME"
+    );
+    assert_eq!(
+        refusal(&prefix[..1], ""),
+        "--detect-local-mode InterfaceNamePrefix needs an interface: add \
+         --pod-interface-name-prefix PREFIX"
+    );
+    assert_eq!(
+        refusal(&[bridge[0], bridge[1], prefix[1]], ""),
+        "--pod-interface-name-prefix is for --detect-local-mode InterfaceNamePrefix alone: leave \
+         it out, or choose that mode"
+    );
+    assert_eq!(
+        refusal(&[], "pod-bridge-interface: cni0"),
+        "pod-bridge-interface in FILE is for --detect-local-mode BridgeInterface alone: leave it \
+         out, or choose that mode"
+    );
+    assert_eq!(
+        refusal(&["--detect-local-mode", "clusterCIDR"], ""),
+        "--detect-local-mode: \"clusterCIDR\" is no mode: write one of ClusterCIDR, NodeCIDR, \
+         BridgeInterface, InterfaceNamePrefix"
+    );
+    assert_eq!(
+        refusal(&[bridge[0], "--pod-bridge-interface", "cni*"], ""),
+        "--pod-bridge-interface: \"cni*\" is no name of an interface nor the beginning of one: \
+         write up to 15 letters as `ip link` shows them, without a pattern"
     );
 }
 

@@ -99,6 +99,25 @@ pub(super) fn networks(text: &str) -> Parsed<Vec<IpNetwork>> {
     items(text).map(network).collect()
 }
 
+/// One of the modes, as kube-proxy spells them.
+pub(super) fn detect_local(text: &str) -> Parsed<&'static str> {
+    const MODES: [&str; 4] = ["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
+    let mode = MODES.into_iter().find(|mode| *mode == text.trim());
+    mode.ok_or_else(|| format!("{text:?} is no mode: write one of {}", MODES.join(", ")))
+}
+
+/// The name of an interface, or how names begin.
+pub(super) fn interface(text: &str) -> Parsed<String> {
+    let name = text.trim();
+    if name.is_empty() || name.len() > 15 || name.contains(['/', ' ', '*', '?', '+']) {
+        return Err(format!(
+            "{text:?} is no name of an interface nor the beginning of one: write up to 15 letters \
+             as `ip link` shows them, without a pattern"
+        ));
+    }
+    Ok(name.to_owned())
+}
+
 pub(super) fn node_port_addresses(text: &str) -> Parsed<NodePortAddresses> {
     if text.trim() == "primary" {
         return Ok(NodePortAddresses::Primary);

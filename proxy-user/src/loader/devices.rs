@@ -89,8 +89,10 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
             LinkAttribute::IfName(name) => Some(name.clone()),
             _ => None,
         });
-        let has_controller =
-            link.attributes.iter().any(|a| matches!(a, LinkAttribute::Controller(_)));
+        let controller = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Controller(index) => Some(*index),
+            _ => None,
+        });
         // Asking for it is what makes the kernel give the namespace an id.
         let peer_netns = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::LinkNetNsId(id) => Some(*id),
@@ -104,7 +106,7 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
             up: link.header.flags.contains(LinkFlags::Up),
             loopback: link.header.flags.contains(LinkFlags::Loopback),
             ethernet: link.header.link_layer_type == LinkLayerType::Ether,
-            has_controller,
+            controller,
             peer_netns,
             addrs: Vec::new(),
             pods: pods.remove(&index).unwrap_or_default().into_iter().collect(),

@@ -5,7 +5,7 @@
 //! ServiceCIDRs and the pods that opt out.
 
 use crate::glob::matches_any;
-use crate::model::{Interface, Node, World};
+use crate::model::{DetectLocal, Interface, Node, Warning, World};
 use crate::tables::{NodeRows, Prefix};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
@@ -22,6 +22,10 @@ pub struct NodeSettings {
     /// Where NodePorts are reached: at addresses within these, or, if `None`, at the primary
     /// address of each family. A family of which nothing is named is not restricted.
     pub node_port_addresses: Option<Vec<IpNetwork>>,
+    /// The networks of the cluster's pods.
+    pub cluster_cidrs: Vec<IpNetwork>,
+    /// How pods are told from outsiders.
+    pub detect_local: DetectLocal,
 }
 
 /// What is planned for the node.
@@ -33,23 +37,46 @@ pub struct NodePlan {
     pub attach: Vec<Interface>,
     /// The node's primary address of each family that it has.
     pub primary: Vec<IpAddr>,
+    /// What keeps pods from being told from outsiders.
+    pub warnings: Vec<Warning>,
 }
 
 /// Plans the node.
 pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSettings) -> NodePlan {
     let node = world.node();
-    let is_pod = |i: &Interface| matches_any(&settings.pod_devices, &i.name);
+    let bridge = match &settings.detect_local {
+        DetectLocal::BridgeInterface(name) => interfaces.iter().find(|i| i.name == *name),
+        _ => None,
+    };
+    let is_local = |i: &Interface| match &settings.detect_local {
+        DetectLocal::ClusterCidr | DetectLocal::NodeCidr => false,
+        DetectLocal::BridgeInterface(_) => bridge
+            .is_some_and(|bridge| i.index == bridge.index || i.controller == Some(bridge.index)),
+        DetectLocal::InterfaceNamePrefix(prefix) => i.name.starts_with(prefix),
+    };
+    // Only a veth leads to one pod, and a bridge may have a port to the world.
+    let is_pod = |i: &Interface| {
+        matches_any(&settings.pod_devices, &i.name) || is_local(i) && i.peer_netns.is_some()
+    };
     let is_node = |i: &Interface| match &settings.devices {
         Some(patterns) => matches_any(patterns, &i.name),
-        None => !i.addrs.is_empty() && !i.has_controller,
+        None => !i.addrs.is_empty() && i.controller.is_none(),
     };
+    let is_used = |i: &&Interface| is_pod(i) || is_local(i) || is_node(i);
     let attach: Vec<&Interface> =
-        interfaces.iter().filter(|i| i.up && !i.loopback && (is_pod(i) || is_node(i))).collect();
-    let node_devices = || attach.iter().filter(|i| !is_pod(i)).copied();
+        interfaces.iter().filter(|i| i.up && !i.loopback).filter(is_used).collect();
+    let node_devices = || attach.iter().filter(|i| !is_pod(i) && !is_local(i)).copied();
     let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
 
     let mut plan =
         NodePlan { primary: primary.into_iter().flatten().collect(), ..NodePlan::default() };
+    let pods = match &settings.detect_local {
+        DetectLocal::ClusterCidr => &settings.cluster_cidrs[..],
+        DetectLocal::NodeCidr => node.map_or(&[][..], |node| &node.pod_cidrs),
+        DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => &[],
+    };
+    plan.rows.cluster_cidrs = pods.iter().copied().map(Prefix::from).collect();
+    plan.warnings.extend(detection_warning(&settings.detect_local, bridge, node));
     plan.rows.service_cidrs =
         world.service_cidrs().map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
     // The loopback interface too: a VIP that announces itself may be an address of `lo`.
@@ -74,18 +101,39 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
         let pod = match (is_pod(interface), names_off) {
             (true, true) => Device::POD | Device::NAMES_OFF,
             (true, false) => Device::POD,
+            (false, _) if is_local(interface) => Device::LOCAL,
             (false, _) => 0,
         };
         let netns = interface.peer_netns.unwrap_or(-1);
         let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod, netns };
         plan.rows.devices.insert(interface.index, device);
-        if pod != 0 {
+        if pod & Device::POD != 0 {
             let addrs = interface.pods.iter().map(|addr| (Addr::from(*addr), interface.index));
             plan.rows.pod_addrs.extend(addrs);
         }
         plan.attach.push(interface.clone());
     }
     plan
+}
+
+/// Why no pod is told from an outsider, if the node lacks what `detect_local` goes by.
+fn detection_warning(
+    detect_local: &DetectLocal,
+    bridge: Option<&Interface>,
+    node: Option<&Node>,
+) -> Option<Warning> {
+    let message = match detect_local {
+        DetectLocal::BridgeInterface(name) if bridge.is_none() => {
+            format!("there is no interface {name}: is --pod-bridge-interface the CNI's bridge?")
+        }
+        DetectLocal::NodeCidr if node.is_some_and(|node| node.pod_cidrs.is_empty()) => {
+            "the Node has no podCIDRs: let the controller manager allocate them, or choose another \
+             mode"
+                .to_owned()
+        }
+        _ => return None,
+    };
+    Some(Warning { subject: "--detect-local-mode".to_owned(), message })
 }
 
 const fn none() -> Addr {
@@ -118,6 +166,7 @@ fn primary<'a>(
 mod tests {
     use super::*;
     use crate::model::{Change, OptedOut};
+    use std::collections::BTreeSet;
 
     fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
         Interface {
@@ -126,7 +175,7 @@ mod tests {
             up: true,
             loopback: name == "lo",
             ethernet: true,
-            has_controller: false,
+            controller: None,
             peer_netns: None,
             addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
             pods: Vec::new(),
@@ -135,7 +184,14 @@ mod tests {
 
     fn settings() -> NodeSettings {
         let pod_devices = vec!["veth*".into()];
-        NodeSettings { devices: None, pod_devices, node_port_addresses: None }
+        let detect_local = DetectLocal::ClusterCidr;
+        NodeSettings {
+            devices: None,
+            pod_devices,
+            node_port_addresses: None,
+            cluster_cidrs: Vec::new(),
+            detect_local,
+        }
     }
 
     fn interfaces() -> Vec<Interface> {
@@ -196,16 +252,80 @@ mod tests {
     #[test]
     fn ports_of_a_bridge_and_devices_that_are_down_are_left_alone() {
         let mut interfaces = interfaces();
-        interfaces[1].has_controller = true;
+        interfaces[1].controller = Some(9);
         interfaces[2].up = false;
         let plan = plan_node(&interfaces, &World::default(), &settings());
         assert_eq!(plan.attach.len(), 1);
-        interfaces[3].has_controller = true;
+        interfaces[3].controller = Some(9);
         assert_eq!(
             plan_node(&interfaces, &World::default(), &settings()).attach.len(),
             1,
             "pods' always"
         );
+    }
+
+    /// A pod's veth whose name no pattern fits, a tap that is as well a port of the bridge, and the
+    /// bridge.
+    fn bridged() -> Vec<Interface> {
+        let port = |index, name| Interface { controller: Some(7), ..interface(index, name, &[]) };
+        let mut interfaces = interfaces();
+        interfaces.push(Interface { peer_netns: Some(3), ..port(6, "pod0") });
+        interfaces.push(interface(7, "cni0", &["10.244.1.1/24"]));
+        interfaces.push(port(8, "tap0"));
+        interfaces
+    }
+
+    fn detected(detect_local: DetectLocal, world: &World) -> NodePlan {
+        let cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+        plan_node(&bridged(), world, &NodeSettings { cluster_cidrs, detect_local, ..settings() })
+    }
+
+    fn prefixes(networks: &[&str]) -> BTreeSet<Prefix> {
+        networks.iter().map(|network| network.parse::<IpNetwork>().unwrap().into()).collect()
+    }
+
+    #[test]
+    fn pods_are_told_by_the_clusters_networks_or_by_those_of_the_node_as_it_is_now() {
+        let mut world = world(None);
+        let told = |detect_local, world: &World| detected(detect_local, world).rows.cluster_cidrs;
+        assert_eq!(told(DetectLocal::ClusterCidr, &world), prefixes(&["10.244.0.0/16"]));
+        assert_eq!(told(DetectLocal::NodeCidr, &world), prefixes(&[]));
+        for networks in [&["10.244.1.0/24", "fd00:244:1::/64"][..], &["10.244.9.0/24"]] {
+            let pod_cidrs = networks.iter().map(|network| network.parse().unwrap()).collect();
+            let _ = world.apply(Change::Node(Some(Node { pod_cidrs, ..Node::default() })));
+            assert_eq!(told(DetectLocal::NodeCidr, &world), prefixes(networks));
+            assert_eq!(detected(DetectLocal::NodeCidr, &world).warnings, []);
+        }
+        assert_eq!(told(DetectLocal::ClusterCidr, &world), prefixes(&["10.244.0.0/16"]));
+    }
+
+    #[test]
+    fn pods_are_told_by_the_bridge_and_its_ports_or_by_the_beginning_of_a_name() {
+        let flags = |detect_local| {
+            let plan = detected(detect_local, &World::default());
+            assert_eq!(plan.rows.cluster_cidrs, prefixes(&[]), "and not by their addresses");
+            let primary = ["172.18.0.2", "fd00::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+            assert_eq!(plan.primary, primary);
+            [2, 4, 6, 7, 8].map(|index| plan.rows.devices.get(&index).map(|device| device.pod))
+        };
+        let (pod, local) = (Some(Device::POD), Some(Device::LOCAL));
+        let bridge = flags(DetectLocal::BridgeInterface("cni0".to_owned()));
+        assert_eq!(bridge, [Some(0), pod, pod, local, local]);
+        let prefix = flags(DetectLocal::InterfaceNamePrefix("pod".to_owned()));
+        assert_eq!(prefix, [Some(0), pod, pod, Some(0), None]);
+    }
+
+    #[test]
+    fn a_mode_that_the_node_lacks_the_means_for_is_a_warning() {
+        let world = world(Some(&Node::default()));
+        let warning = |detect_local| detected(detect_local, &world).warnings.pop();
+        let missing = warning(DetectLocal::BridgeInterface("cbr0".to_owned())).unwrap();
+        assert_eq!(missing.subject, "--detect-local-mode");
+        assert!(missing.message.contains("no interface cbr0"), "{}", missing.message);
+        let no_networks = warning(DetectLocal::NodeCidr).unwrap().message;
+        assert!(no_networks.contains("no podCIDRs"), "{no_networks}");
+        assert_eq!(warning(DetectLocal::BridgeInterface("cni0".to_owned())), None);
+        assert_eq!(warning(DetectLocal::InterfaceNamePrefix("none".to_owned())), None);
     }
 
     /// Scenario 43.

@@ -7,11 +7,12 @@ use super::snapshot::display_name;
 use super::{Column, Filter, Row, column, span, wide};
 use crate::pinned::{PinnedError, PinnedMaps};
 use comfy_table::Cell;
-use proxy_ebpf::Proto;
 use proxy_ebpf::flow::{
     End, FlowFlags, FlowKey, FlowValue, Hook, Stamp, client_and_backend, idle_timeout_seconds,
+    sibling_port,
 };
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
+use proxy_ebpf::{Port, Proto};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -64,6 +65,8 @@ pub struct FlowRow {
 struct Flow {
     frontend: Option<End>,
     snat: Option<End>,
+    /// The client's port, if the stack sees another one.
+    client_port: Option<Port>,
     flags: FlowFlags,
     /// Whether a FIN was seen from the client, and from the backend.
     fin: [bool; 2],
@@ -78,7 +81,7 @@ pub fn flows(table: &FlowTable, filter: &Filter) -> Vec<FlowRow> {
         let (client, backend) = client_and_backend(key, value);
         flows
             .entry((key.proto, client, backend))
-            .or_insert_with(|| Flow::of(value.service))
+            .or_insert_with(|| Flow::of(value.service()))
             .add(key, value, table.now);
     }
     let everything = *filter == Filter::default();
@@ -104,6 +107,7 @@ impl Flow {
         Self {
             frontend: None,
             snat: None,
+            client_port: None,
             flags: FlowFlags::default(),
             fin: [false; 2],
             idle_seconds: u64::MAX,
@@ -119,6 +123,10 @@ impl Flow {
             (Hook::Ingress, true) => self.snat = Some(key.dst()),
             (Hook::Egress, false) if value.is_pending() => {}
             (Hook::Egress, false) => self.snat = Some(value.end()),
+        }
+        if value.changes_port() {
+            let (forward, back) = (sibling_port(key, value), value.client_port);
+            self.client_port = Some(if reply { back } else { forward });
         }
         self.flags = self.flags.with(value.flags);
         self.fin[usize::from(reply)] |= value.flags.has(FlowFlags::FIN);
@@ -140,13 +148,14 @@ impl Flow {
         }
     }
 
-    fn row(self, proto: Proto, client: End, backend: End, info: Option<&ServiceInfo>) -> FlowRow {
+    fn row(self, proto: Proto, seen: End, backend: End, info: Option<&ServiceInfo>) -> FlowRow {
+        let client = End { port: self.client_port.unwrap_or(seen.port), ..seen };
         FlowRow {
             protocol: proto.to_string(),
             client: socket_addr(client),
             frontend: self.frontend.map(socket_addr),
             backend: socket_addr(backend),
-            snat: self.snat.map(socket_addr),
+            snat: self.snat.or((client != seen).then_some(seen)).map(socket_addr),
             state: self.state(proto),
             idle_seconds: self.idle_seconds,
             timeout_seconds: idle_timeout_seconds(proto, self.flags, self.fins()),

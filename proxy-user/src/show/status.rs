@@ -95,7 +95,10 @@ impl StatusReport {
                     count: counter.count,
                     normal: matches!(
                         counter.outcome,
-                        Outcome::NotOurs | Outcome::Chosen | Outcome::Matched
+                        Outcome::NotOurs
+                            | Outcome::Chosen
+                            | Outcome::Matched
+                            | Outcome::PortChanged
                     ),
                 })
                 .collect(),

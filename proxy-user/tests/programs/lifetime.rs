@@ -267,21 +267,6 @@ fn evicted_entry_is_made_again_by_the_other_direction() {
 }
 
 #[test]
-fn two_frontends_with_one_client_port_get_two_backends() {
-    let mut plane = Plane::new();
-    for net in Net::ALL {
-        let frontends = &[(net.vip, CLUSTER_IP), (net.other_vip, CLUSTER_IP)];
-        plane.serve(net, "web", Served { cluster: &net.there, frontends, ..Default::default() });
-        for port in 1..=50 {
-            let client = client(net, port);
-            let backends = [net.vip, net.other_vip]
-                .map(|vip| backend_of(&mut plane, &net.opening(client, vip), &net.there));
-            assert_ne!(backends[0], backends[1]);
-        }
-    }
-}
-
-#[test]
 fn snat_keeps_a_client_port_of_its_range_and_gives_every_other_flow_its_own() {
     let mut plane = Plane::with_snat_ports(61_000..=61_049);
     for net in Net::ALL {

@@ -17,6 +17,7 @@ mod outcomes;
 mod packet;
 mod parts;
 mod plane;
+mod ports;
 mod races;
 mod reject;
 mod services;

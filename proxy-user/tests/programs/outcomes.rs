@@ -4,7 +4,7 @@
 //! Not here: `table_full`, since a table of least recently used entries makes room.
 
 use crate::net::Net;
-use crate::packet::{ACK, ETHERNET, FIN, Packet};
+use crate::packet::{ETHERNET, Packet};
 use crate::plane::{Fate, Out, Plane, Via, passed};
 use crate::writer::{CLUSTER_IP, NODE_PORT, REFUSED, Served, frontend_key};
 use proxy_ebpf::flow::Hook::{Egress, Ingress};
@@ -202,52 +202,6 @@ fn mapped_address_on_the_wire_is_malformed() {
             let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 96, 0, 1];
             bytes[ETHERNET + at..][..16].copy_from_slice(&mapped);
             check_left_alone(&mut plane, &bytes, Outcome::Malformed, "a mapped address");
-        }
-    }
-}
-
-#[test]
-fn second_connection_of_a_client_port_to_the_only_backend_collides_until_the_first_has_ended() {
-    let mut plane = Plane::new();
-    for net in Net::ALL.into_iter().filter(|net| net.has_tcp()) {
-        let Net { pod, vip, other_vip, there: [backend, _], .. } = net;
-        let frontends = &[(vip, CLUSTER_IP), (other_vip, CLUSTER_IP)];
-        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
-        let (first, second) = (net.opening(pod, vip), net.opening(pod, other_vip));
-        assert_eq!(plane.run(Via::Pod, Ingress, &first).outcome, Outcome::Chosen);
-        let collides = dropped(Outcome::Collision, &second);
-        assert_eq!(plane.run(Via::Pod, Ingress, &second), collides);
-        assert_eq!(plane.entries(net).len(), 2);
-        let reply = first.to(backend).reply();
-        assert_eq!(plane.run(Via::Pod, Egress, &reply).packet, reply.from(vip).bytes());
-
-        plane.run(Via::Pod, Ingress, &first.flags(FIN | ACK));
-        plane.run(Via::Pod, Egress, &reply.flags(FIN | ACK));
-        let expected = passed(Outcome::Chosen, &second.to(backend));
-        assert_eq!(plane.run(Via::Pod, Ingress, &second), expected);
-    }
-}
-
-#[test]
-fn datagrams_of_a_client_port_to_the_only_backend_are_answered_by_whom_they_asked_last() {
-    let mut plane = Plane::new();
-    for net in Net::ALL.into_iter().filter(|net| !net.has_tcp()) {
-        let Net { pod, vip, other_vip, there: [backend, _], .. } = net;
-        let frontends = &[(vip, CLUSTER_IP), (other_vip, CLUSTER_IP)];
-        plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
-        for (asked, outcome) in [
-            (vip, Outcome::Chosen),
-            (other_vip, Outcome::Chosen),
-            (vip, Outcome::Matched),
-            (vip, Outcome::Matched),
-            (other_vip, Outcome::Matched),
-        ] {
-            let question = net.opening(pod, asked);
-            let expected = passed(outcome, &question.to(backend));
-            assert_eq!(plane.run(Via::Pod, Ingress, &question), expected);
-            let reply = question.to(backend).reply();
-            let expected = passed(Outcome::Matched, &reply.from(asked));
-            assert_eq!(plane.run(Via::Pod, Egress, &reply), expected);
         }
     }
 }

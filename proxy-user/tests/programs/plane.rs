@@ -35,6 +35,8 @@ pub(crate) enum Via {
     Pod,
     /// A device of the node.
     Node,
+    /// One that pods are behind, as `--detect-local-mode` says.
+    Local,
     /// A device without an address.
     Unnumbered,
 }
@@ -74,6 +76,8 @@ pub(crate) struct Plane {
     /// Where ClusterIPs are taken from, as far as the programs are told; see
     /// [`Plane::know_services`].
     service_cidrs: Vec<IpNetwork>,
+    /// What the programs are told of pods' addresses; see [`Plane::know_pods`].
+    cluster_cidrs: Vec<IpNetwork>,
     settings: Settings,
     _bpffs: OwnedFd,
 }
@@ -119,6 +123,7 @@ impl Plane {
             counted,
             via: None,
             service_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
             settings,
             _bpffs: bpffs,
         }
@@ -212,11 +217,16 @@ impl Plane {
             .map(|family| Addr::from(Net::new(Proto::TCP, family).node_port.ip()));
         let mut rows = NodeRows::default();
         rows.addrs.extend([(v4, NodeAddr::NODE_PORT), (v6, NodeAddr::NODE_PORT)]);
-        let pod = u32::from(via == Via::Pod);
+        let pod = match via {
+            Via::Pod => Device::POD,
+            Via::Local => Device::LOCAL,
+            Via::Node | Via::Unnumbered => 0,
+        };
         let (v4, v6) = match via {
             Via::Unnumbered => (Addr::UNSPECIFIED_V4, Addr::UNSPECIFIED_V6),
             _ => (v4, v6),
         };
+        rows.cluster_cidrs = self.cluster_cidrs.iter().copied().map(Prefix::from).collect();
         rows.service_cidrs = Some(self.service_cidrs.iter().copied().map(Prefix::from).collect());
         rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod, netns: -1 });
         self.dataplane.write_node(&rows).unwrap();
@@ -255,8 +265,9 @@ impl Plane {
 
     /// Makes the map of the pods' prefixes say that 10.244.0.0/15 and its like are pods.
     pub(crate) fn know_pods(&mut self) {
-        let cidrs = ["10.244.0.0/15", "fd00:a:f4::/47"].map(|cidr| cidr.parse().unwrap());
-        self.dataplane.write_cluster_cidrs(&cidrs).unwrap();
+        self.cluster_cidrs =
+            ["10.244.0.0/15", "fd00:a:f4::/47"].map(|cidr| cidr.parse().unwrap()).into();
+        self.via = None;
     }
 
     /// Makes the map of ServiceCIDRs say that 10.96.0.0/16 and its like are services' addresses.

@@ -169,12 +169,19 @@ fn outsider_with_a_local_policy_gets_the_local_set_and_pods_the_cluster_set() {
         );
 
         // Pods are known by their device or, where they are on other nodes, by their address.
-        for (via, client, backend) in
-            [(Via::Node, outsider, near), (Via::Pod, pod, far), (Via::Node, another, far)]
-        {
+        let behind = SocketAddr::new(outsider.ip(), 1);
+        for (via, client, backend) in [
+            (Via::Node, outsider, near),
+            (Via::Pod, pod, far),
+            (Via::Node, another, far),
+            (Via::Local, behind, far),
+        ] {
             let opening = net.opening(client, node_port);
             let expected = passed(Chosen, &opening.to(backend));
             assert_eq!(plane.run(via, Ingress, &opening), expected, "{client}");
+            // Who is behind a bridge need not be of this node.
+            let snat = plane.entry(Ingress, &opening).unwrap().flags.has(SNAT);
+            assert_eq!(snat, via != Via::Pod && backend == far, "{client}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::scene::{Path, Scene, answer, node_port, reaches, sockets, vip};
 use anyhow::{Context, Result};
 use lab::cluster::eventually;
-use lab::{Ask, Cni, FailureKind, Load, Machine, Pattern, Pod, Serve};
+use lab::{Ask, Cni, FailureKind, Load, Machine, Pattern, Pod, Reply, Serve};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -154,43 +154,53 @@ async fn a_new_connection_of_an_old_port_forgets_how_the_old_one_ended() -> Resu
     Ok(())
 }
 
-#[tokio::test]
-async fn two_services_on_one_backend_do_not_mix_the_replies_to_one_client_port() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[0]])?;
-    scene.publish(2, &[&scene.web[0], &scene.web[1]])?;
-    scene.start(Path::Packet).await?;
-    let client = &scene.client;
-    for (family, (one, two)) in vip(1).into_iter().zip(vip(2)).enumerate() {
-        for port in 7_000..7_008 {
-            let own = client.addrs().at(port)[family];
-            let first = client.open(Ask::tcp(one).from(own)).await?;
-            // The second service has to give the backend that is free.
-            let second = client.open(Ask::tcp(two).from(own)).await?;
-            assert_eq!(second.ask().await?.name, "web-1", "{two} {port}");
-            assert_eq!(first.ask().await?.name, "web-0", "{one} {port}");
-        }
+/// Asks both in turn, twice; `ask` gives the reply of the first or the second.
+async fn in_turn(
+    what: &str,
+    tos: [SocketAddr; 2],
+    ask: impl AsyncFn(usize) -> Result<Reply>,
+) -> Result<[Reply; 2]> {
+    let [first, second] = [ask(0).await?, ask(1).await?];
+    for (index, before) in [&first, &second].into_iter().enumerate() {
+        let reply = ask(index).await?;
+        assert_eq!((reply.peer, reply.client), (tos[index], before.client), "{what}");
     }
-    Ok(())
+    assert_eq!(first.local.port(), second.local.port(), "{what}");
+    assert_ne!(first.client, second.client, "{what}: the backend tells them apart");
+    assert_eq!(first.client.ip(), second.client.ip(), "{what}");
+    Ok([first, second])
 }
 
 #[tokio::test]
-async fn a_udp_port_may_ask_two_services_on_one_backend_in_turn() -> Result<()> {
+async fn one_client_port_may_ask_two_services_on_one_backend_at_once() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.publish(2, &[&scene.web[1]])?;
+    // On this node, and on the other one.
+    for (number, pod) in [(1, 0), (2, 0), (3, 1), (4, 1)] {
+        scene.publish(number, &[&scene.web[pod]])?;
+    }
     scene.start(Path::Packet).await?;
     let outsider = scene.routed_outsider().await?;
     for from in [&*scene.client, &outsider] {
-        for (one, two) in vip(1).into_iter().zip(vip(2)) {
-            let socket = from.open(Ask::udp_unconnected(one).timeout(AT_ONCE)).await?;
-            for to in [one, two, two, one, two] {
-                let reply = socket.ask_of(to).await;
-                let reply = reply.with_context(|| format!("{} → {to}", from.name()))?;
-                assert_eq!(reply.peer, to, "{}", from.name());
+        for number in [1, 3] {
+            for (family, (one, two)) in vip(number).into_iter().zip(vip(number + 1)).enumerate() {
+                let what = format!("{} → {one} and {two}", from.name());
+                let own = from.addrs().at(7_000)[family];
+                let open = async |to| from.open(Ask::tcp(to).from(own).timeout(AT_ONCE)).await;
+                let sockets = [open(one).await?, open(two).await?];
+                let ask = async |index: usize| Ok(sockets[index].ask().await?);
+                let [_, second] = in_turn(&what, [one, two], ask).await?;
+                let rows = flows_from(&scene, second.local).await?;
+                let row = rows.iter().find(|row| row["frontend"] == json!(two));
+                assert_eq!(row.context("a flow")?["snat"], json!(second.client), "{what}");
+
+                let socket = from.open(Ask::udp_unconnected(one).timeout(AT_ONCE)).await?;
+                let ask = async |index: usize| Ok(socket.ask_of([one, two][index]).await?);
+                in_turn(&what, [one, two], ask).await?;
             }
         }
     }
+    assert!(scene.outcome("ingress", "port_changed").await? >= 16);
+    assert_eq!(scene.outcome("ingress", "collision").await?, 0);
     Ok(())
 }
 

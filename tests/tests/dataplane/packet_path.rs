@@ -23,8 +23,8 @@ async fn masquerade_all_shows_backends_of_cluster_ips_the_node_on_both_paths() -
         let Scene { cluster, client, web: [web_0, web_1] } = &scene;
         let node = cluster.lab.node(0).addrs();
         let fact = format!("{path:?}");
-        // First, while the pod has no flow: where sockets are translated too, the reply to a port
-        // that a flow has already, from the same backend, would be taken for the flow's.
+        // First, for sockets ask the backend itself, and by chance from a port that the packet path
+        // would still know as one that asked the service.
         let own = [(&**web_0, client.addrs()), (web_1, client.addrs())];
         reaches(&fact, client, sockets(node.at(node_port(1))), &own).await?;
         // The node speaks from the address of the device that leads to the backend.

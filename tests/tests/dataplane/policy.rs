@@ -1,9 +1,10 @@
 //! Traffic policies: who gets only the endpoints of the node, and what they get if it has none.
 
 use crate::addresses::{balanced, balancer, exposed, external};
-use crate::scene::{Path, Scene, node_port, reaches, ready, silent, sockets, vip};
-use anyhow::Result;
-use lab::Cni;
+use crate::scene::{Path, SILENCE, Scene, node_port, reaches, ready, silent, sockets, vip};
+use anyhow::{Context, Result};
+use lab::cluster::eventually;
+use lab::{Ask, Cni, Machine};
 use serde_json::json;
 
 /// Scenarios 36, 37 and 40.
@@ -89,6 +90,65 @@ async fn an_external_policy_local_shows_the_client_and_is_silent_without_an_endp
         reaches(&fact("a pod elsewhere"), web_1, at_node(1), &seen).await?;
         let to = sockets(vip(2));
         reaches(&fact("the ClusterIP has no such policy"), client, to, &[(web_1, own)]).await?;
+    }
+    Ok(())
+}
+
+/// `--detect-local-mode` and what it needs; whether a pod of the node, and one of the other node,
+/// is then a pod.
+type Mode<'a> = (&'a [(&'a str, &'a str)], [bool; 2]);
+
+/// No name of a device tells a pod, so that the modes have to.
+const NO_POD_DEVICES: (&str, &str) = ("--pod-devices", "none*");
+/// Pods are seen where they leave the bridge.
+const BRIDGE: (&str, &str) = ("--devices", "eth0,cni0");
+
+const MODES: [Mode<'static>; 5] = [
+    (&[NO_POD_DEVICES, BRIDGE], [true, true]),
+    (&[NO_POD_DEVICES, BRIDGE, ("--cluster-cidr", "")], [false, false]),
+    (&[NO_POD_DEVICES, BRIDGE, ("--detect-local-mode", "NodeCIDR")], [true, false]),
+    (
+        &[
+            NO_POD_DEVICES,
+            ("--detect-local-mode", "BridgeInterface"),
+            ("--pod-bridge-interface", "cni0"),
+        ],
+        [true, false],
+    ),
+    (
+        &[
+            NO_POD_DEVICES,
+            ("--detect-local-mode", "InterfaceNamePrefix"),
+            ("--pod-interface-name-prefix", "veth"),
+        ],
+        [true, false],
+    ),
+];
+
+#[tokio::test]
+async fn each_mode_tells_the_pods_that_an_external_policy_local_is_not_for() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Bridge).await?;
+    let spec = json!({ "externalTrafficPolicy": "Local" });
+    scene.publish_with(1, spec, &[(&scene.web[1], ready())])?;
+    let elsewhere = scene.cluster.lab.add_pod(scene.cluster.lab.node(1), "elsewhere").await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    for (flags, [here, there]) in MODES {
+        scene.start_with(Path::Packet, flags).await?;
+        let served = async |from: &Machine, is_pod: bool| {
+            for to in scene.cluster.lab.node(0).addrs().at(node_port(1)) {
+                let ask = async || from.ask(Ask::tcp(to).timeout(SILENCE)).await;
+                let what = format!("{flags:?}: {} → {to}", from.name());
+                let asked = eventually(&what, ask, |reply| reply.is_ok() == is_pod).await;
+                let _reply = asked.with_context(|| what.clone())?;
+            }
+            anyhow::Ok(())
+        };
+        served(&scene.client, here).await?;
+        served(&elsewhere, there).await?;
+        served(&outsider, false).await?;
+        for index in 0..2 {
+            scene.cluster.kill_agent(index).await?;
+        }
     }
     Ok(())
 }
