@@ -53,7 +53,7 @@ pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
     if FLOWS.get_ptr(&key).is_none() {
         let flags =
             FlowFlags((value.flags.0 & FlowFlags::SNAT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
-        let value = FlowValue::new(end, flags, value.service(), value.backend, value.seen)
+        let value = FlowValue::new(end, flags, value.service, value.backend, value.seen)
             .with_client_port(client_port);
         // Full or just made by another CPU: the next packet tries again.
         let _full = insert(&key, &value, BPF_NOEXIST);

@@ -227,14 +227,14 @@ fn was_refused(key: &FlowKey, value: &FlowValue) -> bool {
 #[inline(always)]
 fn serves(value: &FlowValue) -> bool {
     let End { addr, port } = value.end();
-    backend_state(value.backend).serves(value.service(), addr, port)
+    backend_state(value.backend).serves(value.service, addr, port)
 }
 
 /// Translates a packet of a known flow.
 #[inline(always)]
 fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowValue) -> Verdict {
     let FlowValue { client_port, .. } = *value;
-    let (to, service) = (value.end(), value.service());
+    let (to, service) = (value.end(), value.service);
     note(headers, key, value);
     if packet::translate(ctx, headers, key.hook(), &to).is_none()
         || client_port != Port::default()
@@ -304,20 +304,20 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
         NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
         NO_ENDPOINT if known && headers.proto == Proto::UDP => return Verdict(STAY),
         NO_ENDPOINT => {
-            let service = forward.service();
+            let service = forward.service;
             debug!(ctx, "refused: service {} has no such port or no endpoint", service.0);
             count_service(service, |counters| counters.refused += 1);
             // Also at a NodePort: what listens there on the node is not the service.
             return refuse(refusal(value.flags()));
         }
         NO_LOCAL_ENDPOINT => {
-            let service = forward.service();
+            let service = forward.service;
             debug!(ctx, "dropped: service {} has no endpoint here", service.0);
             count_service(service, |counters| counters.refused += 1);
             return drop(Outcome::NoLocalEndpoint);
         }
         SOURCE_NOT_ALLOWED => {
-            let service = forward.service();
+            let service = forward.service;
             debug!(ctx, "dropped: service {} is not open to this source", service.0);
             count_service(service, |counters| counters.refused += 1);
             return drop(Outcome::SourceNotAllowed);
@@ -327,7 +327,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
     match remember(headers, &mut forward) {
         Ok(()) => begin(ctx, headers, &forward),
         Err(outcome) => {
-            let service = forward.service();
+            let service = forward.service;
             debug!(ctx, "dropped: service {}, outcome {}", service.0, outcome as u32);
             drop(outcome)
         }
@@ -338,7 +338,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
 #[inline(never)]
 fn begin(ctx: &TcContext, headers: &Headers, forward: &FlowValue) -> Verdict {
     let bytes = u64::from(ctx.len()).saturating_sub(headers.network as u64);
-    count_service(forward.service(), |counters| {
+    count_service(forward.service, |counters| {
         counters.connections += 1;
         counters.packets += 1;
         counters.bytes += bytes;
@@ -379,7 +379,7 @@ fn choose_backend(
     forward: &mut FlowValue,
 ) -> u32 {
     if let Some(service) = shut_out(&KernelTables, value, headers.src.addr) {
-        *forward = forward.with_service(service);
+        forward.service = service;
         return SOURCE_NOT_ALLOWED;
     }
     let caller = caller(headers, value, sender);
@@ -397,11 +397,11 @@ fn choose_backend(
             CHOSEN
         }
         Some(Choice::Refuse(service)) => {
-            *forward = forward.with_service(service);
+            forward.service = service;
             NO_ENDPOINT
         }
         Some(Choice::Drop(service)) => {
-            *forward = forward.with_service(service);
+            forward.service = service;
             NO_LOCAL_ENDPOINT
         }
         None => Outcome::Inconsistent as u32,

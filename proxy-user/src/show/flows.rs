@@ -81,7 +81,7 @@ pub fn flows(table: &FlowTable, filter: &Filter) -> Vec<FlowRow> {
         let (client, backend) = client_and_backend(key, value);
         flows
             .entry((key.proto, client, backend))
-            .or_insert_with(|| Flow::of(value.service()))
+            .or_insert_with(|| Flow::of(value.service))
             .add(key, value, table.now);
     }
     let everything = *filter == Filter::default();
