@@ -8,8 +8,8 @@
 use crate::affinity::choose;
 use crate::entries::{flow, give_snat, gives_way, keep_sibling, make_way, remember};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, backend_state, count, count_service, hides_clients,
-    is_service_addr, node_ports, now, random, scratch,
+    CLUSTER_CIDRS, DEVICES, KernelTables, Scratch, backend_state, count, count_service,
+    hides_clients, is_service_addr, node_ports, now, random, scratch,
 };
 use crate::{filter, fragment, packet, reject, retired};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -63,12 +63,12 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
         count(program, Outcome::NotOurs as u32);
         return TCX_NEXT;
     }
-    let Some(headers) = scratch(hook) else {
+    let Some(Scratch { headers, forward }) = scratch(hook) else {
         count(program, Outcome::Inconsistent as u32);
         return TCX_NEXT;
     };
     let Verdict(verdict) = match (read(ctx, network, headers, hook), hook) {
-        (Ok(()), Hook::Ingress) => ingress(ctx, headers),
+        (Ok(()), Hook::Ingress) => ingress(ctx, headers, forward),
         (Ok(()), Hook::Egress) => egress(ctx, headers),
         (Err(unread), _) => leave(unread),
     };
@@ -117,11 +117,11 @@ fn leave(unread: Unread) -> Verdict {
 }
 
 #[inline(always)]
-fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
+fn ingress(ctx: &TcContext, headers: &Headers, forward: &mut FlowValue) -> Verdict {
     let key = FlowKey::new(Hook::Ingress, headers.src, headers.dst, headers.proto);
     let Some(value) = flow(&key) else {
         return if begins_flow(headers) {
-            new_flow(ctx, headers, false)
+            new_flow(ctx, headers, false, forward)
         } else {
             pass(Outcome::NotOurs)
         };
@@ -130,7 +130,7 @@ fn ingress(ctx: &TcContext, headers: &Headers) -> Verdict {
         let known = serves(value);
         // A connection that is still being opened keeps the backend that it was given.
         if !known || value.flags.has(FlowFlags::ESTABLISHED) || was_refused(&key, value) {
-            let verdict = new_flow(ctx, headers, true);
+            let verdict = new_flow(ctx, headers, true, forward);
             if verdict.0 != STAY {
                 return verdict;
             }
@@ -283,9 +283,9 @@ fn note(headers: &Headers, key: &FlowKey, value: &mut FlowValue) {
 }
 
 /// A packet that no entry knows, or whose entry must be made anew: `known`. A UDP flow with an
-/// entry and without any other backend is to [`STAY`].
+/// entry and without any other backend is to [`STAY`]. The new entry is made in `forward`.
 #[inline(never)]
-fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
+fn new_flow(ctx: &TcContext, headers: &Headers, known: bool, forward: &mut FlowValue) -> Verdict {
     let sender = sender(ctx);
     let mut value = frontend(headers);
     let is_datagram = sender & Device::POD != 0 && headers.proto == Proto::UDP;
@@ -297,8 +297,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
         make_way(headers);
         return no_frontend(headers);
     }
-    let mut forward = FlowValue::default();
-    match choose_backend(headers, value, sender, &mut forward) {
+    match choose_backend(headers, value, sender, forward) {
         CHOSEN => {}
         // Nothing else serves: the socket stays where it is.
         NO_ENDPOINT | NO_LOCAL_ENDPOINT if moves && !known => return pass(Outcome::NotOurs),
@@ -324,8 +323,8 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool) -> Verdict {
         }
         _ => return pass(Outcome::Inconsistent),
     }
-    match remember(headers, &mut forward) {
-        Ok(()) => begin(ctx, headers, &forward),
+    match remember(headers, forward) {
+        Ok(()) => begin(ctx, headers, forward),
         Err(outcome) => {
             let service = forward.service;
             debug!(ctx, "dropped: service {}, outcome {}", service.0, outcome as u32);

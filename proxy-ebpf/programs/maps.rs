@@ -137,10 +137,18 @@ pub(crate) static DNS_NETNS: LruHashMap<u64, u32, { maps::DEVICES as usize }> = 
 #[btf_map(name = "dns_shares")]
 pub(crate) static DNS_SHARES: LruHashMap<u32, u64, { maps::DEVICES as usize }> = LruHashMap::new();
 
-/// The headers of the packet that a hook works on, out of the way of the 512-byte stack; one
-/// element a hook, since an egress program may interrupt nothing but itself.
+/// What a hook works on, out of the way of the 512-byte stack; one element a hook, since an egress
+/// program may interrupt nothing but itself.
 #[btf_map(name = "scratch")]
-static SCRATCH: PerCpuArray<Headers, 2> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 2> = PerCpuArray::new();
+
+/// A packet in work.
+pub(crate) struct Scratch {
+    /// What was read of the packet.
+    pub(crate) headers: Headers,
+    /// The entry that a new flow is given at ingress.
+    pub(crate) forward: FlowValue,
+}
 
 /// Packets whose fragments are on their way; nobody else needs it, nor does the next program.
 #[btf_map(name = "fragments")]
@@ -285,8 +293,8 @@ pub(crate) fn random() -> u32 {
 
 /// This CPU's place for the headers of the packet at `hook`.
 #[inline(always)]
-pub(crate) fn scratch<'a>(hook: Hook) -> Option<&'a mut Headers> {
+pub(crate) fn scratch<'a>(hook: Hook) -> Option<&'a mut Scratch> {
     // SAFETY: the copy of this CPU; a hook is not entered again before it is left, and takes the
     // place once.
-    SCRATCH.get_ptr_mut(hook as u32).map(|headers| unsafe { &mut *headers })
+    SCRATCH.get_ptr_mut(hook as u32).map(|scratch| unsafe { &mut *scratch })
 }
