@@ -7,6 +7,7 @@
 
 use super::contender::Contender;
 use super::options::Options;
+use super::programs;
 use super::report::{Cell, Micros, Row};
 use super::stats::Figure;
 use super::target::{Target, Verdict};
@@ -15,10 +16,12 @@ use crate::lab::{LabConfig, Node, Pod};
 use crate::objects::{self, Port};
 use crate::sprint::{Deed, NameSprint, Question, Service, Sprint, SprintReport};
 use anyhow::{Context, Result, ensure};
+use aya::sys::{Stats, enable_stats};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 /// The cluster's DNS service.
@@ -33,8 +36,9 @@ const MANY: u8 = 29;
 const AT_ONCE: usize = 32;
 /// What the kernel has to be better by.
 const TIMES: f64 = 5.0;
-/// What a stream keeps beside the program.
+/// What a stream keeps beside the program, and so the percentage of a CPU that the program may take.
 const STREAM: f64 = 0.99;
+const STREAM_SHARE: f64 = 1.0;
 
 /// What denies names; nothing else of it is read.
 const COREFILE: &str = ".:53 {
@@ -77,6 +81,7 @@ pub(super) async fn run(options: &Options, skipped: &mut Vec<String>) -> Result<
         skipped.push("names: there is no unbound; `cargo xtask setup` installs it".to_owned());
     }
     rows.push(scene.stream(turn, rounds).await?);
+    rows.push(scene.stream_share(turn, rounds).await?);
     Ok(rows)
 }
 
@@ -342,6 +347,27 @@ remote-control:
         let target = Target::OfDirect { at_least: STREAM, beat_proxies: false };
         let rate = |turn: &Turn| turn.report.per_second() / 1e9;
         Ok(filled(row, &turns[1], &turns[0], rate, Some(target)))
+    }
+
+    /// How much of a CPU the program takes while a stream passes: what it can cost at most, if the
+    /// whole stream had but one. Streams themselves differ by more than a hundredth.
+    async fn stream_share(&self, turn: Duration, rounds: usize) -> Result<Row> {
+        let programs = programs::of_agent(self.cluster.lab.node(0).bpffs_root())?;
+        let names = programs.iter().find(|program| program.name_as_str() == Some("names"));
+        let names = names.context("the kernel has no program names")?.fd()?;
+        let _stats = enable_stats(Stats::RunTime).context("count the run time of programs")?;
+        let mut shares = Vec::new();
+        for _ in 0..rounds {
+            let targets = vec![(self.servers[0].ipv4(), Service::Drain.port()).into()];
+            let sprint = Sprint { deed: Deed::Stream, targets, concurrency: 1, duration: turn };
+            let (_, before) = programs::statistics(names.as_fd())?;
+            let report = self.clients[0].sprint(sprint).await?;
+            let (_, after) = programs::statistics(names.as_fd())?;
+            ensure!(after > before, "the stream has passed no program");
+            shares.push((after - before) as f64 / 1e7 / report.elapsed.as_secs_f64());
+        }
+        let row = Row::new("dns-stream-share", "CPU that the program takes of one", None, "%");
+        Ok(row.cell(Contender::Shunt, shares).at_most(STREAM_SHARE))
     }
 }
 

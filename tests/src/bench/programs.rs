@@ -69,7 +69,7 @@ pub(super) async fn run(
 ) -> Result<Vec<Row>> {
     let Some(corner) = arena.corner(Contender::Shunt) else { return Ok(Vec::new()) };
     bar.set_message("the programs alone");
-    let programs = programs(arena.node(corner).bpffs_root())?;
+    let programs = of_agent(arena.node(corner).bpffs_root())?;
     let find = |name: &str| {
         let found = programs.iter().find(|program| program.name_as_str() == Some(name));
         found.with_context(|| format!("the kernel has no program {name}"))
@@ -151,7 +151,7 @@ fn packet() -> Vec<u8> {
 
 /// The programs that use the maps pinned below `root`: those of one agent, of all that the
 /// machine may have.
-fn programs(root: &Path) -> Result<Vec<ProgramInfo>> {
+pub(super) fn of_agent(root: &Path) -> Result<Vec<ProgramInfo>> {
     let pin = pin_directory(root).join("outcomes");
     let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
     let id = map.info()?.id();
@@ -200,7 +200,7 @@ async fn while_asked(
 }
 
 /// How often a program has run, and for how many nanoseconds.
-fn statistics(program: BorrowedFd<'_>) -> Result<(u64, u64)> {
+pub(super) fn statistics(program: BorrowedFd<'_>) -> Result<(u64, u64)> {
     let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let value = |key| {
