@@ -122,6 +122,31 @@ fn syn_after_data_begins_another_connection() {
         let syn = net.opening(pod, vip);
         assert_eq!(plane.run(Via::Pod, Ingress, &syn), passed(Chosen, &syn.to(second)));
         assert_eq!(plane.counters(net, "web").connections, 2);
+        let reply = |from| syn.to(from).reply();
+        let expected = passed(Matched, &reply(second).from(vip));
+        assert_eq!(plane.run(Via::Pod, Egress, &reply(second)), expected);
+    }
+}
+
+#[test]
+fn another_connection_leaves_replies_alone_that_are_of_a_third() {
+    let mut plane = Plane::new();
+    for net in TCP {
+        let Net { pod, vip, node_port, there: [first, second], .. } = net;
+        serve(&mut plane, net, &[first]);
+        plane.run(Via::Pod, Ingress, &net.opening(pod, vip));
+        plane.run(Via::Pod, Ingress, &net.data(pod, vip).flags(RST));
+        // The first connection is over, so that its replies' entry is free for this one.
+        let other = net.opening(pod, node_port);
+        assert_eq!(plane.run(Via::Pod, Ingress, &other), passed(Chosen, &other.to(first)));
+        serve(&mut plane, net, &[second]);
+        let syn = net.opening(pod, vip);
+        assert_eq!(plane.run(Via::Pod, Ingress, &syn), passed(Chosen, &syn.to(second)));
+        for (frontend, backend) in [(node_port, first), (vip, second)] {
+            let reply = net.opening(pod, backend).reply();
+            let expected = passed(Matched, &reply.from(frontend));
+            assert_eq!(plane.run(Via::Pod, Egress, &reply), expected);
+        }
     }
 }
 
