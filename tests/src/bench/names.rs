@@ -352,7 +352,7 @@ remote-control:
     /// How much of a CPU the program takes while a stream passes: what it can cost at most, if the
     /// whole stream had but one. Streams themselves differ by more than a hundredth.
     async fn stream_share(&self, turn: Duration, rounds: usize) -> Result<Row> {
-        let programs = programs::of_agent(self.cluster.lab.node(0).bpffs_root())?;
+        let programs = programs::of_agent(self.cluster.lab.node(0).bpffs_root(), "dns_counters")?;
         let names = programs.iter().find(|program| program.name_as_str() == Some("names"));
         let names = names.context("the kernel has no program names")?.fd()?;
         let _stats = enable_stats(Stats::RunTime).context("count the run time of programs")?;

@@ -69,7 +69,7 @@ pub(super) async fn run(
 ) -> Result<Vec<Row>> {
     let Some(corner) = arena.corner(Contender::Shunt) else { return Ok(Vec::new()) };
     bar.set_message("the programs alone");
-    let programs = of_agent(arena.node(corner).bpffs_root())?;
+    let programs = of_agent(arena.node(corner).bpffs_root(), "outcomes")?;
     let find = |name: &str| {
         let found = programs.iter().find(|program| program.name_as_str() == Some(name));
         found.with_context(|| format!("the kernel has no program {name}"))
@@ -149,10 +149,10 @@ fn packet() -> Vec<u8> {
     packet
 }
 
-/// The programs that use the maps pinned below `root`: those of one agent, of all that the
+/// The programs that use the map `name` pinned below `root`: those of one agent, of all that the
 /// machine may have.
-pub(super) fn of_agent(root: &Path) -> Result<Vec<ProgramInfo>> {
-    let pin = pin_directory(root).join("outcomes");
+pub(super) fn of_agent(root: &Path, name: &str) -> Result<Vec<ProgramInfo>> {
+    let pin = pin_directory(root).join(name);
     let map = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
     let id = map.info()?.id();
     let mut programs = Vec::new();
