@@ -224,7 +224,7 @@ async fn a_client_that_has_a_backend_elsewhere_keeps_to_the_node_where_it_must()
     everyone.check(&questions).await
 }
 
-/// Scenarios 85 and 86.
+/// Scenarios 85, 86 and S9.
 #[tokio::test]
 async fn a_client_is_free_without_affinity_and_once_its_time_is_over() -> Result<()> {
     let mut everyone = Everyone::prepare().await?;
@@ -258,14 +258,19 @@ async fn a_client_is_free_without_affinity_and_once_its_time_is_over() -> Result
             }
         }
     }
-    // Idle for longer than its second, a client gets another backend sooner or later.
+    // Without a new connection for longer than its second, a client gets another backend sooner or
+    // later, however much it says over those that it has.
     let moving = [&*scene.client, aside].into_iter().flat_map(|from| vip(2).map(|to| (from, to)));
     let moving = moving.map(|(from, to)| async move {
         let first = heard(from, to).await?;
         assert_eq!(first.len(), 1, "86: {} → {to}", from.name());
+        let open = from.open(Ask::tcp(to)).await?;
         for _ in 0..30 {
-            // The time itself is what is asked for.
-            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            for _ in 0..4 {
+                // The time itself is what is asked for.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                assert!(first.contains(&open.ask().await?.name), "S9: {} → {to}", from.name());
+            }
             if !first.contains(&from.tcp(to).await?.name) {
                 return Ok(());
             }
