@@ -42,8 +42,7 @@ pub(crate) fn answer(ctx: &TcContext) -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn reject(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
-    let answered =
-        scratch(Hook::Ingress).and_then(|scratch| become_answer(&ctx, &mut scratch.headers));
+    let answered = scratch(Hook::Ingress).and_then(|scratch| become_answer(&ctx, &scratch.headers));
     if answered.is_some() { 0 } else { -1 }
 }
 
