@@ -34,6 +34,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use noise::{Noise, Watch};
 use proxies::Proxies;
 use report::{Report, Row, markdown, plot, table};
+use rounds::Programme;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -177,8 +178,10 @@ async fn traffic(
         let ready = proxies.bring_to(&arena, options, size, &mut report.skipped).await?;
         let rounds = options.rounds();
         bar.inc(rounds.turns(&measures, field) - rounds.turns(&measures, &ready));
+        let (measures, ready) = (&measures[..], &ready[..]);
+        let programme = Programme { measures, ready, services: size, rounds };
         let noise = &mut report.noise;
-        let rows = rounds::run(&arena, &measures, &ready, size, rounds, noise, bar).await?;
+        let rows = rounds::run(&mut arena, &proxies, programme, noise, bar).await?;
         report.rows.extend(rows);
         if wants_programs && is_last {
             let programs = programs::run(options, &arena, size, bar);
@@ -203,7 +206,7 @@ fn settings(options: &Options) -> BTreeMap<String, String> {
     let sizes: Vec<_> = options.sizes().iter().map(ToString::to_string).collect();
     let settings = [
         ("mode", options.pick("smoke", "quick", "full").to_owned()),
-        ("rounds", format!("{} of {} ms each", rounds.count, rounds.turn.as_millis())),
+        ("rounds", rounds.to_string()),
         ("services", sizes.join(", ")),
         ("endpoints of each", proxies::ENDPOINTS.to_string()),
     ];

@@ -59,9 +59,10 @@ impl Contender {
         }
     }
 
-    /// Whether it is told of Services by the Kubernetes API.
-    pub(super) const fn watches(self) -> bool {
-        matches!(self, Self::Shunt | Self::KubeProxyIptables | Self::KubeProxyNftables)
+    /// Whether the Kubernetes API knows its Services: Shunt may come to the place of the direct
+    /// path.
+    pub(super) const fn is_published(self) -> bool {
+        !matches!(self, Self::Iptables | Self::IptablesLegacy | Self::Nftables)
     }
 }
 

@@ -97,9 +97,9 @@ impl Options {
 
     /// How long and how often.
     pub(super) fn rounds(&self) -> Rounds {
-        let (count, millis) = self.pick((1, 50), (8, 80), (15, 250));
+        let (spells, count, millis) = self.pick((1, 1, 50), (2, 4, 80), (5, 3, 250));
         let brief = self.quick && self.only.is_empty();
-        Rounds { count, turn: Duration::from_millis(millis), brief }
+        Rounds { spells, count, turn: Duration::from_millis(millis), brief }
     }
 
     /// How long a baseline's tool may take to load its rules, before it is left out; nothing if

@@ -42,15 +42,12 @@ impl Proxies {
     /// Starts the agent and, if there is one, kube-proxy. They have no Services yet but those
     /// that are measured.
     pub(super) async fn start(arena: &mut Arena, kube_proxy: Option<&Path>) -> Result<Self> {
-        let watching = arena.corners.iter().filter(|corner| corner.contender.watches());
-        for entry in watching.flat_map(|corner| arena.measured(corner)) {
+        let published = arena.corners.iter().filter(|corner| corner.contender.is_published());
+        for entry in published.flat_map(|corner| arena.measured(corner)) {
             arena.cluster.api.apply(&entry.service())?;
             arena.cluster.api.apply(&entry.slice())?;
         }
-        if let Some(node) = arena.corner(Contender::Shunt).map(|corner| corner.node) {
-            let options = arena.cluster.options();
-            drop(arena.cluster.start_agent(node, &options)?.wait_synced().await?);
-        }
+        start_shunt(arena).await?;
         let mut kube_proxies = Vec::new();
         for corner in &arena.corners {
             let mode = match corner.contender {
@@ -68,6 +65,19 @@ impl Proxies {
             kube_proxies.push((corner.contender, child));
         }
         Ok(Self { loads: Loads::default(), kube_proxies, told: Told(0) })
+    }
+
+    /// Lets the direct path and Shunt change places. Shunt begins anew there, with maps of its own.
+    pub(super) async fn exchange(&self, arena: &mut Arena) -> Result<()> {
+        let Some(corner) = arena.corner(Contender::Shunt) else { return Ok(()) };
+        let node = corner.node;
+        let _status = arena.cluster.take_agent(node)?.terminate().await?;
+        let cleanup = arena.cluster.lab.node(node).shunt(&["cleanup"]).await?;
+        ensure!(cleanup.status == Some(0), "shunt cleanup: {}", cleanup.stderr);
+        arena.exchange().await?;
+        start_shunt(arena).await?;
+        let corner = arena.corner(Contender::Shunt).context("Shunt takes part")?;
+        self.told.wait_for_shunt(arena, corner).await
     }
 
     /// Brings everybody to `size` Services. Gives those who got there, and says of the others
@@ -180,7 +190,7 @@ impl Told {
 
     /// Waits until every frontend is in the kernel and has its backends.
     async fn wait_for_shunt(&self, arena: &Arena, corner: &Corner) -> Result<()> {
-        let measured = arena.corners.iter().filter(|corner| corner.contender.watches());
+        let measured = arena.corners.iter().filter(|corner| corner.contender.is_published());
         let ports: usize =
             measured.flat_map(|corner| arena.measured(corner)).map(|entry| entry.ports.len()).sum();
         // A measured port is a ClusterIP and a NodePort.
@@ -190,9 +200,18 @@ impl Told {
     }
 }
 
+/// Starts the agent in the corner of Shunt, if that takes part.
+async fn start_shunt(arena: &mut Arena) -> Result<()> {
+    if let Some(node) = arena.corner(Contender::Shunt).map(|corner| corner.node) {
+        let options = arena.cluster.options();
+        drop(arena.cluster.start_agent(node, &options)?.wait_synced().await?);
+    }
+    Ok(())
+}
+
 /// How many Services are measured, of those that the API knows.
 fn measured(arena: &Arena) -> usize {
-    2 * arena.corners.iter().filter(|corner| corner.contender.watches()).count()
+    2 * arena.corners.iter().filter(|corner| corner.contender.is_published()).count()
 }
 
 /// Waits until the maps below `root` hold that many frontends, and each has backends.

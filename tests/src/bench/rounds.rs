@@ -1,5 +1,6 @@
 //! Traffic, in interleaved rounds: in each round every contender has its turn at every
-//! measurement, in another order each time, so that what disturbs the machine disturbs all.
+//! measurement, in another order each time, so that what disturbs the machine disturbs all. Between
+//! the spells of a few rounds, the direct path and Shunt change places.
 //!
 //! Turns at one measurement in one round are a block: a block in which others were at work is
 //! not counted. Ratios are made inside a block, and their median over the blocks is the figure.
@@ -8,6 +9,7 @@ use super::arena::{Arena, Corner};
 use super::contender::Contender;
 use super::measure::{Measure, Way};
 use super::noise::{Block, Noise, QUIET_ROUNDS, Watch};
+use super::proxies::Proxies;
 use super::report::{Cell, Micros, Row};
 use super::stats::{self, Figure};
 use super::target::Verdict;
@@ -15,13 +17,16 @@ use crate::sprint::{Sprint, SprintReport};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 /// How long, how often, and for whom.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rounds {
-    /// How many rounds.
+    /// How many rounds in each spell.
     pub(super) count: usize,
+    /// How many spells.
+    pub(super) spells: usize,
     /// How long each turn in it is.
     pub(super) turn: Duration,
     /// Whether baselines take part only where the measurement compares with them.
@@ -38,28 +43,68 @@ impl Rounds {
     /// How many turns [`run`] takes.
     pub(super) fn turns(self, measures: &[Measure], contenders: &[Contender]) -> u64 {
         let turns = |measure| contenders.iter().filter(|who| self.has(**who, measure)).count();
-        (measures.iter().map(turns).sum::<usize>() * (self.count + 1)) as u64
+        (measures.iter().map(turns).sum::<usize>() * (self.count + 1) * self.spells) as u64
     }
 }
 
-/// The reports of all rounds, by measurement and contender; and how each block was disturbed.
+impl fmt::Display for Rounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { spells, count, turn, .. } = self;
+        write!(f, "{spells} × {count} of {} ms each", turn.as_millis())
+    }
+}
+
+/// What is measured, for whom, and with how many Services.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Programme<'a> {
+    /// The measurements.
+    pub(super) measures: &'a [Measure],
+    /// Those who have got there.
+    pub(super) ready: &'a [Contender],
+    /// How many Services there are.
+    pub(super) services: usize,
+    /// How long and how often.
+    pub(super) rounds: Rounds,
+}
+
+/// The reports of all rounds and what is wrong with them, by measurement and contender; and how
+/// each block was disturbed.
 #[derive(Default)]
 struct Results {
     reports: BTreeMap<(&'static str, Contender), Vec<SprintReport>>,
+    wrong: BTreeMap<(&'static str, Contender), String>,
     blocks: BTreeMap<&'static str, Vec<Block>>,
 }
 
-/// Measures `measures` for those in `ready`. One untimed round comes first, so that caches,
-/// neighbours and routes are warm.
+/// Runs a programme. An untimed round comes first in each spell, so that caches, neighbours and
+/// routes are warm.
 pub(super) async fn run(
-    arena: &Arena,
-    measures: &[Measure],
-    ready: &[Contender],
-    services: usize,
-    rounds: Rounds,
+    arena: &mut Arena,
+    proxies: &Proxies,
+    programme: Programme<'_>,
     noise: &mut Noise,
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
+    let Programme { measures, services, rounds, .. } = programme;
+    let mut results = Results::default();
+    for number in 0..rounds.spells {
+        if number > 0 {
+            bar.set_message(format!("{services} services: changing places"));
+            proxies.exchange(arena).await?;
+        }
+        results.add(spell(arena, programme, noise, bar).await?);
+    }
+    Ok(measures.iter().map(|measure| row(measure, programme, &results, noise)).collect())
+}
+
+/// A few rounds with everybody in one place.
+async fn spell(
+    arena: &Arena,
+    programme: Programme<'_>,
+    noise: &mut Noise,
+    bar: &ProgressBar,
+) -> Result<Results> {
+    let Programme { measures, ready, services, rounds } = programme;
     let watch = Watch::new();
     let mut results = Results::default();
     for number in 0..=rounds.count {
@@ -85,8 +130,32 @@ pub(super) async fn run(
             }
         }
     }
-    let row = |measure| row(arena, measure, ready, services, &results, noise);
-    Ok(measures.iter().map(row).collect())
+    for measure in measures {
+        for corner in &arena.corners {
+            let key = (measure.key, corner.contender);
+            let ids = arena.ids(corner, measure.way);
+            let reports = results.reports.get(&key).map_or(&[][..], Vec::as_slice);
+            if let Some(words) = wrong(measure, corner.contender, reports, &ids) {
+                let _first = results.wrong.insert(key, words);
+            }
+        }
+    }
+    Ok(results)
+}
+
+impl Results {
+    /// Adds those of a later spell.
+    fn add(&mut self, later: Self) {
+        for (key, reports) in later.reports {
+            self.reports.entry(key).or_default().extend(reports);
+        }
+        for (key, blocks) in later.blocks {
+            self.blocks.entry(key).or_default().extend(blocks);
+        }
+        for (key, words) in later.wrong {
+            let _first = self.wrong.entry(key).or_insert(words);
+        }
+    }
 }
 
 /// One contender's turn. That its proxy fails is a report, not an error.
@@ -107,15 +176,9 @@ async fn once(
     }))
 }
 
-fn row(
-    arena: &Arena,
-    measure: &Measure,
-    ready: &[Contender],
-    services: usize,
-    results: &Results,
-    noise: &Noise,
-) -> Row {
-    let mut row = Row::new(measure.key, measure.what, Some(services), measure.unit());
+fn row(measure: &Measure, programme: Programme<'_>, results: &Results, noise: &Noise) -> Row {
+    let services = Some(programme.services);
+    let mut row = Row::new(measure.key, measure.what, services, measure.unit());
     row.target = measure.target;
     let blocks = results.blocks.get(measure.key).map_or(&[][..], Vec::as_slice);
     let mut quiet: Vec<_> =
@@ -129,7 +192,7 @@ fn row(
         |contender| results.reports.get(&(measure.key, contender)).map_or(&[][..], Vec::as_slice);
     let rate = |report: &SprintReport| report.per_second() / measure.scale();
     let direct = all(Contender::Direct);
-    for contender in ready.iter().copied() {
+    for contender in programme.ready.iter().copied() {
         let own = all(contender);
         let of = |reports: &[SprintReport], index: usize| reports.get(index).map(rate);
         let Some(figure) = Figure::of(quiet.iter().filter_map(|index| of(own, *index))) else {
@@ -142,8 +205,7 @@ fn row(
         let of_direct = Figure::of(quiet.iter().filter_map(ratio)).filter(|_| !refused);
         let counted: Vec<_> = quiet.iter().filter_map(|index| own.get(*index)).collect();
         let latency = measure.deed.has_latency().then(|| micros(&counted)).flatten();
-        let ids = arena.corner(contender).map(|corner| arena.ids(corner, measure.way));
-        let wrong = wrong(measure, contender, own, &ids.unwrap_or_default());
+        let wrong = results.wrong.get(&(measure.key, contender)).cloned();
         drop(row.cells.insert(contender, Cell { figure, of_direct, latency, wrong }));
     }
     row.verdict = judge(&row, refused);
@@ -177,6 +239,9 @@ fn wrong(
     reports: &[SprintReport],
     ids: &[u16],
 ) -> Option<String> {
+    if reports.is_empty() {
+        return None;
+    }
     if let Some(report) = reports.iter().find(|report| report.failed > 0 || report.count == 0) {
         let first = report.failure.as_ref().map_or("nothing came".to_owned(), ToString::to_string);
         return Some(format!("{} of {} failed, the first: {first}", report.failed, report.count));

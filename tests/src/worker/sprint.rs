@@ -1,6 +1,7 @@
 //! Sprints, in a thread of its own on the first CPU: blocking sockets where there is one at a
 //! time, epoll where there are many.
 
+mod batch;
 mod knock;
 mod many;
 mod names;

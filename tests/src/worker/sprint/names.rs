@@ -1,7 +1,8 @@
-//! DNS queries over one UDP socket, as fast as they are answered; every reply is checked.
+//! DNS queries over one UDP socket, as fast as they are answered; every reply is checked. Of many at
+//! once, all go with one system call, so that the asking is the smaller part of the work.
 
-use super::PATIENCE;
 use super::one::bound;
+use super::{PATIENCE, batch};
 use crate::sprint::{NameSprint, Question, SprintReport};
 use crate::traffic::Failure;
 use crate::worker::latency::Histogram;
@@ -20,7 +21,8 @@ pub(super) fn run(sprint: &NameSprint) -> io::Result<SprintReport> {
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut report = SprintReport::default();
     let mut latency = Histogram::default();
-    let mut queries: Vec<_> = sprint.questions.iter().map(|each| each.query.clone()).collect();
+    let each = sprint.questions.iter().cycle().take(sprint.questions.len().max(sprint.at_once));
+    let mut queries: Vec<_> = each.map(|question| question.query.clone()).collect();
     let checks: Vec<_> = sprint.questions.iter().map(Check::new).collect();
     let mut next = 0_u16;
     let started = Instant::now();
@@ -29,7 +31,7 @@ pub(super) fn run(sprint: &NameSprint) -> io::Result<SprintReport> {
         let asked = if sprint.at_once == 1 {
             in_turn(&socket, &mut queries, &checks, &mut next)
         } else {
-            at_once(&socket, &mut queries, &checks, sprint.at_once, &mut next)
+            at_once(&socket, &mut queries, &checks, &mut next)
         };
         match asked {
             Ok(count) => report.count += count as u64,
@@ -70,29 +72,33 @@ fn in_turn(
     Ok(queries.len())
 }
 
-/// Sends `count` queries, and then takes the replies in any order.
+/// Sends all of `queries` at once, whose questions are those of `checks` again and again, and takes
+///  the replies in any order.
 fn at_once(
     socket: &UdpSocket,
     queries: &mut [Vec<u8>],
     checks: &[Check<'_>],
-    count: usize,
     next: &mut u16,
 ) -> io::Result<usize> {
-    let mut reply = [0; 4096];
-    let kinds = queries.len();
-    for number in 0..count {
-        ask(socket, &mut queries[number % kinds], next.wrapping_add(number as u16))?;
+    for (number, query) in queries.iter_mut().enumerate() {
+        query[..2].copy_from_slice(&next.wrapping_add(number as u16).to_be_bytes());
     }
-    for _ in 0..count {
-        let length = receive(socket, &mut reply)?;
-        let number = usize::from(number_of(&reply).wrapping_sub(*next));
-        if number >= count {
-            return Err(io::Error::other("a reply to another query"));
+    batch::send(socket, queries)?;
+    let mut replies = [[0; 1232]; batch::MOST];
+    let mut missing = queries.len();
+    while missing > 0 {
+        let (count, lengths) = batch::receive(socket, &mut replies[..missing])?;
+        for (reply, length) in replies.iter().zip(lengths).take(count) {
+            let number = usize::from(number_of(reply).wrapping_sub(*next));
+            if number >= queries.len() {
+                return Err(io::Error::other("a reply to another query"));
+            }
+            checks[number % checks.len()].holds(&reply[..length])?;
         }
-        checks[number % kinds].holds(&reply[..length])?;
+        missing -= count;
     }
-    *next = next.wrapping_add(count as u16);
-    Ok(count)
+    *next = next.wrapping_add(queries.len() as u16);
+    Ok(queries.len())
 }
 
 /// The number of the query that a reply is to.
