@@ -18,7 +18,8 @@ use crate::packet::{Skb, is_unfinished};
 use crate::reject::sum_bytes;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_sk_storage_get, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_redirect, bpf_redirect_peer, bpf_sk_storage_get, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::ptr;
@@ -34,7 +35,9 @@ use proxy_ebpf::{Addr, Port, Proto};
 /// No outcome yet: on to the next step.
 const GO: u32 = u32::MAX;
 
-/// `pkt_type` of a packet that the link has sent to all, or to many (linux/if_packet.h).
+/// `pkt_type` of a packet that the link has sent to this host, to all, or to many
+/// (linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
 
@@ -68,8 +71,24 @@ pub(crate) fn at_ingress(ctx: &TcContext) -> i32 {
     if outcome > Outcome::NoName as u32 {
         return TCX_NEXT;
     }
+    send_back(ctx)
+}
+
+/// Gives the reply to the pod behind the device that the query came by: without another look at
+/// the packet and another turn in a queue, if the device is one end of a pair.
+#[inline(always)]
+fn send_back(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
     // SAFETY: the context is valid; the verifier checks the access.
     let ifindex = unsafe { (*skb).ifindex };
+    // SAFETY: one word is read; elements change only when a device does.
+    let has_peer = unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.netns >= 0);
+    // The other end does not compare the packet's link-layer address with its own.
+    // SAFETY: the context is valid.
+    if has_peer && unsafe { bpf_skb_change_type(skb, PACKET_HOST) } == 0 {
+        // SAFETY: no preconditions; since Linux 5.10.
+        return unsafe { bpf_redirect_peer(ifindex, 0) as i32 };
+    }
     // SAFETY: no preconditions.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
