@@ -2,9 +2,9 @@
 //!
 //! See [`proxy_ebpf::flow`] for what they are.
 
-use crate::filter;
 use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST, now};
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use crate::{filter, tuple};
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
@@ -63,9 +63,13 @@ pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
 /// Makes the entries of a new flow, the reply's first: once a packet can be translated, so can
 /// its answer.
 #[inline(always)]
-pub(crate) fn remember(headers: &Headers, forward: &mut FlowValue) -> Result<(), Outcome> {
+pub(crate) fn remember(
+    ctx: &TcContext,
+    headers: &Headers,
+    forward: &mut FlowValue,
+) -> Result<(), Outcome> {
     match insert_reply(headers, forward) {
-        Err(Outcome::Collision) => change_port(headers, forward)?,
+        Err(Outcome::Collision) => change_port(ctx, headers, forward)?,
         result => result?,
     }
     if forward.flags.has(FlowFlags::SNAT) {
@@ -124,7 +128,7 @@ fn insert_reply(headers: &Headers, forward: &FlowValue) -> Result<(), Outcome> {
 /// Lets the flow seem to come from another port of its client, and makes the entry for the
 /// replies. A later connection of the client's port to the frontend comes from there as well.
 #[inline(never)]
-fn change_port(headers: &Headers, forward: &mut FlowValue) -> Result<(), Outcome> {
+fn change_port(ctx: &TcContext, headers: &Headers, forward: &mut FlowValue) -> Result<(), Outcome> {
     // Its checksum covers the ports, and is no sum.
     if headers.proto == Proto::SCTP {
         return Err(Outcome::Collision);
@@ -136,7 +140,7 @@ fn change_port(headers: &Headers, forward: &mut FlowValue) -> Result<(), Outcome
         .with_client_port(headers.src.port);
     let client = End { addr: headers.src.addr, port: known };
     let key = FlowKey::new(Hook::Egress, forward.end(), client, headers.proto);
-    forward.client_port = claim_port(key, reply)?;
+    forward.client_port = claim_port(ctx, key, reply)?;
     Ok(())
 }
 
@@ -198,7 +202,7 @@ pub(crate) fn give_snat(
     let may_stay = own >= SNAT_PORT_FIRST.load() && own <= SNAT_PORT_LAST.load();
     let port = if may_stay { client.port } else { Port::default() };
     let reply_key = FlowKey::new(Hook::Ingress, key.dst(), End { addr, port }, key.proto);
-    let port = claim_port(reply_key, reply)?;
+    let port = claim_port(ctx, reply_key, reply)?;
     *value = value.with_end(End { addr, port });
     Ok(())
 }
@@ -206,7 +210,7 @@ pub(crate) fn give_snat(
 /// Makes `reply` the entry under `key` with another receiving port: the one in `key`, unless it is
 /// 0 or taken, or else the one of the SNAT range that was given out longest ago. Returns the port.
 #[inline(always)]
-fn claim_port(key: FlowKey, reply: FlowValue) -> Result<Port, Outcome> {
+fn claim_port(ctx: &TcContext, key: FlowKey, reply: FlowValue) -> Result<Port, Outcome> {
     let hook = key.hook() as u32;
     let (sender, wanted) = (key.src().addr, key.dst().port);
     let search = SEARCHES.get_ptr_mut(hook).ok_or(Outcome::Inconsistent)?;
@@ -215,7 +219,7 @@ fn claim_port(key: FlowKey, reply: FlowValue) -> Result<Port, Outcome> {
     for attempt in 0..SNAT_TRIES {
         let is_wanted = attempt == 0 && wanted != Port::default();
         let port = if is_wanted { wanted } else { next_port(sender)? };
-        if claim(hook, port.network().into()) != 0 {
+        if claim(ctx.skb.skb, hook, port.network().into()) != 0 {
             return Ok(port);
         }
     }
@@ -239,12 +243,12 @@ fn next_port(backend: Addr) -> Result<Port, Outcome> {
 }
 
 /// Makes the entry that the search of the hook of this number is for, with the port `port` in
-/// network byte order. Returns 0 if the port is taken.
+/// network byte order. Returns 0 if the port is taken, at the node's addresses by a socket too.
 ///
 /// Global: the verifier looks at it once, and not for each port that may be tried.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn claim(hook: u32, port: u32) -> u32 {
+extern "C" fn claim(skb: *mut __sk_buff, hook: u32, port: u32) -> u32 {
     // SAFETY: as in `claim_port`, the only caller.
     let Some(Search { key, reply }) =
         SEARCHES.get_ptr_mut(hook).map(|search| unsafe { &mut *search })
@@ -252,6 +256,9 @@ extern "C" fn claim(hook: u32, port: u32) -> u32 {
         return 0;
     };
     *key = key.with_dst_port(Port::from_network(port as u16));
+    if hook == Hook::Ingress as u32 && tuple::is_of_node(skb, key.proto, key.src(), key.dst()) {
+        return 0;
+    }
     let claimed = insert(key, reply, BPF_NOEXIST).is_ok()
         || is_left(key, reply) && insert(key, reply, BPF_ANY).is_ok();
     claimed.into()

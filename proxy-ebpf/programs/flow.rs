@@ -323,7 +323,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool, forward: &mut FlowV
         }
         _ => return pass(Outcome::Inconsistent),
     }
-    match remember(headers, forward) {
+    match remember(ctx, headers, forward) {
         Ok(()) => begin(ctx, headers, forward),
         Err(outcome) => {
             let service = forward.service;

@@ -26,6 +26,7 @@ mod packet;
 mod reject;
 mod retired;
 mod socket;
+mod tuple;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};

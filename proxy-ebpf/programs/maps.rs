@@ -163,9 +163,9 @@ static NODE_PORT_LAST: Global<u16> = Global::new(32_767);
 #[unsafe(no_mangle)]
 static MASQUERADE_ALL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
-pub(crate) static SNAT_PORT_FIRST: Global<u16> = Global::new(61_000);
+pub(crate) static SNAT_PORT_FIRST: Global<u16> = Global::new(1_024);
 #[unsafe(no_mangle)]
-pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(65_535);
+pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(29_999);
 
 #[unsafe(no_mangle)]
 pub(crate) static DNS_INTERVAL: Global<u64> = Global::new(0);

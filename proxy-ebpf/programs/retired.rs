@@ -6,16 +6,13 @@
 //! socket asked for; the replies seem to come from the backend that it is connected to.
 
 use crate::maps::{DEVICES, KernelTables, RETIRED, UDP_PEERS, backend_state, node_ports};
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{
-    BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
-};
+use crate::tuple;
+use aya_ebpf::bindings::BPF_TCP_ESTABLISHED;
 use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use core::{mem, ptr};
+use core::ptr;
 use proxy_ebpf::Proto;
 use proxy_ebpf::choose::{Destination, find_frontend};
 use proxy_ebpf::flow::End;
@@ -44,7 +41,8 @@ pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
     if netns < 0 {
         return false;
     }
-    let socket = find(ctx, headers, netns as u64);
+    // As a packet to the socket would name them: the socket is the destination.
+    let socket = tuple::udp_socket(ctx.skb.skb, headers.dst, headers.src, netns as u64);
     if socket.is_null() {
         return false;
     }
@@ -83,28 +81,4 @@ pub(crate) fn frontend() -> FrontendValue {
     let to = Destination { addr, port, proto: Proto::UDP };
     find_frontend(&KernelTables, to, node_ports(), false)
         .map_or(FrontendValue::NONE, |(_, value)| value)
-}
-
-/// The socket that sent the packet, in the namespace of id `netns`; null if there is none. It
-/// must be released.
-#[inline(always)]
-fn find(ctx: &TcContext, headers: &Headers, netns: u64) -> *mut bpf_sock {
-    // As a packet to the socket would name them: the socket is the destination.
-    let (far, near) = (headers.dst, headers.src);
-    let (sport, dport) = (far.port.network(), near.port.network());
-    // SAFETY: a union of plain integers; all of it is written.
-    let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
-    let size = if far.addr.is_v4() {
-        let (saddr, daddr) = (far.addr.v4_word(), near.addr.v4_word());
-        tuple.__bindgen_anon_1.ipv4 =
-            bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 { saddr, daddr, sport, dport };
-        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>()
-    } else {
-        let (saddr, daddr) = (far.addr.words(), near.addr.words());
-        tuple.__bindgen_anon_1.ipv6 =
-            bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 { saddr, daddr, sport, dport };
-        size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>()
-    };
-    // SAFETY: the tuple is as long as the size says; since Linux 4.20.
-    unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size as u32, netns, 0) }
 }

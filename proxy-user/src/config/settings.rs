@@ -145,7 +145,7 @@ pub(super) const SETTINGS: [Setting; 33] = [
     Setting {
         name: "snat-port-range",
         value: "FIRST-LAST",
-        default: Some("61000-65535"),
+        default: Some("1024-29999"),
         help: "The ports that the packet path gives out, at the node's address and, where a client's \
                own is taken at a backend, at the client's; they must lie outside the NodePorts and \
                net.ipv4.ip_local_port_range",

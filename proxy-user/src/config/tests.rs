@@ -46,7 +46,7 @@ fn the_defaults_suit_a_kubeadm_node() {
             detect_local: DetectLocal::ClusterCidr,
             node_port_addresses: NodePortAddresses::Primary,
             node_port_range: PortRange { first: 30_000, last: 32_767 },
-            snat_port_range: PortRange { first: 61_000, last: 65_535 },
+            snat_port_range: PortRange { first: 1_024, last: 29_999 },
             masquerade_all: false,
             external_ips: true,
             dns: None,

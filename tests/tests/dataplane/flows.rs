@@ -222,6 +222,33 @@ async fn snat_ports_lie_in_their_range() -> Result<()> {
     Ok(())
 }
 
+/// Else the answers to the node's own socket would go to the client.
+#[tokio::test]
+async fn no_snat_port_is_one_where_the_node_has_a_socket() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61103")]).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let node = scene.cluster.lab.node(0);
+    let backends = scene.web[1].addrs().at(8080);
+    for (family, to) in node.addrs().at(node_port(1)).into_iter().enumerate() {
+        for ask in [Ask::tcp, Ask::udp] {
+            let own = node.addrs().at(61_102)[family];
+            let socket = node.open(ask(backends[family]).from(own)).await?;
+            let mut ports = BTreeSet::new();
+            let mut open = Vec::new();
+            for _ in 0..3 {
+                let client = outsider.open(ask(to)).await?;
+                ports.insert(client.ask().await?.client.port());
+                open.push(client);
+            }
+            assert_eq!(ports, BTreeSet::from([61_100, 61_101, 61_103]), "{:?}", ask(to));
+            assert_eq!(socket.ask().await?.client, own);
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn without_a_free_snat_port_a_flow_is_dropped_and_counted_and_others_go_on() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
