@@ -6,7 +6,7 @@ use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use lab::cluster::Cluster;
 use lab::objects;
-use lab::{LabConfig, NameExchange, NameServer, Pod};
+use lab::{Cni, LabConfig, NameExchange, NameServer, Pod};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -60,7 +60,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) async fn prepare() -> Result<Self> {
-        let cluster = Cluster::without_agents(LabConfig::default()).await?;
+        Self::prepare_on(Cni::default()).await
+    }
+
+    pub(crate) async fn prepare_on(cni: Cni) -> Result<Self> {
+        let cluster = Cluster::without_agents(LabConfig { cni, ..Default::default() }).await?;
         let lab = &cluster.lab;
         let (client, dns) = futures::try_join!(
             lab.add_pod(lab.node(0), "client"),
