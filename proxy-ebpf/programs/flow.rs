@@ -8,8 +8,8 @@
 use crate::affinity::choose;
 use crate::entries::{flow, give_snat, gives_way, keep_sibling, make_way, remember};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, Scratch, backend_state, count, count_service,
-    hides_clients, is_service_addr, node_ports, now, random, scratch,
+    self, CLUSTER_CIDRS, DEVICES, KernelTables, Scratch, count, count_service, hides_clients,
+    is_service_addr, node_ports, now, random, scratch,
 };
 use crate::{filter, fragment, packet, reject, retired};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -226,8 +226,7 @@ fn was_refused(key: &FlowKey, value: &FlowValue) -> bool {
 
 #[inline(always)]
 fn serves(value: &FlowValue) -> bool {
-    let End { addr, port } = value.end();
-    backend_state(value.backend).serves(value.service, addr, port)
+    maps::serves(value.backend, value.service, value.end())
 }
 
 /// Translates a packet of a known flow.

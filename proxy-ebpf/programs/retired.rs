@@ -5,7 +5,7 @@
 //! There the packet path looks whose they are, and gives them a backend of the service that the
 //! socket asked for; the replies seem to come from the backend that it is connected to.
 
-use crate::maps::{DEVICES, KernelTables, RETIRED, UDP_PEERS, backend_state, node_ports};
+use crate::maps::{self, DEVICES, KernelTables, RETIRED, UDP_PEERS, is_resolver_port, node_ports};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
@@ -32,7 +32,7 @@ static SCRATCH: PerCpuArray<Translation, 1> = PerCpuArray::new();
 #[inline(never)]
 pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
     // Spares every other datagram the search for its socket.
-    if RETIRED.get_ptr(&headers.dst).is_none() {
+    if !is_resolver_port(headers.dst.port) && RETIRED.get_ptr(&headers.dst).is_none() {
         return false;
     }
     // SAFETY: the context is valid; the verifier checks the access.
@@ -75,8 +75,7 @@ pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
 #[inline(never)]
 pub(crate) fn frontend() -> FrontendValue {
     let Some(translation) = SCRATCH.get(0) else { return FrontendValue::NONE };
-    let End { addr, port } = translation.backend();
-    if backend_state(translation.backend_id).serves(translation.service, addr, port) {
+    if maps::serves(translation.backend_id, translation.service, translation.backend()) {
         return FrontendValue::NONE;
     }
     let End { addr, port } = translation.frontend();
