@@ -1,6 +1,7 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
 mod clients;
+mod resolver;
 
 use super::*;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
@@ -286,22 +287,6 @@ fn a_draining_backend_is_not_chosen_but_still_serves() {
     let mut restarted = Applier::restore(applier.store).unwrap();
     assert_eq!(restarted.apply_all(&tables), []);
     assert_eq!(ids(&restarted, "web"), before, "its id survives a restart too");
-}
-
-#[test]
-fn resolver_is_the_last_one_of_its_range() {
-    let mut applier = applier();
-    let mut tables = tables(&[("dns", 1, &[])]);
-    let mut row = row(&[11, 12], &[13]);
-    let serving = BackendFlags::SERVING.with(BackendFlags::RESOLVER);
-    row.all = [&[(backend(2), serving)], &row.all[..]].concat().into();
-    tables.services.insert(service("dns"), row.into());
-    assert_eq!(applier.apply_all(&tables), []);
-    let range = applier.store.frontends[&frontend(1)].range();
-    let last = applier.store.slot(range + 4);
-    assert_eq!((last.addr, last.flags), (addr(2), serving));
-    let state = applier.store.backend(last.backend);
-    assert!(state.flags().has(BackendFlags::RESOLVER));
 }
 
 /// Scenario 108.
