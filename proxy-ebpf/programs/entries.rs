@@ -17,6 +17,9 @@ use proxy_ebpf::{Addr, Port, Proto};
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
 
+/// The flags that the entries of a flow have in common.
+const KEPT: FlowFlags = FlowFlags::SNAT.with(FlowFlags::MOVED);
+
 /// What a port is looked for: an entry for replies, but for its port.
 #[repr(C)]
 struct Search {
@@ -51,8 +54,7 @@ pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
     let client_port = sibling_port(key, value);
     let (key, end) = sibling(key, value);
     if FLOWS.get_ptr(&key).is_none() {
-        let flags =
-            FlowFlags((value.flags.0 & FlowFlags::SNAT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
+        let flags = FlowFlags((value.flags.0 & KEPT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
         let value = FlowValue::new(end, flags, value.service, value.backend, value.seen)
             .with_client_port(client_port);
         // Full or just made by another CPU: the next packet tries again.

@@ -235,9 +235,11 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
     let FlowValue { client_port, .. } = *value;
     let (to, service) = (value.end(), value.service);
     note(headers, key, value);
+    let moved = key.hook() == Hook::Ingress && value.flags.has(FlowFlags::MOVED);
     if packet::translate(ctx, headers, key.hook(), &to).is_none()
         || client_port != Port::default()
             && packet::translate_port(ctx, headers, key.hook(), client_port).is_none()
+        || moved && !retired::lead_to_node(ctx)
     {
         return drop(Outcome::RewriteFailed);
     }
@@ -322,6 +324,9 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool, forward: &mut FlowV
         }
         _ => return pass(Outcome::Inconsistent),
     }
+    if moves {
+        forward.flags = forward.flags.with(FlowFlags::MOVED);
+    }
     match remember(headers, forward) {
         Ok(()) => begin(ctx, headers, forward),
         Err(outcome) => {
@@ -341,7 +346,9 @@ fn begin(ctx: &TcContext, headers: &Headers, forward: &FlowValue) -> Verdict {
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    if packet::rewrite(ctx, headers, Hook::Ingress, &forward.end()).is_none() {
+    if packet::rewrite(ctx, headers, Hook::Ingress, &forward.end()).is_none()
+        || forward.flags.has(FlowFlags::MOVED) && !retired::lead_to_node(ctx)
+    {
         return drop(Outcome::RewriteFailed);
     }
     if !forward.changes_port() {

@@ -17,7 +17,7 @@ use proxy_ebpf::dns::{NameKey, NameValue, Work, Zone};
 use proxy_ebpf::flow::Hook;
 use proxy_ebpf::flow::{End, FlowKey, FlowValue, Stamp};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
-use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
@@ -62,6 +62,11 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityRecord, { maps::AFFI
 
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
+
+/// The bridges that devices are ports of. The agent writes it before it attaches programs; nobody
+/// else needs it.
+#[btf_map(name = "bridges")]
+pub(crate) static BRIDGES: HashMap<u32, LinkAddr, { maps::DEVICES as usize }> = HashMap::new();
 
 #[btf_map(name = "retired")]
 pub(crate) static RETIRED: LruHashMap<End, ServiceId, { maps::RETIRED as usize }> =

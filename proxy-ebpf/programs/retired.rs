@@ -5,7 +5,9 @@
 //! There the packet path looks whose they are, and gives them a backend of the service that the
 //! socket asked for; the replies seem to come from the backend that it is connected to.
 
-use crate::maps::{self, DEVICES, KernelTables, RETIRED, UDP_PEERS, is_resolver_port, node_ports};
+use crate::maps::{
+    self, BRIDGES, DEVICES, KernelTables, RETIRED, UDP_PEERS, is_resolver_port, node_ports,
+};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
@@ -20,6 +22,7 @@ use proxy_ebpf::Proto;
 use proxy_ebpf::choose::{Destination, find_frontend};
 use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::FrontendValue;
+use proxy_ebpf::node::LinkAddr;
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::socket::{Translation, UdpPeers};
 
@@ -82,6 +85,21 @@ pub(crate) fn frontend() -> FrontendValue {
     let to = Destination { addr, port, proto: Proto::UDP };
     find_frontend(&KernelTables, to, node_ports(), false)
         .map_or(FrontendValue::NONE, |(_, value)| value)
+}
+
+/// Addresses the frame to the bridge that it came to, and so to the node, if it came to one.
+///
+/// A socket's backend on the same bridge has the frames for itself: they would go to a pod that
+/// does not know the address that they have now, or to none.
+#[inline(never)]
+pub(crate) fn lead_to_node(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid; the verifier checks the access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: one word is read; elements change only when a device does.
+    let Some(LinkAddr { bytes, .. }) = (unsafe { BRIDGES.get(ifindex) }).copied() else {
+        return true;
+    };
+    ctx.store(0, &bytes, 0).is_ok()
 }
 
 /// The socket that sent the packet, in the namespace of id `netns`; null if there is none. It

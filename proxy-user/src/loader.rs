@@ -274,6 +274,7 @@ impl Dataplane {
     pub fn write_node(&mut self, rows: &NodeRows) -> Result<u64, LoadError> {
         let addrs = sync_hash(&mut self.ebpf, "node_addrs", &rows.addrs)?;
         let devices = sync_hash(&mut self.ebpf, "devices", &rows.devices)?;
+        let bridges = sync_hash(&mut self.ebpf, "bridges", &rows.bridges)?;
         let cidrs = match &rows.service_cidrs {
             Some(cidrs) => {
                 self.addr_filter.lock().cover(cidrs);
@@ -283,7 +284,7 @@ impl Dataplane {
         };
         let networks = sync_trie(&mut self.ebpf, "cluster_cidrs", &rows.cluster_cidrs)?;
         let pods = sync_hash(&mut self.ebpf, "pod_addrs", &rows.pod_addrs)?;
-        Ok(addrs + devices + cidrs + networks + pods)
+        Ok(addrs + devices + bridges + cidrs + networks + pods)
     }
 
     /// Lets queries come to the resolver's `socket` at `addr` for as long as it is open.
