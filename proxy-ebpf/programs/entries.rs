@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, sibling, sibling_port};
+use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, Stamp, sibling, sibling_port};
 use proxy_ebpf::maps;
 use proxy_ebpf::outcome::Outcome;
 use proxy_ebpf::packet::Headers;
@@ -16,6 +16,9 @@ use proxy_ebpf::{Addr, Port, Proto};
 
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
+
+/// The flags that the entries of a flow have in common.
+const KEPT: FlowFlags = FlowFlags::SNAT.with(FlowFlags::MOVED);
 
 /// What a port is looked for: an entry for replies, but for its port.
 #[repr(C)]
@@ -51,8 +54,7 @@ pub(crate) fn keep_sibling(key: &FlowKey, value: &FlowValue) {
     let client_port = sibling_port(key, value);
     let (key, end) = sibling(key, value);
     if FLOWS.get_ptr(&key).is_none() {
-        let flags =
-            FlowFlags((value.flags.0 & FlowFlags::SNAT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
+        let flags = FlowFlags((value.flags.0 & KEPT.0) | (!value.flags.0 & FlowFlags::REPLY.0));
         let value = FlowValue::new(end, flags, value.service, value.backend, value.seen)
             .with_client_port(client_port);
         // Full or just made by another CPU: the next packet tries again.
@@ -154,21 +156,33 @@ fn port_of(headers: &Headers, forward: &FlowValue) -> Port {
     }
 }
 
-/// Makes way for datagrams past all services, which begin with this one: an earlier flow, through
-/// a service to the same backend from the same port of the client, would take the answers for its
-/// own. Those that passed within this second keep their entries.
+/// Makes way for a datagram past all services: a flow through a service, to the same backend from
+/// the same port of the client, would take the answer for its own. Who has asked last is answered:
+/// the next datagram of the flow makes its entries again.
 #[inline(never)]
 pub(crate) fn make_way(headers: &Headers) {
+    if headers.proto != Proto::UDP {
+        return;
+    }
     let key = FlowKey::new(Hook::Egress, headers.dst, headers.src, headers.proto);
     let Some(reply) = flow(&key) else { return };
-    let (forward_key, _) = sibling(&key, reply);
-    let rests = reply.seen != now() && flow(&forward_key).is_none_or(|other| other.seen != now());
-    if headers.proto == Proto::UDP && rests && reply.flags.has(FlowFlags::REPLY) {
-        // Gone already, if not removed.
-        let _gone = FLOWS.remove(&key);
-        let snat_key = FlowKey::new(Hook::Egress, headers.src, headers.dst, headers.proto);
-        let _gone = FLOWS.remove(&snat_key);
+    if !reply.flags.has(FlowFlags::REPLY) {
+        return;
     }
+    let (forward_key, _) = sibling(&key, reply);
+    // What is gone already needs no removal.
+    if reply.flags.has(FlowFlags::SNAT) {
+        // Only a new flow makes the entries that hide the client.
+        let _gone = FLOWS.remove(&forward_key);
+        let key = FlowKey::new(Hook::Egress, headers.src, headers.dst, headers.proto);
+        if let Some(snat) = flow(&key) {
+            let _gone = FLOWS.remove(&sibling(&key, snat).0);
+            let _gone = FLOWS.remove(&key);
+        }
+    } else if let Some(forward) = flow(&forward_key) {
+        forward.seen = Stamp(forward.seen.0.wrapping_sub(1));
+    }
+    let _gone = FLOWS.remove(&key);
 }
 
 /// Whether a connection past all services begins in the place of the one that `value` under `key`

@@ -8,8 +8,8 @@
 use crate::affinity::choose;
 use crate::entries::{flow, give_snat, gives_way, keep_sibling, make_way, remember};
 use crate::maps::{
-    CLUSTER_CIDRS, DEVICES, KernelTables, Scratch, backend_state, count, count_service,
-    hides_clients, is_service_addr, node_ports, now, random, scratch,
+    self, CLUSTER_CIDRS, DEVICES, KernelTables, Scratch, count, count_service, hides_clients,
+    is_service_addr, node_ports, now, random, scratch,
 };
 use crate::{filter, fragment, packet, reject, retired};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
@@ -226,8 +226,7 @@ fn was_refused(key: &FlowKey, value: &FlowValue) -> bool {
 
 #[inline(always)]
 fn serves(value: &FlowValue) -> bool {
-    let End { addr, port } = value.end();
-    backend_state(value.backend).serves(value.service, addr, port)
+    maps::serves(value.backend, value.service, value.end())
 }
 
 /// Translates a packet of a known flow.
@@ -236,9 +235,11 @@ fn matched(ctx: &TcContext, headers: &Headers, key: &FlowKey, value: &mut FlowVa
     let FlowValue { client_port, .. } = *value;
     let (to, service) = (value.end(), value.service);
     note(headers, key, value);
+    let moved = key.hook() == Hook::Ingress && value.flags.has(FlowFlags::MOVED);
     if packet::translate(ctx, headers, key.hook(), &to).is_none()
         || client_port != Port::default()
             && packet::translate_port(ctx, headers, key.hook(), client_port).is_none()
+        || moved && !retired::lead_to_node(ctx)
     {
         return drop(Outcome::RewriteFailed);
     }
@@ -323,6 +324,9 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool, forward: &mut FlowV
         }
         _ => return pass(Outcome::Inconsistent),
     }
+    if moves {
+        forward.flags = forward.flags.with(FlowFlags::MOVED);
+    }
     match remember(ctx, headers, forward) {
         Ok(()) => begin(ctx, headers, forward),
         Err(outcome) => {
@@ -342,7 +346,9 @@ fn begin(ctx: &TcContext, headers: &Headers, forward: &FlowValue) -> Verdict {
         counters.packets += 1;
         counters.bytes += bytes;
     });
-    if packet::rewrite(ctx, headers, Hook::Ingress, &forward.end()).is_none() {
+    if packet::rewrite(ctx, headers, Hook::Ingress, &forward.end()).is_none()
+        || forward.flags.has(FlowFlags::MOVED) && !retired::lead_to_node(ctx)
+    {
         return drop(Outcome::RewriteFailed);
     }
     if !forward.changes_port() {

@@ -5,7 +5,8 @@
 use crate::fragment;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, SockMap};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::{Global, helpers};
 use core::ptr;
@@ -16,14 +17,14 @@ use proxy_ebpf::dns::{NameKey, NameValue, Work, Zone};
 use proxy_ebpf::flow::Hook;
 use proxy_ebpf::flow::{End, FlowKey, FlowValue, Stamp};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
-use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
-use proxy_ebpf::slot::{BackendId, BackendState, Slot};
+use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, Slot};
 use proxy_ebpf::socket::{self, TcpPeer, UdpPeers};
 use proxy_ebpf::source::Source;
-use proxy_ebpf::{Addr, filter, maps};
+use proxy_ebpf::{Addr, Port, filter, maps};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -61,6 +62,11 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityRecord, { maps::AFFI
 
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
+
+/// The bridges that devices are ports of. The agent writes it before it attaches programs; nobody
+/// else needs it.
+#[btf_map(name = "bridges")]
+pub(crate) static BRIDGES: HashMap<u32, LinkAddr, { maps::DEVICES as usize }> = HashMap::new();
 
 #[btf_map(name = "retired")]
 pub(crate) static RETIRED: LruHashMap<End, ServiceId, { maps::RETIRED as usize }> =
@@ -118,6 +124,10 @@ static DNS_COUNTERS: PerCpuArray<u64, { dns_outcome::COUNTERS as usize }> = PerC
 pub(crate) static POD_ADDRS: HashMap<Addr, u32, { maps::POD_ADDRS as usize }, NO_PREALLOC> =
     HashMap::new();
 
+/// The kernel takes a socket out when it closes, whatever ends its process.
+#[btf_map(name = "resolver")]
+static RESOLVER: SockMap<{ maps::RESOLVER as usize }> = SockMap::new();
+
 /// The query in work, out of the way of the 512-byte stack.
 #[btf_map(name = "dns_work")]
 static DNS_WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
@@ -171,11 +181,19 @@ pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(29_999);
 pub(crate) static DNS_INTERVAL: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static DNS_BURST: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static RESOLVER_PORT: Global<u16> = Global::new(0);
 
 /// The ports among which NodePorts are looked for.
 #[inline(always)]
 pub(crate) fn node_ports() -> NodePortRange {
     NodePortRange { first: NODE_PORT_FIRST.load(), last: NODE_PORT_LAST.load() }
+}
+
+/// Whether datagrams to `port` may be for the node's resolver.
+#[inline(always)]
+pub(crate) fn is_resolver_port(port: Port) -> bool {
+    RESOLVER_PORT.load() != 0 && RESOLVER_PORT.load() == port.number()
 }
 
 /// Whether backends behind a frontend with `flags` are to see the node's address, whoever asks.
@@ -212,12 +230,40 @@ impl Tables for KernelTables {
     fn admits(&self, source: &Source) -> bool {
         SOURCE_RANGES.get(&Key::new(Source::BITS, *source)).is_some()
     }
+
+    #[inline(always)]
+    fn resolver_listens(&self, addr: &Addr) -> bool {
+        resolver_listens(maps::resolver_index(*addr))
+    }
 }
 
 /// Whether Services take their ClusterIPs from a range that holds `addr`.
 #[inline(always)]
 pub(crate) fn is_service_addr(addr: &Addr) -> bool {
     SERVICE_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
+}
+
+/// Whether the resolver's socket at `index` is open.
+#[inline(never)]
+fn resolver_listens(index: u32) -> bool {
+    let map = (&raw const RESOLVER).cast_mut().cast();
+    // SAFETY: a map of sockets and an index; programs may look sockets up since Linux 5.8.
+    let socket = unsafe { bpf_map_lookup_elem(map, (&raw const index).cast()) };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: the socket that the lookup holds.
+    let _always_zero = unsafe { bpf_sk_release(socket) };
+    true
+}
+
+/// Whether the backend `id` is still the one at `end` of `service`, and serves.
+#[inline(always)]
+pub(crate) fn serves(id: BackendId, service: ServiceId, end: End) -> bool {
+    let state = backend_state(id);
+    state.serves(service, end.addr, end.port)
+        && (!state.flags().has(BackendFlags::RESOLVER)
+            || resolver_listens(maps::resolver_index(end.addr)))
 }
 
 /// The state of a backend; "no backend" for an id that is out of range.

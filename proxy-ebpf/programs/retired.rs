@@ -5,7 +5,9 @@
 //! There the packet path looks whose they are, and gives them a backend of the service that the
 //! socket asked for; the replies seem to come from the backend that it is connected to.
 
-use crate::maps::{DEVICES, KernelTables, RETIRED, UDP_PEERS, backend_state, node_ports};
+use crate::maps::{
+    self, BRIDGES, DEVICES, KernelTables, RETIRED, UDP_PEERS, is_resolver_port, node_ports,
+};
 use crate::tuple;
 use aya_ebpf::bindings::BPF_TCP_ESTABLISHED;
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -17,6 +19,7 @@ use proxy_ebpf::Proto;
 use proxy_ebpf::choose::{Destination, find_frontend};
 use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::FrontendValue;
+use proxy_ebpf::node::LinkAddr;
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::socket::{Translation, UdpPeers};
 
@@ -29,7 +32,7 @@ static SCRATCH: PerCpuArray<Translation, 1> = PerCpuArray::new();
 #[inline(never)]
 pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
     // Spares every other datagram the search for its socket.
-    if RETIRED.get_ptr(&headers.dst).is_none() {
+    if !is_resolver_port(headers.dst.port) && RETIRED.get_ptr(&headers.dst).is_none() {
         return false;
     }
     // SAFETY: the context is valid; the verifier checks the access.
@@ -73,12 +76,26 @@ pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
 #[inline(never)]
 pub(crate) fn frontend() -> FrontendValue {
     let Some(translation) = SCRATCH.get(0) else { return FrontendValue::NONE };
-    let End { addr, port } = translation.backend();
-    if backend_state(translation.backend_id).serves(translation.service, addr, port) {
+    if maps::serves(translation.backend_id, translation.service, translation.backend()) {
         return FrontendValue::NONE;
     }
     let End { addr, port } = translation.frontend();
     let to = Destination { addr, port, proto: Proto::UDP };
     find_frontend(&KernelTables, to, node_ports(), false)
         .map_or(FrontendValue::NONE, |(_, value)| value)
+}
+
+/// Addresses the frame to the bridge that it came to, and so to the node, if it came to one.
+///
+/// A socket's backend on the same bridge has the frames for itself: they would go to a pod that
+/// does not know the address that they have now, or to none.
+#[inline(never)]
+pub(crate) fn lead_to_node(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid; the verifier checks the access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: one word is read; elements change only when a device does.
+    let Some(LinkAddr { bytes, .. }) = (unsafe { BRIDGES.get(ifindex) }).copied() else {
+        return true;
+    };
+    ctx.store(0, &bytes, 0).is_ok()
 }

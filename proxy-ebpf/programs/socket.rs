@@ -7,8 +7,8 @@
 use crate::affinity::choose;
 use crate::filter;
 use crate::maps::{
-    DNS_ASKERS, DNS_NETNS, HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS,
-    UDP_PEERS, backend_state, count, count_service, hides_clients, node_ports, random,
+    self, DNS_ASKERS, DNS_NETNS, HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS,
+    UDP_PEERS, count, count_service, hides_clients, node_ports, random,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
@@ -363,8 +363,7 @@ fn translate<F: Family>(
 /// Whether the backend of `translation` still serves.
 #[inline(always)]
 fn serves(translation: &Translation) -> bool {
-    let End { addr, port } = translation.backend();
-    backend_state(translation.backend_id).serves(translation.service, addr, port)
+    maps::serves(translation.backend_id, translation.service, translation.backend())
 }
 
 /// Remembers what a TCP socket asked for; `false` if there is no place for it.

@@ -117,6 +117,9 @@ impl FlowFlags {
     pub const FIN: Self = Self(1 << 3);
     /// TCP: a RST has matched.
     pub const RST: Self = Self(1 << 4);
+    /// The client's socket is connected to a backend that serves no longer. If both are on one
+    /// bridge, its frames are for that one, past the node.
+    pub const MOVED: Self = Self(1 << 5);
 
     /// Both sets of flags.
     #[must_use]

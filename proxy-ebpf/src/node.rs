@@ -57,5 +57,23 @@ impl Device {
     }
 }
 
+/// An address of the link layer: the bridge's that a device is a port of, under the device's
+/// interface index.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct LinkAddr {
+    /// The address, as frames have it.
+    pub bytes: [u8; 6],
+    zero: u16,
+}
+
+impl LinkAddr {
+    /// The address of these bytes.
+    pub const fn new(bytes: [u8; 6]) -> Self {
+        Self { bytes, zero: 0 }
+    }
+}
+
 const _: () = assert!(size_of::<NodeAddr>() == 4 && size_of::<Device>() == 40);
-crate::plain_data!(NodeAddr, Device);
+const _: () = assert!(size_of::<LinkAddr>() == 8);
+crate::plain_data!(NodeAddr, Device, LinkAddr);

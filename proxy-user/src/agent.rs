@@ -150,14 +150,12 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         metrics,
         report,
     };
-    let ended = tokio::select! {
+    tokio::select! {
         result = source => result.map_err(Into::into),
         () = agent.follow(changes, interfaces, config.drift_check_period) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    };
-    agent.leave();
-    ended
+    }
 }
 
 /// Waits until no other agent has the pins: a rolling update may start the new one first.
@@ -182,6 +180,7 @@ fn settings(config: &AgentConfig) -> Settings {
         node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
+        resolver_port: config.dns.as_ref().filter(|dns| dns.full).map_or(0, |dns| dns.port),
         dns_limit: config
             .dns
             .as_ref()
@@ -420,21 +419,11 @@ impl Agent {
     /// Lets the resolver listen where the node's addresses are, and the DNS service lead there.
     fn listen(&mut self) {
         let Some(dns) = &mut self.dns else { return };
-        let (primary, own) = self.node.addrs();
-        let (resolver, warnings) = dns.listen(&self.world, primary, own);
+        let (resolver, warnings) = dns.listen(&self.world, &mut self.node);
         self.report.problem("resolver", warnings);
         self.report.dns(dns.status());
         self.touched.merge(self.planner.set_resolver(resolver));
         self.schedule();
-    }
-
-    /// Leaves everything such that it goes on without this process.
-    fn leave(&mut self) {
-        let touched = self.planner.set_resolver(None);
-        if self.synced && !touched.is_empty() {
-            let delta = self.planner.update(&self.world, &touched);
-            self.report.apply_errors(&self.applier.apply(delta));
-        }
     }
 
     fn search_opted_out(&mut self) {

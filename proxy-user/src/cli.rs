@@ -265,7 +265,10 @@ pub fn answer(query: &Query) -> Result<Exit, CliError> {
             if from.is_some_and(|from| from.is_ipv4() != to.addr.is_v4()) {
                 return Err(CliError::Families);
             }
-            let explanation = show::explain(&snapshot(view)?, Question { to, from });
+            let mut snapshot = snapshot(view)?;
+            let dns = control::status(&view.control_socket)?.and_then(|agent| agent.dns);
+            snapshot.resolver_listens = dns.is_some_and(|dns| !dns.resolver.is_empty());
+            let explanation = show::explain(&snapshot, Question { to, from });
             if explanation.frontend.is_none() {
                 exit = Exit::No;
             }

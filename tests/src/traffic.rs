@@ -144,6 +144,8 @@ pub struct NameExchange {
     pub to: SocketAddr,
     /// Whether over TCP, or else UDP.
     pub tcp: bool,
+    /// The port of a UDP socket that stays open for the next query from it; 0 for a new one.
+    pub port: u16,
     /// The query's bytes.
     pub query: Vec<u8>,
     /// How long to wait for the reply.

@@ -76,6 +76,7 @@ struct Worker {
     sockets: Held<Arc<tokio::sync::Mutex<Socket>>>,
     loads: Held<Arc<Running>>,
     name_servers: Held<Arc<names::NameServer>>,
+    name_clients: names::Clients,
 }
 
 struct Held<T>(Mutex<HashMap<u64, T>>);
@@ -149,7 +150,7 @@ impl Worker {
                 DONE
             }
             Command::TakeAsked(id) => json(self.name_servers.clone_of(id)?.take_asked()),
-            Command::ExchangeNames(exchange) => json(names::exchange(exchange).await?),
+            Command::ExchangeNames(exchange) => json(self.name_clients.exchange(exchange).await?),
             Command::Exec { program, args } => json(exec(&program, &args).await?),
         }
     }

@@ -3,6 +3,8 @@
 
 #[path = "names/clients.rs"]
 mod clients;
+#[path = "names/killed.rs"]
+mod killed;
 #[path = "names/scene.rs"]
 mod scene;
 

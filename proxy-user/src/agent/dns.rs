@@ -1,5 +1,6 @@
 //! DNS as the agent keeps it: what the kernel may answer, and the resolver on this node.
 
+use super::node::NodeState;
 use crate::config::{AgentConfig, DnsConfig};
 use crate::dns::policy::{Policy, decide};
 use crate::dns::server::{Knowledge, Server};
@@ -13,7 +14,7 @@ use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 use proxy_ebpf::{Addr, Port};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 /// The agent's side of DNS.
@@ -91,18 +92,19 @@ impl DnsState {
         }
     }
 
-    /// Listens at the node's addresses `primary`, for the pods and the node's own addresses `own`.
-    /// Gives where the DNS service may lead, and what is in the way.
+    /// Listens at the node's primary addresses, for the pods and the node's own addresses. Gives
+    /// where the DNS service may lead, and what is in the way.
     pub(super) fn listen(
         &mut self,
         world: &World,
-        primary: &[IpAddr],
-        own: &[IpAddr],
+        node: &mut NodeState,
     ) -> (Option<Resolver>, Vec<Warning>) {
         let port = self.config.port;
         let Some(server) = &mut self.server else { return (None, Vec::new()) };
+        let (primary, own) = node.addrs();
+        let own = own.to_vec();
         let addrs: Vec<_> = primary.iter().map(|&addr| SocketAddr::new(addr, port)).collect();
-        let errors = server.listen(&addrs);
+        let errors = server.listen(&addrs, |addr, socket| node.put_resolver(addr.ip(), socket));
         let listening = server.addrs();
         let mut warnings: Vec<_> = errors
             .iter()

@@ -9,7 +9,8 @@ use crate::model::{Interface, Warning, World};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
 use proxy_ebpf::node::Device;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 
 /// The node's side of the dataplane.
@@ -94,6 +95,13 @@ impl NodeState {
     /// Tells the programs which pods opt out of the socket path.
     pub(super) fn search_opted_out(&mut self, opt_out: &mut OptOut) -> Vec<Warning> {
         opt_out.search(&mut self.dataplane, &self.cgroup_root)
+    }
+
+    /// Lets queries come to the resolver's `socket` at `addr` for as long as it is open. Once for a
+    /// socket: one that takes its own place is not taken out when it closes, before Linux 6.13.
+    pub(super) fn put_resolver(&mut self, addr: IpAddr, socket: &UdpSocket) -> io::Result<()> {
+        let put = self.dataplane.put_resolver(addr, socket);
+        put.map_err(|error| io::Error::other(chain(&error)))
     }
 
     /// The node's primary address of each family, and all its addresses.

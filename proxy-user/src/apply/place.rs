@@ -164,7 +164,10 @@ pub(super) fn slots(service: ServiceId, row: &ServiceRow, ids: &[BackendId]) -> 
     };
     let cluster = slots(|flags| flags.has(BackendFlags::IN_CLUSTER_SET));
     let local = slots(|flags| flags.has(BackendFlags::IN_LOCAL_SET));
-    let draining = slots(|flags| flags.without(BackendFlags::SETS) == flags);
+    let in_no_set = |flags: BackendFlags| flags.without(BackendFlags::SETS) == flags;
+    let mut draining = slots(in_no_set);
+    // The last one of the range is where it is looked for.
+    draining.sort_by_key(|slot| slot.flags.has(BackendFlags::RESOLVER));
     let header = RangeHeader {
         service,
         cluster: cluster.len() as u32,

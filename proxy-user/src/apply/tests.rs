@@ -1,6 +1,7 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
 mod clients;
+mod resolver;
 
 use super::*;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
@@ -414,6 +415,9 @@ fn programs_can_choose_from_what_apply_wrote() {
         }
         fn admits(&self, _: &Source) -> bool {
             true
+        }
+        fn resolver_listens(&self, _: &Addr) -> bool {
+            false
         }
     }
     let mut applier = applier();

@@ -75,8 +75,13 @@ impl Server {
         Ok(Self { runtime: handle, shared, listeners: BTreeMap::new() })
     }
 
-    /// Listens at `addrs` and nowhere else. Says where it cannot, and why.
-    pub fn listen(&mut self, addrs: &[SocketAddr]) -> Vec<(SocketAddr, io::Error)> {
+    /// Listens at `addrs` and nowhere else; each UDP socket is given to `publish` once, before it
+    /// is read. Says where it cannot, and why.
+    pub fn listen(
+        &mut self,
+        addrs: &[SocketAddr],
+        mut publish: impl FnMut(SocketAddr, &std::net::UdpSocket) -> io::Result<()>,
+    ) -> Vec<(SocketAddr, io::Error)> {
         self.listeners.retain(|addr, tasks| {
             let keep = addrs.contains(addr);
             if !keep {
@@ -88,7 +93,7 @@ impl Server {
         for &addr in
             addrs.iter().filter(|addr| !self.listeners.contains_key(addr)).collect::<Vec<_>>()
         {
-            match self.bind(addr) {
+            match self.bind(addr, &mut publish) {
                 Ok(tasks) => drop(self.listeners.insert(addr, tasks)),
                 Err(error) => errors.push((addr, error)),
             }
@@ -101,12 +106,17 @@ impl Server {
         self.listeners.keys().copied().collect()
     }
 
-    fn bind(&self, addr: SocketAddr) -> io::Result<[JoinHandle<()>; 2]> {
+    fn bind(
+        &self,
+        addr: SocketAddr,
+        publish: &mut impl FnMut(SocketAddr, &std::net::UdpSocket) -> io::Result<()>,
+    ) -> io::Result<[JoinHandle<()>; 2]> {
         let _context = self.runtime.enter();
         let udp = std::net::UdpSocket::bind(addr)?;
         let tcp = std::net::TcpListener::bind(addr)?;
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
+        publish(addr, &udp)?;
         let udp = serve_udp(self.shared.clone(), Arc::new(UdpSocket::from_std(udp)?));
         let tcp = serve_tcp(self.shared.clone(), TcpListener::from_std(tcp)?);
         Ok([self.runtime.spawn(udp), self.runtime.spawn(tcp)])
@@ -294,7 +304,8 @@ mod tests {
             Server::start(Arc::new(RwLock::new(knowledge)), Metrics::new("0")).unwrap();
         // A port that is free for both, and stays so: an address of this process alone.
         let addr = (1..).map(|n| SocketAddr::from(([127, 53, 0, n], 10_053)));
-        let addr = addr.take(200).find(|&addr| server.listen(&[addr]).is_empty()).unwrap();
+        let addr =
+            addr.take(200).find(|&addr| server.listen(&[addr], |_, _| Ok(())).is_empty()).unwrap();
         (server, addr)
     }
 

@@ -9,7 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use ipnetwork::IpNetwork;
 use pods::Pods;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType};
 use rtnetlink::{Handle, MulticastGroup};
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -93,6 +93,14 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
             LinkAttribute::Controller(index) => Some(*index),
             _ => None,
         });
+        let is_bridge = link.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Bridge)),
+            _ => false,
+        });
+        let bridge_addr = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) if is_bridge => bytes.as_slice().try_into().ok(),
+            _ => None,
+        });
         // Asking for it is what makes the kernel give the namespace an id.
         let peer_netns = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::LinkNetNsId(id) => Some(*id),
@@ -106,6 +114,7 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
             up: link.header.flags.contains(LinkFlags::Up),
             loopback: link.header.flags.contains(LinkFlags::Loopback),
             ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            bridge_addr,
             controller,
             peer_netns,
             addrs: Vec::new(),

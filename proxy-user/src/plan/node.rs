@@ -9,7 +9,7 @@ use crate::model::{DetectLocal, Interface, Node, Warning, World};
 use crate::tables::{NodeRows, Prefix};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
-use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
 use std::net::IpAddr;
 
 /// The settings that decide about devices and addresses.
@@ -110,6 +110,9 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
         if pod & Device::POD != 0 {
             let addrs = interface.pods.iter().map(|addr| (Addr::from(*addr), interface.index));
             plan.rows.pod_addrs.extend(addrs);
+            let bridge = interfaces.iter().find(|i| interface.controller == Some(i.index));
+            let addr = bridge.and_then(|bridge| bridge.bridge_addr).map(LinkAddr::new);
+            plan.rows.bridges.extend(addr.map(|addr| (interface.index, addr)));
         }
         plan.attach.push(interface.clone());
     }

@@ -115,8 +115,12 @@ fn plan_port(
     let (mut row, left_out) =
         backends::choose(&endpoints, place, policies.contains(&TrafficPolicy::Local));
     if let Some(backend) = resolver(service, port, family, place) {
-        let flags = BackendFlags::SERVING.with(BackendFlags::READY).with(BackendFlags::LOCAL);
-        row.all = [(backend, flags.with(BackendFlags::SETS))].into();
+        let serving = BackendFlags::SERVING.with(BackendFlags::READY);
+        let flags = serving.with(BackendFlags::LOCAL).with(BackendFlags::RESOLVER);
+        let others = row.all.iter().filter(|(other, _)| *other != backend).copied();
+        let mut all: Vec<_> = others.chain([(backend, flags)]).collect();
+        all.sort_unstable_by_key(|(backend, _)| *backend);
+        row.all = all.into();
     }
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
     row.source_ranges = sources::ranges(service, family, place.node_ips);
@@ -164,7 +168,11 @@ fn frontends(
         Some(name) if is_dns && *name == service.name => FrontendFlags::DNS,
         _ => FrontendFlags::NONE,
     };
-    let mut frontends = vec![(at(cluster_ip), internal.with(dns))];
+    let resolver = match resolver(service, port, Family::of(cluster_ip), place) {
+        Some(_) => FrontendFlags::RESOLVER,
+        None => FrontendFlags::NONE,
+    };
+    let mut frontends = vec![(at(cluster_ip), internal.with(dns).with(resolver))];
     let has_node_ports = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
     if let Some(number) = port.node_port.filter(|_| has_node_ports) {
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);

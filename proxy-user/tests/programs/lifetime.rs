@@ -180,6 +180,58 @@ fn udp_flow_leaves_a_backend_that_no_longer_serves_unless_nothing_else_does() {
     }
 }
 
+/// A datagram and its answer, as each hook sees them.
+fn exchange(plane: &mut Plane, net: Net, from: SocketAddr, ends: [SocketAddr; 2]) {
+    let [frontend, backend] = ends;
+    let there = net.data(from, frontend);
+    let out = plane.run(Via::Pod, Ingress, &there);
+    assert_eq!((out.fate, out.packet), (Fate::Passed, there.to(backend).bytes()));
+    let back = there.to(backend).reply();
+    let out = plane.run(Via::Pod, Egress, &back);
+    assert_eq!((out.fate, out.packet), (Fate::Passed, back.from(frontend).bytes()));
+}
+
+#[test]
+fn port_that_asks_a_backend_through_a_service_and_past_it_is_answered_by_whom_it_asked() {
+    let mut plane = Plane::new();
+    for net in UDP {
+        let Net { pod, vip, there: [backend, _], .. } = net;
+        serve(&mut plane, net, &[backend]);
+        for _ in 0..3 {
+            exchange(&mut plane, net, pod, [vip, backend]);
+            exchange(&mut plane, net, pod, [vip, backend]);
+            exchange(&mut plane, net, pod, [backend, backend]);
+            exchange(&mut plane, net, pod, [backend, backend]);
+        }
+        assert_eq!(plane.counters(net, "web").connections, 1, "its flow stays with its backend");
+    }
+}
+
+#[test]
+fn node_hides_a_client_that_also_asks_the_backend_itself_where_it_has_to() {
+    let mut plane = Plane::with(|settings| settings.masquerade_all = true);
+    for net in UDP {
+        let Net { pod, vip, there: [backend, _], .. } = net;
+        serve(&mut plane, net, &[backend]);
+        for _ in 0..3 {
+            let inside = net.data(pod, backend);
+            for _ in 0..2 {
+                plane.run(Via::Pod, Ingress, &net.data(pod, vip));
+                let out = plane.run(Via::Node, Egress, &inside);
+                let source = snat_source(net, &out, &inside);
+                let heard = net.data(backend, source);
+                let out = plane.run(Via::Node, Ingress, &heard);
+                assert_eq!(out, passed(Matched, &heard.to(pod)));
+                let back = net.data(backend, pod);
+                assert_eq!(plane.run(Via::Pod, Egress, &back), passed(Matched, &back.from(vip)));
+            }
+            exchange(&mut plane, net, pod, [backend, backend]);
+            assert_eq!(plane.run(Via::Node, Egress, &inside), passed(NotOurs, &inside));
+            assert!(plane.entries(net).is_empty(), "its port is free again");
+        }
+    }
+}
+
 /// Scenario 93.
 #[test]
 fn datagrams_before_the_first_endpoint_do_not_spoil_those_after_it() {

@@ -4,6 +4,7 @@
 //! so that a test knows which queries left the node.
 
 use crate::traffic::{Failure, NameExchange};
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -112,30 +113,49 @@ async fn write(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
     stream.write_all(&[&length.to_be_bytes(), message].concat()).await
 }
 
-/// Sends a query, and gives the reply.
-pub(super) async fn exchange(exchange: NameExchange) -> Result<Vec<u8>, Failure> {
-    let NameExchange { to, tcp, query, timeout: patience } = exchange;
-    let run = async {
-        if tcp {
-            let mut stream = TcpStream::connect(to).await?;
-            write(&mut stream, &query).await?;
-            return read(&mut stream).await;
+/// The sockets that stay open between queries, by their ports.
+#[derive(Default)]
+pub(super) struct Clients(Mutex<HashMap<u16, Arc<UdpSocket>>>);
+
+impl Clients {
+    /// Sends a query, and gives the reply.
+    pub(super) async fn exchange(&self, exchange: NameExchange) -> Result<Vec<u8>, Failure> {
+        let NameExchange { to, tcp, port, query, timeout: patience } = exchange;
+        let run = async {
+            if tcp {
+                let mut stream = TcpStream::connect(to).await?;
+                write(&mut stream, &query).await?;
+                return read(&mut stream).await;
+            }
+            let socket = self.socket(port, to).await?;
+            socket.send(&query).await?;
+            let mut buffer = vec![0; 65_535];
+            let length = socket.recv(&mut buffer).await?;
+            buffer.truncate(length);
+            Ok(buffer)
+        };
+        let what = format!("ask the DNS server {to}");
+        match timeout(patience, run).await {
+            Ok(result) => result.map_err(|error| Failure::from_io(&what, &error)),
+            Err(_) => Err(Failure::from_io(&what, &io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// The socket at `port`, connected to `to` when it was made.
+    async fn socket(&self, port: u16, to: SocketAddr) -> io::Result<Arc<UdpSocket>> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = known().get(&port) {
+            return Ok(Arc::clone(socket));
         }
         let any: SocketAddr = match to {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, port).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, port).into(),
         };
-        let socket = UdpSocket::bind(any).await?;
+        let socket = Arc::new(UdpSocket::bind(any).await?);
         socket.connect(to).await?;
-        socket.send(&query).await?;
-        let mut buffer = vec![0; 65_535];
-        let length = socket.recv(&mut buffer).await?;
-        buffer.truncate(length);
-        Ok(buffer)
-    };
-    let what = format!("ask the DNS server {to}");
-    match timeout(patience, run).await {
-        Ok(result) => result.map_err(|error| Failure::from_io(&what, &error)),
-        Err(_) => Err(Failure::from_io(&what, &io::ErrorKind::TimedOut.into())),
+        if port != 0 {
+            known().insert(port, Arc::clone(&socket));
+        }
+        Ok(socket)
     }
 }

@@ -318,3 +318,23 @@ async fn a_port_that_asked_a_service_may_ask_its_backend_next() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn one_client_port_may_ask_one_backend_over_both_paths_in_turn() -> Result<()> {
+    let mut scene = Scene::strict(Cni::Routed).await?;
+    scene.publish(1, &[&scene.web[1]])?;
+    // ClusterIPs are for the packet path then, and NodePorts for the socket path.
+    scene.start_with(Path::Socket, &[("--masquerade-all", "true")]).await?;
+    let Scene { cluster, client, web: [_, web_1] } = &scene;
+    let node = cluster.lab.node(0).addrs();
+    for (family, own) in client.addrs().at(7_000).into_iter().enumerate() {
+        let asked = [(vip(1)[family], node), (node.at(node_port(1))[family], client.addrs())];
+        for (to, seen) in asked.into_iter().cycle().take(8) {
+            let reply = client.ask(Ask::udp(to).from(own).timeout(AT_ONCE)).await;
+            let reply = reply.with_context(|| format!("ask {to}"))?;
+            assert_eq!(reply.name, web_1.name(), "{to}");
+            assert_eq!(reply.client.ip(), seen.at(0)[family].ip(), "{to}");
+        }
+    }
+    Ok(())
+}

@@ -2,7 +2,7 @@
 //! and never talk to nobody.
 
 use crate::addresses::{balanced, balancer};
-use crate::scene::{Path, Scene, mapped_sockets, node_port, ready, vip};
+use crate::scene::{Path, Scene, mapped_sockets, node_port, ready, serve, vip};
 use crate::udp::endpoints;
 use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
@@ -61,6 +61,32 @@ async fn sockets_move(mut scene: Scene) -> Result<()> {
         for socket in &sockets {
             is_moved(socket, left.name()).await.context("after a change")?;
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pods_connected_sockets_leave_a_backend_on_their_bridge() -> Result<()> {
+    let config =
+        LabConfig { cni: Cni::Bridge, rp_filter: RpFilter::Strict, ..LabConfig::default() };
+    for gone in [false, true] {
+        let mut scene = Scene::prepare(config.clone()).await?;
+        let near = scene.cluster.lab.add_pod(scene.cluster.lab.node(0), "near").await?;
+        serve(&near).await?;
+        scene.publish(1, &[&near])?;
+        scene.start(Path::Socket).await?;
+        let sockets = connected(&scene).await?;
+        for socket in &sockets {
+            is_moved(socket, near.name()).await?;
+        }
+        // Frames have its address on the link, whether it is there or not.
+        let still_there = (!gone).then_some(near);
+        scene.publish(1, &[&scene.web[1]])?;
+        for socket in &sockets {
+            is_moved(socket, scene.web[1].name()).await.with_context(|| format!("gone {gone}"))?;
+            is_moved(socket, scene.web[1].name()).await.context("again")?;
+        }
+        drop(still_there);
     }
     Ok(())
 }

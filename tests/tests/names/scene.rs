@@ -165,7 +165,7 @@ impl Scene {
     }
 
     pub(crate) fn exchange(&self, to: SocketAddr, tcp: bool, query: &[u8]) -> NameExchange {
-        NameExchange { to, tcp, query: query.to_vec(), timeout: Duration::from_secs(3) }
+        NameExchange { to, tcp, port: 0, query: query.to_vec(), timeout: Duration::from_secs(3) }
     }
 
     /// What the pod gets.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{Change, OptedOut};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
     Interface {
@@ -13,6 +13,7 @@ fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
         ethernet: true,
         controller: None,
         peer_netns: None,
+        bridge_addr: None,
         addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
         pods: Vec::new(),
     }
@@ -118,6 +119,16 @@ fn detected(detect_local: DetectLocal, world: &World) -> NodePlan {
 
 fn prefixes(networks: &[&str]) -> BTreeSet<Prefix> {
     networks.iter().map(|network| network.parse::<IpNetwork>().unwrap().into()).collect()
+}
+
+#[test]
+fn pods_device_knows_the_bridge_that_it_is_a_port_of() {
+    let bridge = [2, 0, 0, 0, 0, 7];
+    let mut interfaces = bridged();
+    interfaces[6].bridge_addr = Some(bridge);
+    interfaces[5].name = "veth6".to_owned();
+    let rows = plan_node(&interfaces, &World::default(), &settings()).rows;
+    assert_eq!(rows.bridges, BTreeMap::from([(6, LinkAddr::new(bridge))]), "and no other device");
 }
 
 #[test]
