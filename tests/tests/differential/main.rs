@@ -11,9 +11,10 @@ mod rules;
 mod verdict;
 mod world;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures::{StreamExt, stream};
 use lab::Cni;
+use lab::kube_proxy::Mode;
 use population::draw;
 use question::{Answer, Question, questions};
 use std::collections::BTreeSet;
@@ -33,30 +34,49 @@ const AT_ONCE: usize = 48;
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_where_pods_are_routed() -> Result<()> {
-    answers_are_the_same(Cni::Routed, 1).await
+    answers_are_the_same(Proxy::Rules, Cni::Routed, 1).await
 }
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_behind_a_link_local_gateway() -> Result<()> {
-    answers_are_the_same(Cni::Calico, 2).await
+    answers_are_the_same(Proxy::Rules, Cni::Calico, 2).await
 }
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_where_pods_are_bridged() -> Result<()> {
-    answers_are_the_same(Cni::Bridge, 3).await
+    answers_are_the_same(Proxy::Rules, Cni::Bridge, 3).await
 }
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_over_a_tunnel() -> Result<()> {
-    answers_are_the_same(Cni::Vxlan, 4).await
+    answers_are_the_same(Proxy::Rules, Cni::Vxlan, 4).await
 }
 
-async fn answers_are_the_same(cni: Cni, seed: u64) -> Result<()> {
+#[tokio::test]
+#[ignore = "needs a kube-proxy: SHUNT_KUBE_PROXY=/path/to/it"]
+async fn services_answer_as_with_a_kube_proxy_in_its_mode_nftables() -> Result<()> {
+    answers_are_the_same(kube_proxy(Mode::Nftables)?, Cni::Routed, 5).await
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-proxy: SHUNT_KUBE_PROXY=/path/to/it"]
+async fn services_answer_as_with_a_kube_proxy_in_its_mode_iptables() -> Result<()> {
+    answers_are_the_same(kube_proxy(Mode::Iptables)?, Cni::Routed, 6).await
+}
+
+/// The kube-proxy that is named in the environment.
+fn kube_proxy(mode: Mode) -> Result<Proxy> {
+    let program = env::var_os("SHUNT_KUBE_PROXY")
+        .context("name a kube-proxy to compare with: SHUNT_KUBE_PROXY=/path/to/it")?;
+    Ok(Proxy::KubeProxy(program.into(), mode))
+}
+
+async fn answers_are_the_same(reference: Proxy, cni: Cni, seed: u64) -> Result<()> {
     // Any number tells another story: SEED=$RANDOM.
     let seed = env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
     let services = draw(seed, SERVICES);
     let (kube_proxy, socket, packet) = futures::try_join!(
-        World::start(Proxy::Nftables, cni, &services),
+        World::start(reference, cni, &services),
         World::start(Proxy::SocketPath, cni, &services),
         World::start(Proxy::PacketPath, cni, &services),
     )?;
@@ -91,10 +111,10 @@ async fn compare(question: &Question<'_>, kube_proxy: &World, shunt: &World) -> 
         for (world, heard) in [kube_proxy, shunt].into_iter().zip(&mut heard) {
             heard.extend(world.ask(question, times, patience).await);
         }
-        if judge(question, &heard[0], &heard[1]).is_ok() {
+        if judge(question, kube_proxy.proxy.mode(), &heard[0], &heard[1]).is_ok() {
             return Ok(());
         }
     }
-    judge(question, &heard[0], &heard[1])
+    judge(question, kube_proxy.proxy.mode(), &heard[0], &heard[1])
         .map_err(|fault| format!("{question}, {:?}: {fault}", shunt.proxy))
 }

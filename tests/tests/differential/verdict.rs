@@ -2,20 +2,26 @@
 
 use crate::population::{BACKENDS, Frontend};
 use crate::question::{Answer, Client, Question};
+use lab::kube_proxy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Compares what kube-proxy's rules answered with what Shunt did.
 pub(crate) fn judge(
     question: &Question<'_>,
+    mode: Mode,
     kube_proxy: &BTreeSet<Answer>,
     shunt: &BTreeSet<Answer>,
 ) -> Result<(), String> {
     let fault = || Err(format!("kube-proxy {kube_proxy:?}, Shunt {shunt:?}"));
-    if answers_past_the_node(question) || is_dropped_too_early(question) {
+    if answers_past_the_node(question) || mode == Mode::Nftables && is_dropped_too_early(question) {
         let usable = question.service.usable(None).into_iter().map(|pod| BACKENDS[pod].0);
         let served = sources(shunt).is_some_and(|served| served.into_keys().eq(usable));
         return if served { Ok(()) } else { fault() };
+    }
+    // In the mode iptables, what a ClusterIP does not serve goes where the routes lead.
+    if mode == Mode::Iptables && question.frontend == Frontend::UnservedPort {
+        return if has_answers(shunt) { fault() } else { Ok(()) };
     }
     let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
     if kube_proxy == shunt

@@ -3,8 +3,9 @@
 use crate::population::{BACKENDS, Frontend, Kind, Service, State};
 use crate::question::{Answer, Client, Question};
 use crate::rules::{View, table};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lab::cluster::Cluster;
+use lab::kube_proxy::{KubeProxy, Mode, is_in_sync};
 use lab::objects::{self, Port};
 use lab::{
     Addrs, AgentOptions, Ask, Cni, FABRIC, Failure, FailureKind, LabConfig, Machine, Node, Pod,
@@ -14,17 +15,31 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 /// What balances.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Proxy {
-    /// kube-proxy's rules.
-    Nftables,
+    /// kube-proxy's rules, as `rules` writes them.
+    Rules,
+    /// A kube-proxy.
+    KubeProxy(PathBuf, Mode),
     /// Shunt, whose socket path serves pods and nodes.
     SocketPath,
     /// Shunt, whose socket path serves the nodes' own processes only.
     PacketPath,
+}
+
+impl Proxy {
+    /// Which of kube-proxy's modes it is or is like.
+    pub(crate) const fn mode(&self) -> Mode {
+        match self {
+            Self::KubeProxy(_, mode) => *mode,
+            _ => Mode::Nftables,
+        }
+    }
 }
 
 /// The ports of every Service.
@@ -34,10 +49,13 @@ const PORTS: [Port<'static>; 2] = [
 ];
 /// A port that no Service has.
 const UNSERVED: u16 = 81;
+/// How long a kube-proxy may take to write its rules.
+const WRITTEN: Duration = Duration::from_secs(60);
 
 /// A running cluster.
 pub(crate) struct World {
     pub(crate) proxy: Proxy,
+    _kube_proxies: Vec<KubeProxy>,
     cluster: Cluster,
     clients: [Pod; 2],
     backends: Vec<Pod>,
@@ -79,8 +97,17 @@ impl World {
         for service in services {
             publish(&cluster, service, &backends, &outsider)?;
         }
-        match proxy {
-            Proxy::Nftables => {
+        let mut kube_proxies = Vec::new();
+        match &proxy {
+            Proxy::KubeProxy(program, mode) => {
+                for index in 0..cluster.lab.nodes().len() {
+                    kube_proxies.push(cluster.start_kube_proxy(index, program, *mode)?);
+                }
+                for (node, kube_proxy) in cluster.lab.nodes().iter().zip(&mut kube_proxies) {
+                    wait_written(node, kube_proxy, services).await?;
+                }
+            }
+            Proxy::Rules => {
                 for (node, number) in lab.nodes().iter().zip(1..) {
                     for v4 in [true, false] {
                         let addr = |machine: &Machine| of_family(v4, machine.addrs());
@@ -106,7 +133,7 @@ impl World {
                 cluster.start_agents(options).await?;
             }
         }
-        Ok(Self { proxy, cluster, clients, backends, outsider })
+        Ok(Self { proxy, _kube_proxies: kube_proxies, cluster, clients, backends, outsider })
     }
 
     /// Asks up to `times` times; everything that comes of it. Who is refused or ignored is so
@@ -160,6 +187,26 @@ impl World {
             }
             Frontend::UnservedPort => SocketAddr::new(service.addr(frontend, v4), UNSERVED),
             _ => SocketAddr::new(service.addr(frontend, v4), 80),
+        }
+    }
+}
+
+/// Waits until a kube-proxy has written rules for every Service, in both families.
+async fn wait_written(node: &Node, kube_proxy: &mut KubeProxy, services: &[Service]) -> Result<()> {
+    let addrs: Vec<_> = services
+        .iter()
+        .flat_map(|service| [true, false].map(|v4| service.addr(Frontend::ClusterIp, v4)))
+        .map(|addr| addr.to_string())
+        .collect();
+    let deadline = Instant::now() + WRITTEN;
+    loop {
+        kube_proxy.ensure_running()?;
+        let ruleset = node.exec("nft", &["list", "ruleset"]).await?.stdout;
+        let missing = addrs.iter().find(|addr| !ruleset.contains(addr.as_str()));
+        match missing {
+            None if is_in_sync(node).is_ok_and(|synced| synced) => return Ok(()),
+            _ if Instant::now() < deadline => sleep(Duration::from_millis(100)).await,
+            _ => bail!("no rules for {missing:?} after {WRITTEN:?}; {}", kube_proxy.log_end()),
         }
     }
 }
