@@ -1,6 +1,6 @@
 //! Which differences are those of docs/differences.md, and which are faults. Pure.
 
-use crate::population::{BACKENDS, Frontend};
+use crate::population::{BACKENDS, FIRST_NODE, Frontend, Ranges};
 use crate::question::{Answer, Client, Question};
 use lab::kube_proxy::Mode;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,12 +15,12 @@ pub(crate) fn judge(
 ) -> Result<(), String> {
     let fault = || Err(format!("kube-proxy {kube_proxy:?}, Shunt {shunt:?}"));
     if answers_past_the_node(question) || mode == Mode::Nftables && is_dropped_too_early(question) {
-        let usable = question.service.usable(None).into_iter().map(|pod| BACKENDS[pod].0);
+        let usable =
+            question.service.cluster(question.asked_node()).into_iter().map(|pod| BACKENDS[pod].0);
         let served = sources(shunt).is_some_and(|served| served.into_keys().eq(usable));
         return if served { Ok(()) } else { fault() };
     }
-    // In the mode iptables, what a ClusterIP does not serve goes where the routes lead.
-    if mode == Mode::Iptables && question.frontend == Frontend::UnservedPort {
+    if mode == Mode::Iptables && is_other_in_iptables(question) {
         return if has_answers(shunt) { fault() } else { Ok(()) };
     }
     let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
@@ -48,7 +48,7 @@ fn answers_past_the_node(question: &Question<'_>) -> bool {
     question.client.is_pod()
         && question.service.external_local
         && matches!(question.frontend, Frontend::NodePort(node) if node != question.client.node())
-        && !question.service.usable(None).is_empty()
+        && !question.service.cluster(question.asked_node()).is_empty()
 }
 
 /// The node asks an address that is not its own, for a policy Local that does not hold for it. In
@@ -56,18 +56,42 @@ fn answers_past_the_node(question: &Question<'_>) -> bool {
 fn is_dropped_too_early(question: &Question<'_>) -> bool {
     question.client == Client::Node
         && question.service.external_local
-        && matches!(question.frontend, Frontend::ExternalIp | Frontend::LoadBalancer)
-        && question.service.usable(Some(1)).is_empty()
-        && !question.service.usable(None).is_empty()
+        && question.service.external().contains(&question.frontend)
+        && is_let_in(question)
+        && question.service.local(1).is_empty()
+        && !question.service.cluster(1).is_empty()
 }
 
 /// The node is not among those that a load balancer without endpoints lets in. kube-proxy refuses
 /// at output before it looks at the source; others are dropped by both.
 fn is_refused_too_early(question: &Question<'_>) -> bool {
     question.client == Client::Node
-        && question.service.restricted
-        && question.frontend == Frontend::LoadBalancer
-        && question.service.usable(None).is_empty()
+        && !is_let_in(question)
+        && question.service.cluster(1).is_empty()
+}
+
+/// Where kube-proxy's mode iptables does not decide as its mode nftables: it knows no ports that
+/// a ClusterIP does not have; it refuses everybody at a load balancer without endpoints, also
+/// who is not let in; and what the node itself sends to an external address without endpoints
+/// goes where the routes lead.
+fn is_other_in_iptables(question: &Question<'_>) -> bool {
+    let Question { service, frontend, client, .. } = question;
+    let is_empty = service.cluster(question.asked_node()).is_empty();
+    *frontend == Frontend::UnservedPort
+        || is_empty && !is_let_in(question)
+        || is_empty && *client == Client::Node && service.external().contains(frontend)
+}
+
+/// Whether a load balancer's source ranges let the client in.
+fn is_let_in(question: &Question<'_>) -> bool {
+    let Question { service, client, v4, .. } = question;
+    let is_let_in = match service.ranges {
+        Ranges::Everybody => true,
+        Ranges::OutsiderByIpv4 if !v4 => true,
+        Ranges::Outsider | Ranges::OutsiderByIpv4 => *client == Client::Outsider,
+        Ranges::FirstNode => *client != Client::Outsider && client.node() == 1,
+    };
+    is_let_in || question.frontend != Frontend::LoadBalancer
 }
 
 /// Whether netfilter kept the node itself from sending.
@@ -98,8 +122,7 @@ fn keeps_client(question: &Question<'_>, backend: &str, source: IpAddr) -> bool 
         (Client::Pod(node), false) => format!("fd00:244:{node}::2"),
         (Client::Backend, true) => "10.244.1.3".to_owned(),
         (Client::Backend, false) => "fd00:244:1::3".to_owned(),
-        (Client::Node, true) => "172.18.0.11".to_owned(),
-        (Client::Node, false) => "fd00:18::b".to_owned(),
+        (Client::Node, v4) => FIRST_NODE[usize::from(!v4)].to_owned(),
         (Client::Outsider, true) => "172.18.0.101".to_owned(),
         (Client::Outsider, false) => "fd00:18::65".to_owned(),
     };

@@ -1,6 +1,6 @@
 //! A cluster of two nodes with one proxy or the other; who is where has the same address in each.
 
-use crate::population::{BACKENDS, Frontend, Kind, Service, State};
+use crate::population::{BACKENDS, Endpoint, FIRST_NODES, Frontend, Kind, Ranges, Service, State};
 use crate::question::{Answer, Client, Question};
 use crate::rules::{View, table};
 use anyhow::{Result, bail};
@@ -58,7 +58,7 @@ pub(crate) struct World {
     _kube_proxies: Vec<KubeProxy>,
     cluster: Cluster,
     clients: [Pod; 2],
-    backends: Vec<Pod>,
+    pods: Vec<Pod>,
     outsider: Machine,
 }
 
@@ -72,12 +72,24 @@ impl World {
             lab.add_pod(lab.node(0), "client-1").await?,
             lab.add_pod(lab.node(1), "client-2").await?,
         ];
-        let mut backends = Vec::new();
-        for (name, node) in BACKENDS {
-            let pod = lab.add_pod(lab.node(usize::from(node) - 1), name).await?;
-            pod.serve(Serve::tcp(8080)).await?;
-            pod.serve(Serve::udp(8080)).await?;
-            backends.push(pod);
+        let mut pods = Vec::new();
+        for (name, node) in BACKENDS.into_iter().filter(|(name, _)| !name.starts_with("node")) {
+            pods.push(lab.add_pod(lab.node(usize::from(node) - 1), name).await?);
+        }
+        let nodes = lab.nodes().iter().map(|node| -> &Machine { node });
+        let backends: Vec<_> = pods.iter().map(|pod| -> &Machine { pod }).chain(nodes).collect();
+        for backend in &backends {
+            // A node would answer datagrams with the address that is nearest.
+            for addr in [true, false].map(|v4| of_family(v4, backend.addrs())) {
+                backend.serve(Serve::tcp(8080).on(addr)).await?;
+                backend.serve(Serve::udp(8080).on(addr)).await?;
+            }
+        }
+        for (index, node) in lab.nodes().iter().enumerate() {
+            let mut object = objects::node(node);
+            object["metadata"]["labels"]["topology.kubernetes.io/zone"] =
+                zone(index as u8 + 1).into();
+            cluster.api.apply(&object)?;
         }
         let outsider = lab.add_client("outsider").await?;
         for (to, via) in ["10.96.0.0/14", "fd00:96::/64", "fd00:97::/64", "fd00:98::/64"]
@@ -111,11 +123,10 @@ impl World {
                 for (node, number) in lab.nodes().iter().zip(1..) {
                     for v4 in [true, false] {
                         let addr = |machine: &Machine| of_family(v4, machine.addrs());
-                        let pods: Vec<_> = backends.iter().map(|pod| addr(pod)).collect();
                         let view = View {
                             node: number,
                             node_addr: addr(node),
-                            pods: [pods[0], pods[1], pods[2], pods[3]],
+                            pods: backends.iter().map(|backend| addr(backend)).collect(),
                             outsider: addr(&outsider),
                         };
                         node.nft(&table(services, &view)).await?;
@@ -133,7 +144,7 @@ impl World {
                 cluster.start_agents(options).await?;
             }
         }
-        Ok(Self { proxy, _kube_proxies: kube_proxies, cluster, clients, backends, outsider })
+        Ok(Self { proxy, _kube_proxies: kube_proxies, cluster, clients, pods, outsider })
     }
 
     /// Asks up to `times` times; everything that comes of it. Who is refused or ignored is so
@@ -146,7 +157,7 @@ impl World {
     ) -> BTreeSet<Answer> {
         let from: &Machine = match question.client {
             Client::Pod(node) => &self.clients[usize::from(node) - 1],
-            Client::Backend => &self.backends[0],
+            Client::Backend => &self.pods[0],
             Client::Node => self.cluster.lab.node(0),
             Client::Outsider => &self.outsider,
         };
@@ -228,7 +239,12 @@ fn of_family(v4: bool, addrs: Addrs) -> IpAddr {
 }
 
 /// Tells the API of a Service and its endpoints.
-fn publish(cluster: &Cluster, service: &Service, pods: &[Pod], outsider: &Machine) -> Result<()> {
+fn publish(
+    cluster: &Cluster,
+    service: &Service,
+    backends: &[&Machine],
+    outsider: &Machine,
+) -> Result<()> {
     let name = format!("svc-{}", service.number);
     let both = |frontend| [true, false].map(|v4| service.addr(frontend, v4).to_string());
     let [v4, v6] = both(Frontend::ClusterIp);
@@ -237,39 +253,55 @@ fn publish(cluster: &Cluster, service: &Service, pods: &[Pod], outsider: &Machin
     let local = |is_local| if is_local { "Local" } else { "Cluster" };
     spec["type"] = json!(format!("{:?}", service.kind).replace("ClusterIp", "ClusterIP"));
     spec["internalTrafficPolicy"] = json!(local(service.internal_local));
-    if service.kind != Kind::ClusterIp || service.external_ip {
+    if service.kind != Kind::ClusterIp || !service.external().is_empty() {
         spec["externalTrafficPolicy"] = json!(local(service.external_local));
     }
-    if service.kind != Kind::ClusterIp {
+    if service.has_node_ports() {
         for index in 0..PORTS.len() {
             spec["ports"][index]["nodePort"] = json!(service.node_port());
         }
     }
-    if service.external_ip {
-        spec["externalIPs"] = json!(both(Frontend::ExternalIp));
-    }
-    if service.restricted {
-        let Addrs { v4, v6 } = outsider.addrs();
-        spec["loadBalancerSourceRanges"] = json!([format!("{v4}/32"), format!("{v6}/128")]);
-    }
+    spec["allocateLoadBalancerNodePorts"] = json!(!service.without_node_ports);
+    let external = service.external().into_iter().filter(|to| *to != Frontend::LoadBalancer);
+    spec["externalIPs"] = external.flat_map(both).collect();
+    let Addrs { v4, v6 } = outsider.addrs();
+    spec["loadBalancerSourceRanges"] = match service.ranges {
+        Ranges::Everybody => json!([]),
+        Ranges::Outsider => json!([format!("{v4}/32"), format!("{v6}/128")]),
+        Ranges::OutsiderByIpv4 => json!([format!(" {v4}/32")]),
+        Ranges::FirstNode => json!(FIRST_NODES.concat()),
+    };
     if service.kind == Kind::LoadBalancer {
-        let ingress = both(Frontend::LoadBalancer).map(|ip| json!({ "ip": ip, "ipMode": "VIP" }));
+        let mode = if service.is_proxied { "Proxy" } else { "VIP" };
+        let ingress = both(Frontend::LoadBalancer).map(|ip| json!({ "ip": ip, "ipMode": mode }));
         object["status"] = json!({ "loadBalancer": { "ingress": ingress } });
     }
     cluster.api.apply(&object)?;
-    let endpoints: Vec<_> = service.endpoints.iter().map(|(pod, _)| &pods[*pod]).collect();
-    for mut slice in objects::slices(&name, &PORTS, &endpoints) {
-        for (index, (_, state)) in service.endpoints.iter().enumerate() {
-            slice["endpoints"][index]["conditions"] = conditions(*state);
-        }
+    for (mut slice, v4) in objects::slices(&name, &PORTS, &[]).into_iter().zip([true, false]) {
+        let endpoint = |endpoint: &Endpoint| {
+            let zones = endpoint.hint.map(|node| json!({ "name": zone(node) }));
+            json!({
+                "addresses": [of_family(v4, backends[endpoint.backend].addrs())],
+                "nodeName": format!("node-{}", BACKENDS[endpoint.backend].1),
+                "conditions": conditions(endpoint.state),
+                "hints": { "forZones": Vec::from_iter(zones) },
+            })
+        };
+        slice["endpoints"] = service.endpoints.iter().map(endpoint).collect();
         cluster.api.apply(&slice)?;
     }
     Ok(())
 }
 
+fn zone(node: u8) -> String {
+    format!("zone-{node}")
+}
+
 fn conditions(state: State) -> Value {
     match state {
         State::Ready => json!({ "ready": true, "serving": true, "terminating": false }),
+        State::Unstated => json!({}),
+        State::Published => json!({ "ready": true, "serving": false, "terminating": true }),
         State::Unready => json!({ "ready": false, "serving": false, "terminating": false }),
         State::Draining => objects::terminating(true),
         State::Dead => objects::terminating(false),
