@@ -18,6 +18,8 @@ pub(crate) struct Service {
     pub(crate) kind: Kind,
     pub(crate) internal_local: bool,
     pub(crate) external_local: bool,
+    /// Whether a client keeps its backend.
+    pub(crate) is_sticky: bool,
     /// Whether it has an external IP.
     pub(crate) external_ip: bool,
     /// Whether the first node's address is another external IP.
@@ -214,6 +216,7 @@ impl Random {
             internal_local: self.one_in(3),
             // It means nothing for a plain ClusterIP.
             external_local: self.one_in(2) && (kind != Kind::ClusterIp || external_ip || at_node),
+            is_sticky: self.one_in(5),
             external_ip,
             at_node,
             without_node_ports: self.one_in(4) && is_balancer,

@@ -15,9 +15,10 @@ pub(crate) fn judge(
 ) -> Result<(), String> {
     let fault = || Err(format!("kube-proxy {kube_proxy:?}, Shunt {shunt:?}"));
     if answers_past_the_node(question) || mode == Mode::Nftables && is_dropped_too_early(question) {
-        let usable =
-            question.service.cluster(question.asked_node()).into_iter().map(|pod| BACKENDS[pod].0);
-        let served = sources(shunt).is_some_and(|served| served.into_keys().eq(usable));
+        let served = sources(shunt).is_some_and(|ours| match question.service.is_sticky {
+            true => is_kept(question, &ours),
+            false => ours.into_keys().eq(names(&question.service.cluster(question.asked_node()))),
+        });
         return if served { Ok(()) } else { fault() };
     }
     if mode == Mode::Iptables && is_other_in_iptables(question) {
@@ -34,6 +35,9 @@ pub(crate) fn judge(
     let (Some(theirs), Some(ours)) = (sources(kube_proxy), sources(shunt)) else {
         return fault();
     };
+    if question.service.is_sticky {
+        return if is_kept(question, &ours) { Ok(()) } else { fault() };
+    }
     let same_backends = theirs.keys().eq(ours.keys());
     let is_stated = theirs.iter().zip(&ours).all(|((backend, theirs), (_, ours))| {
         theirs == ours || ours.iter().all(|ours| keeps_client(question, backend, *ours))
@@ -92,6 +96,21 @@ fn is_let_in(question: &Question<'_>) -> bool {
         Ranges::FirstNode => *client != Client::Outsider && client.node() == 1,
     };
     is_let_in || question.frontend != Frontend::LoadBalancer
+}
+
+/// Whether a client of a sticky Service was kept to a backend, one that it might get. With
+/// policies, the backend of one frontend may be none of another's, and is chosen again.
+fn is_kept(question: &Question<'_>, ours: &BTreeMap<&str, BTreeSet<IpAddr>>) -> bool {
+    let Question { service, .. } = question;
+    let node = question.asked_node();
+    let usable = [service.cluster(node), service.local(node)].concat();
+    let has_policy = service.internal_local || service.external_local;
+    (has_policy || ours.len() == 1)
+        && ours.keys().all(|ours| names(&usable).any(|name| name == *ours))
+}
+
+fn names(backends: &[usize]) -> impl Iterator<Item = &'static str> {
+    backends.iter().map(|backend| BACKENDS[*backend].0)
 }
 
 /// Whether netfilter kept the node itself from sending.

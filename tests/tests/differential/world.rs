@@ -8,8 +8,8 @@ use lab::cluster::Cluster;
 use lab::kube_proxy::{KubeProxy, Mode, is_in_sync};
 use lab::objects::{self, Port};
 use lab::{
-    Addrs, AgentOptions, Ask, Cni, FABRIC, Failure, FailureKind, LabConfig, Machine, Node, Pod,
-    Reply, Serve, Transport,
+    Addrs, AgentOptions, Ask, Cni, FABRIC, Failure, FailureKind, Lab, LabConfig, Machine, Node,
+    Pod, Reply, Serve, Transport,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -51,6 +51,8 @@ const PORTS: [Port<'static>; 2] = [
 const UNSERVED: u16 = 81;
 /// How long a kube-proxy may take to write its rules.
 const WRITTEN: Duration = Duration::from_secs(60);
+/// For how long it has to be in sync, so that a change has reached it.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// A running cluster.
 pub(crate) struct World {
@@ -76,8 +78,7 @@ impl World {
         for (name, node) in BACKENDS.into_iter().filter(|(name, _)| !name.starts_with("node")) {
             pods.push(lab.add_pod(lab.node(usize::from(node) - 1), name).await?);
         }
-        let nodes = lab.nodes().iter().map(|node| -> &Machine { node });
-        let backends: Vec<_> = pods.iter().map(|pod| -> &Machine { pod }).chain(nodes).collect();
+        let backends = backends(lab, &pods);
         for backend in &backends {
             // A node would answer datagrams with the address that is nearest.
             for addr in [true, false].map(|v4| of_family(v4, backend.addrs())) {
@@ -145,6 +146,26 @@ impl World {
             }
         }
         Ok(Self { proxy, _kube_proxies: kube_proxies, cluster, clients, pods, outsider })
+    }
+
+    /// Gives the same number of Services, in place of those that there are, to a kube-proxy or
+    /// Shunt.
+    pub(crate) async fn change(&mut self, services: &[Service]) -> Result<()> {
+        let backends = backends(&self.cluster.lab, &self.pods);
+        for service in services {
+            publish(&self.cluster, service, &backends, &self.outsider)?;
+        }
+        let mut settled = Instant::now();
+        while settled.elapsed() < SETTLED {
+            for node in self.cluster.lab.nodes() {
+                // Shunt says the same of itself.
+                if !is_in_sync(node)? {
+                    settled = Instant::now();
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     /// Asks up to `times` times; everything that comes of it. Who is refused or ignored is so
@@ -238,6 +259,12 @@ fn of_family(v4: bool, addrs: Addrs) -> IpAddr {
     if v4 { addrs.v4.into() } else { addrs.v6.into() }
 }
 
+/// What [`BACKENDS`] are.
+fn backends<'a>(lab: &'a Lab, pods: &'a [Pod]) -> Vec<&'a Machine> {
+    let nodes = lab.nodes().iter().map(|node| -> &Machine { node });
+    pods.iter().map(|pod| -> &Machine { pod }).chain(nodes).collect()
+}
+
 /// Tells the API of a Service and its endpoints.
 fn publish(
     cluster: &Cluster,
@@ -250,6 +277,10 @@ fn publish(
     let [v4, v6] = both(Frontend::ClusterIp);
     let mut object = objects::service(&name, &[&v4, &v6], &PORTS);
     let spec = &mut object["spec"];
+    if service.is_sticky {
+        spec["sessionAffinity"] = json!("ClientIP");
+        spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": 10_800 } });
+    }
     let local = |is_local| if is_local { "Local" } else { "Cluster" };
     spec["type"] = json!(format!("{:?}", service.kind).replace("ClusterIp", "ClusterIP"));
     spec["internalTrafficPolicy"] = json!(local(service.internal_local));
