@@ -276,6 +276,8 @@ fn publish(
     let both = |frontend| [true, false].map(|v4| service.addr(frontend, v4).to_string());
     let [v4, v6] = both(Frontend::ClusterIp);
     let mut object = objects::service(&name, &[&v4, &v6], &PORTS);
+    // Versions before 1.33 follow hints only where they are asked to.
+    object["metadata"]["annotations"] = json!({ "service.kubernetes.io/topology-mode": "Auto" });
     let spec = &mut object["spec"];
     if service.is_sticky {
         spec["sessionAffinity"] = json!("ClientIP");
