@@ -9,7 +9,11 @@ use proxy_user::loader;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::path::Path;
 use std::process::ExitCode;
-use tracing_subscriber::filter::LevelFilter;
+use tracing::Level;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -54,12 +58,16 @@ fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
 }
 
 fn start_log(config: &AgentConfig) {
-    let log = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::from_level(config.log_level))
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let log = match config.log_format {
+        LogFormat::Text => log.boxed(),
+        LogFormat::Json => log.json().boxed(),
+    };
+    let level = LevelFilter::from_level(config.log_level);
+    // The client logs each attempt of each watch as an error; the agent says once what is wrong.
+    let client = if config.log_level < Level::DEBUG { LevelFilter::OFF } else { level };
+    let filter = Targets::new().with_default(level).with_target("kube_client", client);
+    tracing_subscriber::registry().with(log).with(filter).init();
 }

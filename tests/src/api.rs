@@ -177,6 +177,11 @@ impl ApiServer {
         self.shared.state().faults.push(fault);
     }
 
+    /// How many requests the faults that were asked for will still answer.
+    pub fn faults_left(&self) -> usize {
+        self.shared.state().faults.iter().map(|fault| fault.times).sum()
+    }
+
     /// Takes all faults back.
     pub fn heal(&self) {
         self.shared.state().faults.clear();

@@ -9,7 +9,6 @@ mod contender;
 mod control;
 mod facts;
 mod measure;
-mod metrics;
 mod names;
 mod noise;
 mod options;

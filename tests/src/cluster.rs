@@ -2,6 +2,7 @@
 
 use crate::agent::{Agent, AgentOptions};
 use crate::api::ApiServer;
+use crate::kube_proxy::{KubeProxy, Mode};
 use crate::lab::{Lab, LabConfig, Node, Pod};
 use crate::objects::{self, Port};
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,7 @@ use futures::future::try_join_all;
 use serde_json::Value;
 use std::fmt::Debug;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a change may take to be effective, on a busy machine.
@@ -74,6 +75,11 @@ impl Cluster {
     pub fn start_agent(&mut self, index: usize, options: &AgentOptions) -> Result<&mut Agent> {
         let agent = self.lab.start_agent(self.lab.node(index), options)?;
         Ok(self.agents[index].insert(agent))
+    }
+
+    /// Starts a real kube-proxy on a node, without waiting for its sync.
+    pub fn start_kube_proxy(&self, index: usize, program: &Path, mode: Mode) -> Result<KubeProxy> {
+        KubeProxy::start(self.lab.node(index), program, mode, &self.kubeconfig)
     }
 
     /// The agent of a node.

@@ -12,6 +12,8 @@ pub mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod guard;
+pub mod kube_proxy;
+pub mod metrics;
 pub mod objects;
 pub mod onlooker;
 pub mod program;

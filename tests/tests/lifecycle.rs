@@ -244,6 +244,8 @@ async fn without_the_api_server_everything_goes_on_also_over_a_restart() -> Resu
     web.cluster.start_agent(0, &options)?.wait_status(refuses).await?;
     loads.go_on(10).await?;
     assert_eq!(table(&web, 0).await?, before);
+    let log = web.cluster.agent(0)?.log();
+    assert!(!log.contains("ERROR"), "the log tells of each attempt, not of what is wrong:\n{log}");
 
     let listener = web.cluster.lab.listen(6443)?;
     web.cluster.api.accept_connections(listener)?;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::channel;
 use tokio::time::{sleep, timeout};
 
@@ -323,6 +323,22 @@ async fn a_busy_or_failing_server_is_asked_again() -> Result<()> {
         cluster.follows("a", "b").await?;
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_for_a_server_asks_again_when_it_answers_another() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.synced().await?;
+    // So often that the next attempt is seconds away.
+    let refusal = Refusal::Unavailable;
+    cluster.api.fail(Fault { verb: "", resource: "services", times: 5, refusal });
+    cluster.api.drop_watches();
+    wait(|| cluster.api.faults_left() == 0).await?;
+    let since = Instant::now();
+    cluster.api.drop_watches();
+    cluster.follows("a", "b").await?;
+    assert!(since.elapsed() < Duration::from_secs(1), "only after {:?}", since.elapsed());
+    cluster.seen.calm().await
 }
 
 fn refusal_code(refusal: Refusal) -> &'static str {

@@ -19,8 +19,8 @@ use kube::{Client, Config};
 use std::collections::BTreeMap;
 use std::env;
 use std::path::Path;
-use tokio::sync::Mutex;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::{Mutex, Notify};
 use watch::Watch;
 
 /// Sends what the API server of `kubeconfig` says, until the receiver is dropped.
@@ -30,7 +30,7 @@ pub(super) async fn run(
     changes: &Sender<Change>,
 ) -> Result<(), SourceError> {
     let connection = connect(kubeconfig).await?;
-    let report = Report { changes, warnings: Mutex::default() };
+    let report = Report { changes, warnings: Mutex::default(), answered: Notify::new() };
     let at = (kubeconfig, &connection, &report);
     let Closed = tokio::select! {
         () = changes.closed() => Closed,
@@ -88,6 +88,8 @@ async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, SourceError> {
 struct Report<'a> {
     changes: &'a Sender<Change>,
     warnings: Mutex<BTreeMap<&'static str, Warning>>,
+    /// Wakes those whom the server did not answer, when it answers one of them.
+    answered: Notify,
 }
 
 impl Report<'_> {

@@ -4,19 +4,15 @@ use super::arena::{Arena, Corner};
 use super::contender::Contender;
 use super::control::Loads;
 use super::measure::Way;
-use super::metrics;
 use super::options::Options;
 use super::population::Entry;
-use crate::lab::Node;
-use crate::program;
+use crate::kube_proxy::{self, KubeProxy, Mode};
 use crate::sprint::{Deed, Sprint};
 use anyhow::{Context, Result, bail, ensure};
 use proxy_ebpf::frontend::Scope;
 use proxy_user::pinned::PinnedMaps;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
 /// Endpoints of each Service.
@@ -24,14 +20,12 @@ pub(super) const ENDPOINTS: usize = 10;
 
 /// For how long a kube-proxy has to be in sync, so that what it was told last has reached it.
 const SETTLED: Duration = Duration::from_secs(2);
-/// Where a kube-proxy writes its log, in the scratch directory of its node.
-const LOG: &str = "kube-proxy.log";
 
 /// What runs beside the arena.
 pub(super) struct Proxies {
     /// What it took to write the rules of those who are made of rules.
     pub(super) loads: Loads,
-    kube_proxies: Vec<(Contender, Child)>,
+    kube_proxies: Vec<(Contender, KubeProxy)>,
     told: Told,
 }
 
@@ -51,18 +45,13 @@ impl Proxies {
         let mut kube_proxies = Vec::new();
         for corner in &arena.corners {
             let mode = match corner.contender {
-                Contender::KubeProxyIptables => "iptables",
-                Contender::KubeProxyNftables => "nftables",
+                Contender::KubeProxyIptables => Mode::Iptables,
+                Contender::KubeProxyNftables => Mode::Nftables,
                 _ => continue,
             };
             let kube_proxy = kube_proxy.context("there is no kube-proxy")?;
-            ensure!(
-                kube_proxy.is_file(),
-                "--kube-proxy: there is no file {}",
-                kube_proxy.display()
-            );
-            let child = start_kube_proxy(arena, corner, kube_proxy, mode)?;
-            kube_proxies.push((corner.contender, child));
+            let kube_proxy = arena.cluster.start_kube_proxy(corner.node, kube_proxy, mode)?;
+            kube_proxies.push((corner.contender, kube_proxy));
         }
         Ok(Self { loads: Loads::default(), kube_proxies, told: Told(0) })
     }
@@ -132,12 +121,10 @@ impl Proxies {
         let sprint = Sprint { deed, targets, concurrency: 1, duration: Duration::from_millis(50) };
         let mut in_sync_since = None;
         loop {
-            let child = self.kube_proxies.iter_mut().find(|(who, _)| *who == corner.contender);
-            let (_, child) = child.context("no kube-proxy was started for it")?;
-            if let Some(status) = child.try_wait()? {
-                bail!("kube-proxy has ended ({status}); {}", tail(node));
-            }
-            let synced = is_in_sync(node);
+            let found = self.kube_proxies.iter_mut().find(|(who, _)| *who == corner.contender);
+            let (_, kube_proxy) = found.context("no kube-proxy was started for it")?;
+            kube_proxy.ensure_running()?;
+            let synced = kube_proxy::is_in_sync(node);
             in_sync_since = match synced {
                 Ok(true) => in_sync_since.or_else(|| Some(Instant::now())),
                 _ => None,
@@ -155,17 +142,10 @@ impl Proxies {
                     Ok(false) => "is still writing rules, by its own metrics".to_owned(),
                     Err(error) => format!("shows no metrics ({error:#})"),
                 };
-                bail!("after {limit:?} kube-proxy {why}; {}", tail(node));
+                bail!("after {limit:?} kube-proxy {why}; {}", kube_proxy.log_end());
             }
             sleep(Duration::from_millis(200)).await;
         }
-    }
-}
-
-impl Drop for Proxies {
-    fn drop(&mut self) {
-        // The lab kills what is in its cgroups; these are killed here too, so that none lingers.
-        self.kube_proxies.iter_mut().for_each(|(_, child)| drop(child.start_kill()));
     }
 }
 
@@ -238,54 +218,4 @@ fn programmed(root: &Path) -> Result<usize> {
     let ranges = maps.ranges(&mut frontends)?;
     let has_backends = |range: &u32| ranges.get(range).is_some_and(|r| r.header.cluster > 0);
     Ok(frontends.values().filter(|value| has_backends(&value.range())).count())
-}
-
-fn start_kube_proxy(
-    arena: &Arena,
-    corner: &Corner,
-    kube_proxy: &Path,
-    mode: &str,
-) -> Result<Child> {
-    let node = arena.node(corner);
-    let log = std::fs::File::create(node.scratch.join(LOG))?;
-    let kubeconfig = arena.cluster.lab.scratch().join("kubeconfig");
-    Command::new(program::find("lab-worker")?)
-        .arg("enter")
-        .args([&node.netns().path(), node.cgroup()])
-        .arg(kube_proxy)
-        .arg(format!("--kubeconfig={}", kubeconfig.display()))
-        .args([format!("--proxy-mode={mode}"), format!("--hostname-override={}", node.name())])
-        .arg(format!("--cluster-cidr={}", crate::network::POD_NETWORKS))
-        .args(["--healthz-bind-address=127.0.0.1:10256", "--metrics-bind-address=127.0.0.1:10249"])
-        // The machine's own limits are not the bench's to change.
-        .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
-        .args(["--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s"])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("start {}", kube_proxy.display()))
-}
-
-/// What kube-proxy says of its syncs: whether its last one began after the last change came.
-fn is_in_sync(node: &Node) -> Result<bool> {
-    let text = metrics::text(node)?;
-    let value = |name| {
-        metrics::value(&text, &format!("kubeproxy_sync_proxy_rules_{name}_timestamp_seconds"))
-    };
-    let times = value("last").zip(value("last_queued"));
-    Ok(times.is_some_and(|(last, queued)| last > 0.0 && last >= queued))
-}
-
-/// The end of the log of a kube-proxy, on one line.
-fn tail(node: &Node) -> String {
-    let log = std::fs::read_to_string(node.scratch.join(LOG)).unwrap_or_default();
-    let lines: Vec<_> = log.lines().rev().take(3).collect();
-    match lines.is_empty() {
-        true => "its log is empty".to_owned(),
-        false => {
-            format!("its log ends: {}", lines.into_iter().rev().collect::<Vec<_>>().join(" | "))
-        }
-    }
 }

@@ -11,9 +11,10 @@ mod rules;
 mod verdict;
 mod world;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use futures::{StreamExt, stream};
-use lab::Cni;
+use lab::kube_proxy::Mode;
+use lab::{Cni, Transport};
 use population::draw;
 use question::{Answer, Question, questions};
 use std::collections::BTreeSet;
@@ -33,44 +34,86 @@ const AT_ONCE: usize = 48;
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_where_pods_are_routed() -> Result<()> {
-    answers_are_the_same(Cni::Routed, 1).await
+    answers_are_the_same(Proxy::Rules, Cni::Routed, 1).await
 }
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_behind_a_link_local_gateway() -> Result<()> {
-    answers_are_the_same(Cni::Calico, 2).await
+    answers_are_the_same(Proxy::Rules, Cni::Calico, 2).await
 }
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_where_pods_are_bridged() -> Result<()> {
-    answers_are_the_same(Cni::Bridge, 3).await
+    answers_are_the_same(Proxy::Rules, Cni::Bridge, 3).await
 }
 
 #[tokio::test]
 async fn services_answer_as_with_kube_proxys_rules_over_a_tunnel() -> Result<()> {
-    answers_are_the_same(Cni::Vxlan, 4).await
+    answers_are_the_same(Proxy::Rules, Cni::Vxlan, 4).await
 }
 
-async fn answers_are_the_same(cni: Cni, seed: u64) -> Result<()> {
+#[tokio::test]
+#[ignore = "needs a kube-proxy: SHUNT_KUBE_PROXY=/path/to/it"]
+async fn services_answer_as_with_a_kube_proxy_in_its_mode_nftables() -> Result<()> {
+    answers_are_the_same(kube_proxy(Mode::Nftables)?, Cni::Routed, 5).await
+}
+
+#[tokio::test]
+#[ignore = "needs a kube-proxy: SHUNT_KUBE_PROXY=/path/to/it"]
+async fn services_answer_as_with_a_kube_proxy_in_its_mode_iptables() -> Result<()> {
+    answers_are_the_same(kube_proxy(Mode::Iptables)?, Cni::Routed, 6).await
+}
+
+/// The kube-proxy that is named in the environment.
+fn kube_proxy(mode: Mode) -> Result<Proxy> {
+    let program = env::var_os("SHUNT_KUBE_PROXY")
+        .context("name a kube-proxy to compare with: SHUNT_KUBE_PROXY=/path/to/it")?;
+    Ok(Proxy::KubeProxy(program.into(), mode))
+}
+
+async fn answers_are_the_same(reference: Proxy, cni: Cni, seed: u64) -> Result<()> {
     // Any number tells another story: SEED=$RANDOM.
     let seed = env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
     let services = draw(seed, SERVICES);
-    let (kube_proxy, socket, packet) = futures::try_join!(
-        World::start(Proxy::Nftables, cni, &services),
+    let (mut kube_proxy, mut socket, mut packet) = futures::try_join!(
+        World::start(reference, cni, &services),
         World::start(Proxy::SocketPath, cni, &services),
         World::start(Proxy::PacketPath, cni, &services),
     )?;
-    let questions = questions(&services);
+    ask_everything(&kube_proxy, &socket, &packet, &questions(&services), seed).await?;
+    // Rules are not changed; the others have to come there from where they are.
+    if kube_proxy.proxy != Proxy::Rules {
+        let services = draw(!seed, SERVICES);
+        futures::try_join!(
+            kube_proxy.change(&services),
+            socket.change(&services),
+            packet.change(&services),
+        )?;
+        // For netfilter, datagrams from a port that was used before are an old flow.
+        let mut questions = questions(&services);
+        questions.retain(|question| question.transport == Transport::Tcp);
+        ask_everything(&kube_proxy, &socket, &packet, &questions, !seed).await?;
+    }
+    Ok(())
+}
+
+async fn ask_everything(
+    kube_proxy: &World,
+    socket: &World,
+    packet: &World,
+    questions: &[Question<'_>],
+    seed: u64,
+) -> Result<()> {
     let comparing = questions.iter().map(async |question| {
         let mut wrong = Vec::new();
-        for shunt in [&socket, &packet] {
-            wrong.extend(compare(question, &kube_proxy, shunt).await.err());
+        for shunt in [socket, packet] {
+            wrong.extend(compare(question, kube_proxy, shunt).await.err());
         }
         wrong
     });
     let wrong: Vec<_> = stream::iter(comparing).buffer_unordered(AT_ONCE).collect().await;
     let wrong: BTreeSet<_> = wrong.into_iter().flatten().collect();
-    println!("{} questions to {} services, seed {seed}", questions.len(), services.len());
+    println!("{} questions, seed {seed}", questions.len());
     if !wrong.is_empty() {
         println!("{}{}", socket.outcomes().await?, packet.outcomes().await?);
     }
@@ -91,10 +134,10 @@ async fn compare(question: &Question<'_>, kube_proxy: &World, shunt: &World) -> 
         for (world, heard) in [kube_proxy, shunt].into_iter().zip(&mut heard) {
             heard.extend(world.ask(question, times, patience).await);
         }
-        if judge(question, &heard[0], &heard[1]).is_ok() {
+        if judge(question, kube_proxy.proxy.mode(), &heard[0], &heard[1]).is_ok() {
             return Ok(());
         }
     }
-    judge(question, &heard[0], &heard[1])
+    judge(question, kube_proxy.proxy.mode(), &heard[0], &heard[1])
         .map_err(|fault| format!("{question}, {:?}: {fault}", shunt.proxy))
 }

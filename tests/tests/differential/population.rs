@@ -2,8 +2,14 @@
 
 use std::net::IpAddr;
 
-/// The pods that may be behind a Service: their nodes, by number.
-pub(crate) const BACKENDS: [(&str, u8); 4] = [("a-1", 1), ("a-2", 1), ("b-1", 2), ("b-2", 2)];
+/// What may be behind a Service, and its node by number: pods, and the nodes themselves.
+pub(crate) const BACKENDS: [(&str, u8); 6] =
+    [("a-1", 1), ("a-2", 1), ("b-1", 2), ("b-2", 2), ("node-1", 1), ("node-2", 2)];
+/// The first node and its pods, in each family.
+pub(crate) const FIRST_NODES: [[&str; 2]; 2] =
+    [["172.18.0.11/32", "10.244.1.0/24"], ["fd00:18::b/128", "fd00:244:1::/64"]];
+/// The first node's addresses.
+pub(crate) const FIRST_NODE: [&str; 2] = ["172.18.0.11", "fd00:18::b"];
 
 /// A Service, its ports being TCP and UDP 80.
 #[derive(Clone, Debug)]
@@ -12,12 +18,18 @@ pub(crate) struct Service {
     pub(crate) kind: Kind,
     pub(crate) internal_local: bool,
     pub(crate) external_local: bool,
+    /// Whether a client keeps its backend.
+    pub(crate) is_sticky: bool,
     /// Whether it has an external IP.
     pub(crate) external_ip: bool,
-    /// Whether sources are restricted to the outsider, for a load balancer's address.
-    pub(crate) restricted: bool,
-    /// Pods, by their index in [`BACKENDS`].
-    pub(crate) endpoints: Vec<(usize, State)>,
+    /// Whether the first node's address is another external IP.
+    pub(crate) at_node: bool,
+    /// Whether it has no NodePorts though it is a load balancer.
+    pub(crate) without_node_ports: bool,
+    /// Whether the load balancer wants to see all traffic itself (`ipMode: Proxy`).
+    pub(crate) is_proxied: bool,
+    pub(crate) ranges: Ranges,
+    pub(crate) endpoints: Vec<Endpoint>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,10 +39,36 @@ pub(crate) enum Kind {
     LoadBalancer,
 }
 
+/// Whom a load balancer's address lets in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ranges {
+    Everybody,
+    /// The client outside.
+    Outsider,
+    /// The client outside by IPv4, and everybody by IPv6.
+    OutsiderByIpv4,
+    /// The first node and its pods.
+    FirstNode,
+}
+
+/// An endpoint of a Service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    /// An index in [`BACKENDS`].
+    pub(crate) backend: usize,
+    pub(crate) state: State,
+    /// The node for whose zone it is meant, if for one.
+    pub(crate) hint: Option<u8>,
+}
+
 /// The state of an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
     Ready,
+    /// Nothing is said of it, which means ready.
+    Unstated,
+    /// Said to be ready while it ends, for a Service that publishes such addresses.
+    Published,
     Unready,
     /// Terminating, and still serving.
     Draining,
@@ -38,11 +76,19 @@ pub(crate) enum State {
     Dead,
 }
 
+impl State {
+    const fn is_ready(self) -> bool {
+        matches!(self, Self::Ready | Self::Unstated | Self::Published)
+    }
+}
+
 /// An address at which a Service is reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Frontend {
     ClusterIp,
     ExternalIp,
+    /// An external IP that is the first node's own address.
+    AtNode,
     LoadBalancer,
     /// At the node of that number.
     NodePort(u8),
@@ -54,19 +100,29 @@ impl Service {
     /// The frontends that it has, and one that it has not.
     pub(crate) fn frontends(&self) -> Vec<Frontend> {
         let mut frontends = vec![Frontend::ClusterIp, Frontend::UnservedPort];
-        if self.external_ip {
-            frontends.push(Frontend::ExternalIp);
-        }
-        if self.kind == Kind::LoadBalancer {
-            frontends.push(Frontend::LoadBalancer);
-        }
-        if self.kind != Kind::ClusterIp {
+        frontends.extend(self.external());
+        if self.has_node_ports() {
             frontends.extend([Frontend::NodePort(1), Frontend::NodePort(2)]);
         }
         frontends
     }
 
-    /// The address of a frontend that is not a node's.
+    /// Its external addresses.
+    pub(crate) fn external(&self) -> Vec<Frontend> {
+        let is_balanced = self.kind == Kind::LoadBalancer && !self.is_proxied;
+        let all = [
+            (self.external_ip, Frontend::ExternalIp),
+            (self.at_node, Frontend::AtNode),
+            (is_balanced, Frontend::LoadBalancer),
+        ];
+        all.into_iter().filter_map(|(has, frontend)| has.then_some(frontend)).collect()
+    }
+
+    pub(crate) fn has_node_ports(&self) -> bool {
+        self.kind != Kind::ClusterIp && !self.without_node_ports
+    }
+
+    /// The address of a frontend that is not a NodePort.
     pub(crate) fn addr(&self, frontend: Frontend, v4: bool) -> IpAddr {
         let network: u8 = match frontend {
             Frontend::ExternalIp => 97,
@@ -74,27 +130,44 @@ impl Service {
             _ => 96,
         };
         let number = self.number;
-        let text = if v4 {
-            format!("10.{network}.0.{number}")
-        } else {
-            format!("fd00:{network}::{number:x}")
+        let text = match (frontend, v4) {
+            (Frontend::AtNode, _) => FIRST_NODE[usize::from(!v4)].to_owned(),
+            (_, true) => format!("10.{network}.0.{number}"),
+            (_, false) => format!("fd00:{network}::{number:x}"),
         };
-        text.parse().expect("both forms are addresses")
+        text.parse().expect("all forms are addresses")
     }
 
     pub(crate) fn node_port(&self) -> u16 {
         31_000 + u16::from(self.number)
     }
 
-    /// The endpoints that count: those that are ready, else those that drain; on one node or all.
-    pub(crate) fn usable(&self, node: Option<u8>) -> Vec<usize> {
-        let of = |wanted: State| -> Vec<_> {
-            let here = |pod: usize| node.is_none_or(|node| BACKENDS[pod].1 == node);
-            let all = self.endpoints.iter().filter(|(pod, state)| *state == wanted && here(*pod));
-            all.map(|(pod, _)| *pod).collect()
+    /// The backends for the policy Cluster, for who asks `node`: those that are ready, of them
+    /// those meant for its zone if all are meant for one; else those that drain.
+    pub(crate) fn cluster(&self, node: u8) -> Vec<usize> {
+        let ready: Vec<_> = self.endpoints.iter().filter(|e| e.state.is_ready()).collect();
+        let is_hinted = ready.iter().all(|endpoint| endpoint.hint.is_some());
+        let here: Vec<_> =
+            ready.iter().filter(|e| e.hint == Some(node)).map(|e| e.backend).collect();
+        if is_hinted && !here.is_empty() {
+            return here;
+        }
+        self.usable(|_| true)
+    }
+
+    /// The backends for the policy Local on `node`.
+    pub(crate) fn local(&self, node: u8) -> Vec<usize> {
+        self.usable(|endpoint| BACKENDS[endpoint.backend].1 == node)
+    }
+
+    /// The endpoints that count among `those`: that are ready, else those that drain.
+    fn usable(&self, those: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
+        let of = |counts: fn(State) -> bool| -> Vec<_> {
+            let all = self.endpoints.iter().filter(|e| counts(e.state) && those(e));
+            all.map(|endpoint| endpoint.backend).collect()
         };
-        let ready = of(State::Ready);
-        if ready.is_empty() { of(State::Draining) } else { ready }
+        let ready = of(State::is_ready);
+        if ready.is_empty() { of(|state| state == State::Draining) } else { ready }
     }
 }
 
@@ -127,31 +200,57 @@ impl Random {
             _ => Kind::LoadBalancer,
         };
         let external_ip = self.one_in(2);
-        let endpoints = if self.one_in(6) {
-            Vec::new()
-        } else {
-            (0..BACKENDS.len()).filter_map(|pod| self.endpoint(pod)).collect()
+        // Two Services may not have one address.
+        let at_node = number == 1 && self.one_in(2);
+        let endpoints = if self.one_in(6) { Vec::new() } else { self.endpoints() };
+        let is_balancer = kind == Kind::LoadBalancer;
+        let ranges = match self.below(6) {
+            0 if is_balancer => Ranges::Outsider,
+            1 if is_balancer => Ranges::OutsiderByIpv4,
+            2 if is_balancer => Ranges::FirstNode,
+            _ => Ranges::Everybody,
         };
         Service {
             number,
             kind,
             internal_local: self.one_in(3),
             // It means nothing for a plain ClusterIP.
-            external_local: self.one_in(2) && (kind != Kind::ClusterIp || external_ip),
+            external_local: self.one_in(2) && (kind != Kind::ClusterIp || external_ip || at_node),
+            is_sticky: self.one_in(5),
             external_ip,
-            restricted: self.one_in(3) && kind == Kind::LoadBalancer,
+            at_node,
+            without_node_ports: self.one_in(4) && is_balancer,
+            is_proxied: self.one_in(6) && is_balancer,
+            ranges,
             endpoints,
         }
     }
 
-    fn endpoint(&mut self, pod: usize) -> Option<(usize, State)> {
-        let state = match self.below(8) {
-            0..=2 => State::Ready,
-            3 => State::Unready,
-            4 | 5 => State::Draining,
-            6 => State::Dead,
-            _ => return None,
-        };
-        Some((pod, state))
+    fn endpoints(&mut self) -> Vec<Endpoint> {
+        let are_hinted = self.one_in(3);
+        let mut endpoints = Vec::new();
+        for backend in 0..BACKENDS.len() {
+            let hint = are_hinted && !self.one_in(8);
+            let hint = hint.then_some(1 + u8::from(self.one_in(2)));
+            if let Some(state) = self.state(backend) {
+                endpoints.push(Endpoint { backend, state, hint });
+            }
+        }
+        endpoints
+    }
+
+    fn state(&mut self, backend: usize) -> Option<State> {
+        // Most Services have pods alone.
+        if BACKENDS[backend].0.starts_with("node") && !self.one_in(3) {
+            return None;
+        }
+        match self.below(10) {
+            0..=2 => Some(State::Ready),
+            3 => Some(State::Unready),
+            4 | 5 => Some(State::Draining),
+            6 => Some(State::Dead),
+            7 => Some(if self.one_in(2) { State::Unstated } else { State::Published }),
+            _ => None,
+        }
     }
 }

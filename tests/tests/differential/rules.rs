@@ -3,7 +3,7 @@
 //! CIDR. In the order in which they are decided: what leads to a Service, what a Service without
 //! endpoints does, masquerading, and the choice.
 
-use crate::population::{BACKENDS, Frontend, Kind, Service};
+use crate::population::{BACKENDS, FIRST_NODES, Frontend, Ranges, Service};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -16,8 +16,8 @@ pub(crate) struct View {
     pub(crate) node: u8,
     pub(crate) node_addr: IpAddr,
     /// The addresses of [`BACKENDS`].
-    pub(crate) pods: [IpAddr; 4],
-    /// The address that restricted load balancers let in.
+    pub(crate) pods: Vec<IpAddr>,
+    /// The address of the client outside.
     pub(crate) outsider: IpAddr,
 }
 
@@ -92,7 +92,7 @@ impl Maps {
     fn add(&mut self, service: &Service, proto: &str, view: &View) {
         let Service { number, external_local, internal_local, .. } = *service;
         let ip = view.family();
-        let (cluster, local) = (service.usable(None), service.usable(Some(view.node)));
+        let (cluster, local) = (service.cluster(view.node), service.local(view.node));
         let chain = |kind: &str| format!("{kind}-{number}-{proto}");
         let policy = |is_local| if is_local { chain("local") } else { chain("service") };
         let has_any = !cluster.is_empty() || !local.is_empty();
@@ -106,14 +106,7 @@ impl Maps {
         } else {
             self.no_endpoint_services.push(format!("{cluster_ip} : {verdict}"));
         }
-        let mut external = Vec::new();
-        if service.external_ip {
-            external.push(Frontend::ExternalIp);
-        }
-        if service.kind == Kind::LoadBalancer {
-            external.push(Frontend::LoadBalancer);
-        }
-        for key in external.into_iter().map(key) {
+        for key in service.external().into_iter().map(key) {
             if has_any {
                 self.services.push(format!("{key} : goto {}", chain("external")));
             }
@@ -121,7 +114,7 @@ impl Maps {
                 self.no_endpoint_services.push(format!("{key} : {verdict}"));
             }
         }
-        if service.kind != Kind::ClusterIp {
+        if service.has_node_ports() {
             let key = format!("{proto} . {}", service.node_port());
             if has_any {
                 self.node_ports.push(format!("{key} : goto {}", chain("external")));
@@ -130,9 +123,16 @@ impl Maps {
                 self.no_endpoint_node_ports.push(format!("{key} : {verdict}"));
             }
         }
-        if service.restricted {
+        let let_in = match (service.ranges, view.is_v4()) {
+            (Ranges::Everybody, _) | (Ranges::OutsiderByIpv4, false) => None,
+            (Ranges::Outsider | Ranges::OutsiderByIpv4, _) => Some(view.outsider.to_string()),
+            (Ranges::FirstNode, v4) => Some(FIRST_NODES[usize::from(!v4)].join(", ")),
+        };
+        if let Some(let_in) =
+            let_in.filter(|_| service.external().contains(&Frontend::LoadBalancer))
+        {
             let firewall = chain("firewall");
-            self.chain(&firewall, &[format!("{ip} saddr != {{ {} }} drop", view.outsider)]);
+            self.chain(&firewall, &[format!("{ip} saddr != {{ {let_in} }} drop")]);
             self.firewall.push(format!("{} : goto {firewall}", key(Frontend::LoadBalancer)));
         }
 

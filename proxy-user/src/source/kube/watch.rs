@@ -90,7 +90,9 @@ impl<'a, F: Feed> Watch<'a, F> {
         let mut backoff = Backoff::default();
         loop {
             let Err(stop) = self.follow().await;
-            let lasted = self.open_since.take().is_some_and(|time| time.elapsed() >= SHORT_WATCH);
+            let open_since = self.open_since.take();
+            let lasted = open_since.is_some_and(|time| time.elapsed() >= SHORT_WATCH);
+            let is_busy = matches!(&stop, Stop::Failed(Error::Api(status)) if status.code == 429);
             if lasted {
                 backoff = Backoff::default();
             }
@@ -123,10 +125,15 @@ impl<'a, F: Feed> Watch<'a, F> {
                     Some(self.warning(format!("it does not answer when asked for {}", F::RESOURCE)))
                 }
             };
+            // Who was answered and failed then is not woken: two of them would wake each other.
+            let was_refused = warning.is_some() && open_since.is_none() && !is_busy;
             if warning.is_some() && self.report.set(F::RESOURCE, warning).await.is_err() {
                 return Closed;
             }
-            sleep(backoff.next_delay()).await;
+            tokio::select! {
+                () = sleep(backoff.next_delay()) => {}
+                () = self.report.answered.notified(), if was_refused => {}
+            }
         }
     }
 
@@ -188,8 +195,14 @@ impl<'a, F: Feed> Watch<'a, F> {
 
     async fn listed(&mut self) -> Result<(), Stop> {
         send(self.report.changes, self.feed.end_list()).await?;
+        Ok(self.opened().await?)
+    }
+
+    /// The server answers: what is wrong now are the objects.
+    async fn opened(&mut self) -> Result<(), Closed> {
         self.open_since = Some(Instant::now());
-        Ok(self.report.set(F::RESOURCE, self.feed.warning()).await?)
+        self.report.answered.notify_waiters();
+        self.report.set(F::RESOURCE, self.feed.warning()).await
     }
 
     /// Watches from the known version on, or from a streamed list.
@@ -217,8 +230,7 @@ impl<'a, F: Feed> Watch<'a, F> {
         if listing {
             self.feed.begin_list();
         } else {
-            self.open_since = Some(Instant::now());
-            self.report.set(F::RESOURCE, self.feed.warning()).await?;
+            self.opened().await?;
         }
         let mut events = pin!(events);
         loop {

@@ -2,11 +2,11 @@
 
 use super::kernel;
 use crate::bench::contender::Contender;
-use crate::bench::metrics;
 use crate::bench::population::Entry;
 use crate::bench::proxies::wait_programmed;
 use crate::cluster::Cluster;
 use crate::lab::{LabConfig, Node};
+use crate::metrics;
 use anyhow::{Context, Result};
 use proxy_user::pinned::PinnedMaps;
 use std::path::Path;

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 /// The text at port 10249 of the node's loopback, where kube-proxy and Shunt both have it.
-pub(super) fn text(node: &Node) -> Result<String> {
+pub fn text(node: &Node) -> Result<String> {
     node.netns().run(|| -> Result<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", 10249)).context("ask for metrics")?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
@@ -17,7 +17,7 @@ pub(super) fn text(node: &Node) -> Result<String> {
 }
 
 /// The largest value of those whose name begins with `name`.
-pub(super) fn value(text: &str, name: &str) -> Option<f64> {
+pub fn value(text: &str, name: &str) -> Option<f64> {
     let of = |line: &str| line.rsplit(' ').next()?.parse().ok();
     text.lines().filter(|line| line.starts_with(name)).filter_map(of).reduce(f64::max)
 }

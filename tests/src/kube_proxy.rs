@@ -1,0 +1,97 @@
+//! A real kube-proxy on a node of the lab, to compare Shunt with.
+//!
+//! Takes the program, which is no part of this workspace, and the Kubernetes API that it is to
+//! read. Gives whether it has written what it read. It runs in the node's network namespace and
+//! cgroup, and changes nothing outside of them.
+
+use crate::lab::Node;
+use crate::network::POD_NETWORKS;
+use crate::{metrics, program};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::{Child, Command};
+
+/// What its rules are made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// iptables, as the program `iptables` of the machine writes them.
+    Iptables,
+    /// nftables.
+    Nftables,
+}
+
+impl Mode {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+/// A kube-proxy that runs; it is killed when dropped, and leaves its rules.
+pub struct KubeProxy {
+    child: Child,
+    log: PathBuf,
+}
+
+impl KubeProxy {
+    /// Starts `program` on `node`; it has not synced yet.
+    pub fn start(node: &Node, program: &Path, mode: Mode, kubeconfig: &Path) -> Result<Self> {
+        ensure!(program.is_file(), "there is no kube-proxy {}", program.display());
+        let log = node.scratch.join("kube-proxy.log");
+        let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+        let child = Command::new(program::find("lab-worker")?)
+            .arg("enter")
+            .args([&node.netns().path(), node.cgroup()])
+            .arg(program)
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            .arg(format!("--proxy-mode={}", mode.name()))
+            .arg(format!("--hostname-override={}", node.name()))
+            .arg(format!("--cluster-cidr={POD_NETWORKS}"))
+            .arg("--healthz-bind-address=127.0.0.1:10256")
+            .arg("--metrics-bind-address=127.0.0.1:10249")
+            // The machine's own limits are not the lab's to change.
+            .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
+            .arg("--conntrack-tcp-timeout-established=0s")
+            .arg("--conntrack-tcp-timeout-close-wait=0s")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        Ok(Self { child, log })
+    }
+
+    /// An error if it has ended.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("kube-proxy has ended ({status}); {}", self.log_end());
+        }
+        Ok(())
+    }
+
+    /// The end of its log, on one line.
+    pub fn log_end(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        match &lines[lines.len().saturating_sub(3)..] {
+            [] => "its log is empty".to_owned(),
+            end => format!("its log ends: {}", end.join(" | ")),
+        }
+    }
+}
+
+/// What the kube-proxy of `node` says of its syncs: whether its last one began after the last
+/// change came.
+pub fn is_in_sync(node: &Node) -> Result<bool> {
+    let text = metrics::text(node)?;
+    let value = |name| {
+        metrics::value(&text, &format!("kubeproxy_sync_proxy_rules_{name}_timestamp_seconds"))
+    };
+    let times = value("last").zip(value("last_queued"));
+    Ok(times.is_some_and(|(last, queued)| last > 0.0 && last >= queued))
+}
