@@ -159,8 +159,11 @@ fn port_of(headers: &Headers, forward: &FlowValue) -> Port {
 /// Makes way for a datagram past all services: a flow through a service, to the same backend from
 /// the same port of the client, would take the answer for its own. Who has asked last is answered:
 /// the next datagram of the flow makes its entries again.
+///
+/// `is_first` says that no hook can have translated the datagram before this one. Else it may be the
+/// flow's own, as on a bridge behind its port, and a flow of this second keeps its entries.
 #[inline(never)]
-pub(crate) fn make_way(headers: &Headers) {
+pub(crate) fn make_way(headers: &Headers, is_first: bool) {
     if headers.proto != Proto::UDP {
         return;
     }
@@ -170,6 +173,9 @@ pub(crate) fn make_way(headers: &Headers) {
         return;
     }
     let (forward_key, _) = sibling(&key, reply);
+    if !is_first && flow(&forward_key).is_some_and(|forward| forward.seen == now()) {
+        return;
+    }
     // What is gone already needs no removal.
     if reply.flags.has(FlowFlags::SNAT) {
         // Only a new flow makes the entries that hide the client.

@@ -295,7 +295,7 @@ fn new_flow(ctx: &TcContext, headers: &Headers, known: bool, forward: &mut FlowV
         value = retired::frontend();
     }
     if value.is_none() {
-        make_way(headers);
+        make_way(headers, sender & Device::POD != 0);
         return no_frontend(headers);
     }
     match choose_backend(headers, value, sender, forward) {

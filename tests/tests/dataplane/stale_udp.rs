@@ -70,7 +70,7 @@ async fn a_pods_connected_sockets_leave_a_backend_on_their_bridge() -> Result<()
     let config =
         LabConfig { cni: Cni::Bridge, rp_filter: RpFilter::Strict, ..LabConfig::default() };
     for gone in [false, true] {
-        let mut scene = Scene::prepare(config.clone()).await?;
+        let mut scene = Scene::prepare(config).await?;
         let near = scene.cluster.lab.add_pod(scene.cluster.lab.node(0), "near").await?;
         serve(&near).await?;
         scene.publish(1, &[&near])?;
