@@ -24,7 +24,7 @@ mod target;
 
 pub use options::Options;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use arena::Arena;
 use contender::Contender;
 use control::Loads;
@@ -56,6 +56,9 @@ pub async fn run(options: Options) -> Result<ExitCode> {
             .for_each(|measure| println!("{:<28}{}", measure.key, measure.what));
         options::PARTS.iter().for_each(|part| println!("{part}"));
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(unknown) = options.unknown() {
+        bail!("--only {unknown}: nothing has this in its name; --list shows the names");
     }
     let started = Instant::now();
     let report = match &options.from {

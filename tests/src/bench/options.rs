@@ -56,6 +56,12 @@ impl Options {
         self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
     }
 
+    /// What was given with `--only` and is in no name.
+    pub(super) fn unknown(&self) -> Option<&str> {
+        let names = || MEASURES.iter().map(|measure| measure.key).chain(PARTS);
+        self.only.iter().map(String::as_str).find(|only| !names().any(|name| name.contains(only)))
+    }
+
     /// Who takes part.
     pub(super) fn field(&self) -> Vec<Contender> {
         let mut field = Contender::field(self.kube_proxy.is_some());

@@ -68,7 +68,7 @@ async fn services_answer_as_with_a_kube_proxy_in_its_mode_iptables() -> Result<(
 fn kube_proxy(mode: Mode) -> Result<Proxy> {
     let program = env::var_os("SHUNT_KUBE_PROXY")
         .context("name a kube-proxy to compare with: SHUNT_KUBE_PROXY=/path/to/it")?;
-    Ok(Proxy::KubeProxy(program.into(), mode))
+    Ok(Proxy::Real(program.into(), mode))
 }
 
 async fn answers_are_the_same(reference: Proxy, cni: Cni, seed: u64) -> Result<()> {

@@ -24,8 +24,8 @@ use tokio::time::sleep;
 pub(crate) enum Proxy {
     /// kube-proxy's rules, as `rules` writes them.
     Rules,
-    /// A kube-proxy.
-    KubeProxy(PathBuf, Mode),
+    /// A real kube-proxy, by its program.
+    Real(PathBuf, Mode),
     /// Shunt, whose socket path serves pods and nodes.
     SocketPath,
     /// Shunt, whose socket path serves the nodes' own processes only.
@@ -36,7 +36,7 @@ impl Proxy {
     /// Which of kube-proxy's modes it is or is like.
     pub(crate) const fn mode(&self) -> Mode {
         match self {
-            Self::KubeProxy(_, mode) => *mode,
+            Self::Real(_, mode) => *mode,
             _ => Mode::Nftables,
         }
     }
@@ -112,7 +112,7 @@ impl World {
         }
         let mut kube_proxies = Vec::new();
         match &proxy {
-            Proxy::KubeProxy(program, mode) => {
+            Proxy::Real(program, mode) => {
                 for index in 0..cluster.lab.nodes().len() {
                     kube_proxies.push(cluster.start_kube_proxy(index, program, *mode)?);
                 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 const SHORTEST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
+/// The longest of who looks whether the server is back, for all on its node.
+const LONGEST_PROBE: Duration = Duration::from_secs(5);
 
 /// Delays that double from one failure to the next. Each is drawn from half to one and a half
 /// times its mean, so that the nodes of a cluster do not come back all at once.
@@ -28,6 +30,11 @@ impl Backoff {
         let random = RandomState::new().hash_one(()) as u32;
         mean.mul_f64(0.5 + f64::from(random) / f64::from(u32::MAX))
     }
+
+    /// The delay before a server that could not be reached is tried again for all kinds.
+    pub(super) fn next_probe(&mut self) -> Duration {
+        self.next_delay().min(LONGEST_PROBE)
+    }
 }
 
 #[cfg(test)]
@@ -45,5 +52,6 @@ mod tests {
             equal += i32::from(a == b);
         }
         assert!(equal < 3, "{equal} of 20 delays are equal");
+        assert_eq!(one.next_probe(), LONGEST_PROBE);
     }
 }

@@ -29,6 +29,9 @@ pub(super) trait Feed: Send {
     /// Whether an API server may know nothing of the kind; then there is none.
     const OPTIONAL: bool = false;
 
+    /// Whether it looks out for a server that cannot be reached, for all kinds.
+    const PROBES: bool = false;
+
     /// Where its objects are asked for.
     fn api(client: Client) -> Api<Self::Object> {
         Api::all(client)
@@ -75,6 +78,7 @@ impl Services {
 impl Feed for Services {
     type Object = core::Service;
     const RESOURCE: &'static str = "services";
+    const PROBES: bool = true;
 
     fn selectors(&self) -> (Option<String>, Option<String>) {
         ((!self.names).then(|| format!("!{SERVICE_PROXY_NAME}")), None)

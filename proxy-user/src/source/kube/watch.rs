@@ -28,6 +28,9 @@ const ABSENT: Duration = Duration::from_secs(600);
 /// A watch that ends sooner counts as a failure, so that the next one waits.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 
+/// A server that could not be reached for as long is taken for one that starts anew.
+const LONG_ABSENCE: Duration = Duration::from_secs(5);
+
 /// Why following a kind stopped.
 enum Stop {
     /// The agent is ending.
@@ -88,10 +91,19 @@ impl<'a, F: Feed> Watch<'a, F> {
     /// Follows the kind until the agent ends.
     pub(super) async fn run(mut self) -> Closed {
         let mut backoff = Backoff::default();
+        let mut away_since: Option<Instant> = None;
         loop {
             let Err(stop) = self.follow().await;
             let open_since = self.open_since.take();
             let lasted = open_since.is_some_and(|time| time.elapsed() >= SHORT_WATCH);
+            let is_away = matches!(&stop, Stop::Failed(error) if is_unreachable(error));
+            if !is_away && away_since.take().is_some_and(|since| since.elapsed() >= LONG_ABSENCE) {
+                // It starts, and refuses what it does not know yet.
+                backoff = Backoff::default();
+            }
+            if is_away {
+                let _ = away_since.get_or_insert_with(Instant::now);
+            }
             let is_busy = matches!(&stop, Stop::Failed(Error::Api(status)) if status.code == 429);
             if lasted {
                 backoff = Backoff::default();
@@ -130,8 +142,10 @@ impl<'a, F: Feed> Watch<'a, F> {
             if warning.is_some() && self.report.set(F::RESOURCE, warning).await.is_err() {
                 return Closed;
             }
+            let pause =
+                if is_away && F::PROBES { Backoff::next_probe } else { Backoff::next_delay };
             tokio::select! {
-                () = sleep(backoff.next_delay()) => {}
+                () = sleep(pause(&mut backoff)) => {}
                 () = self.report.answered.notified(), if was_refused => {}
             }
         }
@@ -290,6 +304,11 @@ impl<'a, F: Feed> Watch<'a, F> {
         self.version = version;
         Ok(())
     }
+}
+
+/// Whether no API server answered at all.
+const fn is_unreachable(error: &Error) -> bool {
+    !matches!(error, Error::Api(_) | Error::SerdeError(_))
 }
 
 fn stop(error: Error) -> Stop {
