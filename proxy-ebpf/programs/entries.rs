@@ -44,7 +44,7 @@ pub(crate) fn flow<'a>(key: &FlowKey) -> Option<&'a mut FlowValue> {
 #[inline(always)]
 fn insert(key: &FlowKey, value: &FlowValue, flags: u32) -> Result<(), i32> {
     FLOWS.insert(key, value, flags.into())?;
-    filter::admit(key);
+    filter::admit(key, value);
     Ok(())
 }
 

@@ -5,24 +5,27 @@
 use crate::maps::{
     ADDR_FILTER, FLOW_FILTER, SNAT_PORT_FIRST, SNAT_PORT_LAST, is_resolver_port, node_ports,
 };
-use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte};
-use proxy_ebpf::flow::{End, FlowKey, Hook};
+use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte, is_of_flow};
+use proxy_ebpf::flow::{End, FlowKey, FlowValue, Hook};
 use proxy_ebpf::packet::Peek;
 use proxy_ebpf::{Addr, Proto};
 
-/// Whether something may be served at `end`, or SNAT may have led an answer there.
+/// Whether something may be served at `end`.
 ///
-/// NodePorts, and ports given by SNAT, are told by the port alone: both are few.
+/// NodePorts are told by the port alone: they are few.
 #[inline(always)]
 pub(crate) fn may_be_served(end: End) -> bool {
-    let port = end.port.number();
-    let node_ports = node_ports();
-    if port >= node_ports.first && port <= node_ports.last
-        || port >= SNAT_PORT_FIRST.load() && port <= SNAT_PORT_LAST.load()
-    {
-        return true;
-    }
-    may_be_service(end.addr)
+    let (port, node_ports) = (end.port.number(), node_ports());
+    port >= node_ports.first && port <= node_ports.last || may_be_service(end.addr)
+}
+
+/// Whether SNAT may have led the packet to the node, as an answer.
+#[inline(always)]
+fn may_be_answer(packet: &Peek) -> bool {
+    let port = packet.dst.port.number();
+    port >= SNAT_PORT_FIRST.load()
+        && port <= SNAT_PORT_LAST.load()
+        && may_be_flow(packet.src, packet.dst)
 }
 
 /// Whether `addr` may be a service's.
@@ -42,6 +45,7 @@ pub(crate) fn may_match(packet: &Peek, hook: Hook) -> bool {
     match hook {
         Hook::Ingress => {
             may_be_served(packet.dst)
+                || may_be_answer(packet)
                 || packet.proto == Proto::UDP
                     && (is_resolver_port(packet.dst.port) || may_be_flow(packet.dst, packet.src))
         }
@@ -49,7 +53,7 @@ pub(crate) fn may_match(packet: &Peek, hook: Hook) -> bool {
     }
 }
 
-/// Whether there may be an entry for packets from `src` to `dst` at egress.
+/// Whether there may be an entry for packets from `src` to `dst` that [`is_of_flow`].
 #[inline(always)]
 fn may_be_flow(src: End, dst: End) -> bool {
     match byte(flow_byte(src, dst)) {
@@ -59,13 +63,13 @@ fn may_be_flow(src: End, dst: End) -> bool {
     }
 }
 
-/// Lets packets of the entry under `key` pass the filter from now on.
+/// Lets packets of the entry `value` under `key` pass the filter from now on.
 ///
 /// Invariant: called after the entry was made, so that the agent either finds the entry or comes
 /// before this.
 #[inline(always)]
-pub(crate) fn admit(key: &FlowKey) {
-    if key.hook() == Hook::Egress
+pub(crate) fn admit(key: &FlowKey, value: &FlowValue) {
+    if is_of_flow(key, value)
         && let Some(known) = byte(flow_byte(key.src(), key.dst()))
     {
         // SAFETY: as above; whoever writes it meanwhile writes as new a generation.

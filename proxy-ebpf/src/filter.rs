@@ -7,13 +7,13 @@
 //! The filter of addresses has a word for each block of 256 addresses, with a bit for those of
 //! them that end alike: one bit is set for the address of a frontend or of a retired backend, the
 //! whole word for a block that is for services alone. The agent writes it. The filter of flows has
-//! a byte for each entry at egress: the generation in which it was last known. Programs write it
+//! a byte for each entry that [`is_of_flow`]: the generation in which it was last known. Programs write it
 //! when they make an entry, and the agent for all entries that it finds in each new generation.
 //! Nothing is ever taken back that a program may be about to share: bytes of the last three
 //! generations count, the third for a program that was slow to write.
 
 use crate::addr::{Addr, finish};
-use crate::flow::End;
+use crate::flow::{End, FlowFlags, FlowKey, FlowValue, Hook};
 
 /// Words of the filter of addresses; the 4,096 blocks of a /12, the largest prefix of services
 /// that Kubernetes allows, set a thirty-second of them.
@@ -43,7 +43,14 @@ impl AddrBit {
     }
 }
 
-/// The byte of the filter of flows for the packets from `src` to `dst` at egress.
+/// Whether the packets of the entry `value` under `key` are known by the filter of flows. Those
+/// from clients to frontends are known by the other one.
+#[inline(always)]
+pub const fn is_of_flow(key: &FlowKey, value: &FlowValue) -> bool {
+    matches!(key.hook(), Hook::Egress) || value.flags.has(FlowFlags::REPLY)
+}
+
+/// The byte of the filter of flows for the packets from `src` to `dst`.
 ///
 /// A client takes ports in steps of two (`ip_local_port_range`), so those of the connections that
 /// it opens one after another share a cache line: every packet of a new connection reads a byte,
@@ -91,7 +98,10 @@ mod tests {
     extern crate std;
 
     use super::*;
-    use crate::Port;
+    use crate::flow::Stamp;
+    use crate::service::ServiceId;
+    use crate::slot::BackendId;
+    use crate::{Port, Proto};
     use std::vec::Vec;
 
     fn end(last: u32, port: u16) -> End {
@@ -150,5 +160,20 @@ mod tests {
             assert!(!counts(third.next(), generation) && !generation.counts(0));
             generation = second;
         }
+    }
+
+    #[test]
+    fn flow_is_known_by_all_entries_but_the_one_from_client_to_frontend() {
+        let (client, frontend, backend, snat) =
+            (end(1, 40_000), end(2, 80), end(3, 8080), end(4, 1024));
+        let value = |to, flags| FlowValue::new(to, flags, ServiceId(1), BackendId(1), Stamp(0));
+        let known = |hook, src, dst, to, flags| {
+            is_of_flow(&FlowKey::new(hook, src, dst, Proto::TCP), &value(to, flags))
+        };
+        let (there, back) = (FlowFlags::SNAT, FlowFlags::SNAT.with(FlowFlags::REPLY));
+        assert!(!known(Hook::Ingress, client, frontend, backend, there));
+        assert!(known(Hook::Egress, client, backend, snat, there));
+        assert!(known(Hook::Ingress, backend, snat, client, back));
+        assert!(known(Hook::Egress, backend, client, frontend, back));
     }
 }

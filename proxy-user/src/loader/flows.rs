@@ -6,8 +6,8 @@
 use super::LoadError;
 use super::store::each_batch;
 use super::sys::{self, MappedArray};
-use proxy_ebpf::filter::{FLOW_ELEMENTS, GENERATION, Generation, flow_byte};
-use proxy_ebpf::flow::{FlowKey, FlowValue, Hook};
+use proxy_ebpf::filter::{FLOW_ELEMENTS, GENERATION, Generation, flow_byte, is_of_flow};
+use proxy_ebpf::flow::{FlowKey, FlowValue};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -67,8 +67,8 @@ impl FlowTable {
         let generation = if *complete { last.next() } else { last };
         bytes.set(GENERATION, generation.0.into());
         *complete = false;
-        for (key, _) in self.entries()? {
-            if key.hook() == Hook::Egress {
+        for (key, value) in self.entries()? {
+            if is_of_flow(&key, &value) {
                 bytes.set_byte(flow_byte(key.src(), key.dst()), generation.0);
             }
         }
