@@ -14,7 +14,7 @@ use crate::maps::{
     DEVICES, DNS_ASKERS, DNS_BURST, DNS_INTERVAL, DNS_NAMES, DNS_NETNS, DNS_RECORDS, DNS_SHARES,
     DNS_VALUES, POD_ADDRS, count_dns, nanoseconds, random, work, zone,
 };
-use crate::packet::{Skb, is_unfinished};
+use crate::packet::{Skb, is_unfinished_field};
 use crate::reject::sum_bytes;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::helpers::generated::{
@@ -34,6 +34,9 @@ use proxy_ebpf::{Addr, Port, Proto};
 
 /// No outcome yet: on to the next step.
 const GO: u32 = u32::MAX;
+
+/// What stands for a checksum that is not made yet.
+const PLACEHOLDER: u16 = 1;
 
 /// `pkt_type` of a packet that the link has sent to this host, to all, or to many
 /// (linux/if_packet.h).
@@ -79,13 +82,13 @@ pub(crate) fn at_ingress(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn send_back(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is valid; the verifier checks the access.
-    let ifindex = unsafe { (*skb).ifindex };
-    // SAFETY: one word is read; elements change only when a device does.
-    let has_peer = unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.netns >= 0);
+    // SAFETY: the context is valid; the verifier checks the accesses.
+    let (ifindex, cast) = unsafe { ((*skb).ifindex, (*skb).pkt_type) };
+    let has_peer = work().is_some_and(|work| work.has_peer);
     // The other end does not compare the packet's link-layer address with its own.
     // SAFETY: the context is valid.
-    if has_peer && unsafe { bpf_skb_change_type(skb, PACKET_HOST) } == 0 {
+    let for_host = || cast == PACKET_HOST || unsafe { bpf_skb_change_type(skb, PACKET_HOST) } == 0;
+    if has_peer && for_host() {
         // SAFETY: no preconditions; since Linux 5.10.
         return unsafe { bpf_redirect_peer(ifindex, 0) as i32 };
     }
@@ -132,6 +135,7 @@ fn receive(ctx: &TcContext) -> u32 {
     if unsafe { POD_ADDRS.get(&work.datagram.src) } != Some(&ifindex) {
         return Outcome::NotPod as u32;
     }
+    work.has_peer = device.is_some_and(|device| device.netns >= 0);
     if !has_share(ifindex, now) {
         return Outcome::Limited as u32;
     }
@@ -292,7 +296,9 @@ fn become_reply(ctx: &TcContext, work: &mut Work) -> Option<()> {
     let udp = work.datagram.udp as usize;
     let query = udp + UDP_LEN;
     let message = work.question.end as usize + work.reply.len();
-    resize(ctx, query + message)?;
+    if !resize(ctx, query + message) {
+        return None;
+    }
     ctx.store(query + 2, &work.reply.header, 0).ok()?;
     let len = work.reply.len();
     if len == 0 {
@@ -309,17 +315,13 @@ fn become_reply(ctx: &TcContext, work: &mut Work) -> Option<()> {
 
 /// Gives the packet `len` bytes. Nothing has changed in it if this fails.
 #[inline(always)]
-fn resize(ctx: &TcContext, len: usize) -> Option<()> {
+fn resize(ctx: &TcContext, len: usize) -> bool {
     // A packet that grows loses the sum that a device has made of it (CHECKSUM_COMPLETE), and
     // which every edit would have to keep right.
     let old = ctx.len() as usize;
-    for len in [if len > old { len } else { old + 1 }, len] {
-        // SAFETY: the context is valid; the kernel checks the length.
-        if unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } != 0 {
-            return None;
-        }
-    }
-    Some(())
+    // SAFETY: the context is valid; the kernel checks the length.
+    let change = |len: usize| unsafe { bpf_skb_change_tail(ctx.skb.skb, len as u32, 0) } == 0;
+    (len > old || change(old + 1)) && change(len)
 }
 
 /// Sends a message of `len` bytes back from whom it was for to whom it is from.
@@ -329,8 +331,18 @@ fn address(ctx: &TcContext, datagram: &Datagram, len: usize) -> Option<()> {
     let (udp, len) = (udp as usize, len + UDP_LEN);
     let length = (len as u16).to_be();
     let ports = [Port::new(PORT).network(), port.network()];
+    let header = [words(ports), words([length, PLACEHOLDER])];
+    if asker.is_v4() {
+        let [a, b, c, d, e] = answer::ipv4(service, asker, Proto::UDP, len);
+        ctx.store(ETHERNET, &[a, b, c, d, e, header[0], header[1]], 0).ok()?;
+    } else {
+        let mut headers = [0; 12];
+        headers[..10].copy_from_slice(&answer::ipv6(service, asker, Proto::UDP, len));
+        headers[10..].copy_from_slice(&header);
+        ctx.store(ETHERNET, &headers, 0).ok()?;
+    }
     let pseudo = answer::pseudo_header(service, asker, Proto::UDP, len);
-    let checksum = if is_unfinished(ctx, udp + UDP_CHECKSUM)? {
+    let checksum = if is_unfinished_field(ctx, udp + UDP_CHECKSUM, PLACEHOLDER)? {
         !pseudo.checksum()
     } else if asker.is_v4() {
         // None, which is allowed in IPv4 (RFC 768).
@@ -343,12 +355,14 @@ fn address(ctx: &TcContext, datagram: &Datagram, len: usize) -> Option<()> {
             sum => sum,
         }
     };
-    ctx.store(udp, &[ports[0], ports[1], length, checksum], 0).ok()?;
-    if asker.is_v4() {
-        ctx.store(ETHERNET, &answer::ipv4(service, asker, Proto::UDP, len), 0).ok()?;
-    } else {
-        ctx.store(ETHERNET, &answer::ipv6(service, asker, Proto::UDP, len), 0).ok()?;
-    }
+    ctx.store(udp + UDP_CHECKSUM, &checksum, 0).ok()?;
     let [d0, d1, d2, s0, s1, s2]: [u16; 6] = ctx.load(0).ok()?;
     ctx.store(0, &[s0, s1, s2, d0, d1, d2], 0).ok()
+}
+
+/// Two halves as they follow each other in memory.
+#[inline(always)]
+const fn words([first, second]: [u16; 2]) -> u32 {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }

@@ -182,11 +182,17 @@ pub(crate) fn checksum_offset(headers: &Headers) -> Option<usize> {
 #[inline(always)]
 pub(crate) fn is_unfinished(ctx: &TcContext, offset: usize) -> Option<bool> {
     let field: u16 = ctx.load(offset).ok()?;
-    // Nothing says so to a program, but this call leaves such a field alone, and no other.
-    ctx.l4_csum_replace(offset, 0, 1, 0).ok()?;
-    let is_unfinished = ctx.load::<u16>(offset).ok()? == field;
+    let is_unfinished = is_unfinished_field(ctx, offset, field)?;
     ctx.store(offset, &field, 0).ok()?;
     Some(is_unfinished)
+}
+
+/// The same for a checksum that is now `field`, and then may be anything.
+#[inline(always)]
+pub(crate) fn is_unfinished_field(ctx: &TcContext, offset: usize, field: u16) -> Option<bool> {
+    // Nothing says so to a program, but this call leaves such a field alone, and no other.
+    ctx.l4_csum_replace(offset, 0, 1, 0).ok()?;
+    Some(ctx.load::<u16>(offset).ok()? == field)
 }
 
 /// The difference that a changed address makes to a checksum. An IPv4 address makes the same one

@@ -59,6 +59,8 @@ pub struct Work {
     pub value: NameValue,
     /// What follows the question in the reply.
     pub reply: reply::Reply,
+    /// Whether the device that the query came by has another end in the asker's namespace.
+    pub has_peer: bool,
 }
 
 impl Work {
@@ -70,6 +72,7 @@ impl Work {
         key: NameKey::EMPTY,
         value: NameValue::NONE,
         reply: reply::Reply::EMPTY,
+        has_peer: false,
     };
 
     /// The byte of the query at `at`.
