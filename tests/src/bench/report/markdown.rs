@@ -73,8 +73,9 @@ pub(in crate::bench) fn tables(
 
 const METHOD: &str = "
 Every contender has a node of its own in one lab of network namespaces, with the same number of \
-backends; only one is under load at a time, and each has its turn in every round. A figure is the \
-median of the rounds, ± half the width of the interval in which the median lies with 90 % \
+backends; only one is under load at a time, and each has its turn in every round. Between spells \
+of a few rounds the direct path and Shunt change places, and Shunt begins anew: what a place is \
+worth, and a start, is in the spread. A figure is the median of the rounds, ± half the width of the interval in which the median lies with 90 % \
 certainty, by the order of the values alone. `shunt/direct` is the median of the ratios inside a \
 round, with its interval. Rounds in which others took more of the machine than the limit, or the \
 first CPU was slow at a fixed work, are not counted; with fewer than five left, nothing is \
@@ -84,11 +85,12 @@ Clients run on the first CPU, servers on the others. Every reply names its backe
 chooses anew each time, a chi-square test must find the choices uniform. The measured Services \
 stand in the middle of all. Times of programs are net of an empty program's, but for \
 PROG_TEST_RUN; they are taken in the midst of connections, where other code has the caches, or \
-\"again and again\": in a loop of connect(2) that the kernel gives up right after the program. For baselines, the control plane is what the tool takes (iptables-restore, nft) to \
-load all rules, or the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
-changes each second. Names are asked by one pod of one node: the direct column is an unbound with \
-the same zone in a pod beside it, on the CPUs of the servers; a walk asks 6 names that are not there \
-and 2 outside, which a stand-in answers. `/s CPU` is queries for a second of CPU time of all \
+\"again and again\": in a loop of connect(2) that the kernel gives up right after the program. For \
+baselines, the control plane is what the tool takes (iptables-restore, nft) to load all rules, or \
+the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
+changes each second. Names are asked by one pod of one node, ×32 with one system call: the direct \
+column is an unbound with the same zone in a pod beside it, on the CPUs of the servers; a walk \
+asks 6 names that are not there and 2 outside, which a stand-in answers. `/s CPU` is queries for a second of CPU time of all \
 processes of the node, the client's part too; the kernel's limit for each pod (`--dns-limit`, \
 20,000 queries a second) is off. Streams past the program are compared with those on a \
 node without it. How many maps a decision reads is not here: the kernel does not count it.
