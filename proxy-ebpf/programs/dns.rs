@@ -14,11 +14,11 @@ use crate::maps::{
     DEVICES, DNS_ASKERS, DNS_BURST, DNS_INTERVAL, DNS_NAMES, DNS_NETNS, DNS_RECORDS, DNS_SHARES,
     DNS_VALUES, POD_ADDRS, count_dns, nanoseconds, random, work, zone,
 };
-use crate::packet::{Skb, is_unfinished_field};
+use crate::packet::{self, Skb, is_unfinished_field};
 use crate::reject::sum_bytes;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::helpers::generated::{
-    bpf_redirect, bpf_redirect_peer, bpf_sk_storage_get, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_redirect_peer, bpf_sk_storage_get, bpf_skb_change_tail, bpf_skb_change_type,
     bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
@@ -92,8 +92,7 @@ fn send_back(ctx: &TcContext) -> i32 {
         // SAFETY: no preconditions; since Linux 5.10.
         return unsafe { bpf_redirect_peer(ifindex, 0) as i32 };
     }
-    // SAFETY: no preconditions.
-    unsafe { bpf_redirect(ifindex, 0) as i32 }
+    packet::send_back(ctx)
 }
 
 /// Checks that the packet is a datagram to the DNS service that the program may answer, and loads

@@ -2,7 +2,9 @@
 //!
 //! See [`proxy_ebpf::flow`] for what they are.
 
-use crate::maps::{DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST, now};
+use crate::maps::{
+    DEVICES, FLOWS, SNAT_CURSORS, SNAT_PORT_FIRST, SNAT_PORT_LAST, is_snat_port, now,
+};
 use crate::{filter, tuple};
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -173,7 +175,8 @@ pub(crate) fn make_way(headers: &Headers, is_first: bool) {
         return;
     }
     let (forward_key, _) = sibling(&key, reply);
-    if !is_first && flow(&forward_key).is_some_and(|forward| forward.seen == now()) {
+    let forward = flow(&forward_key);
+    if !is_first && forward.as_ref().is_some_and(|forward| forward.seen == now()) {
         return;
     }
     // What is gone already needs no removal.
@@ -185,7 +188,7 @@ pub(crate) fn make_way(headers: &Headers, is_first: bool) {
             let _gone = FLOWS.remove(&sibling(&key, snat).0);
             let _gone = FLOWS.remove(&key);
         }
-    } else if let Some(forward) = flow(&forward_key) {
+    } else if let Some(forward) = forward {
         forward.seen = Stamp(forward.seen.0.wrapping_sub(1));
     }
     let _gone = FLOWS.remove(&key);
@@ -218,9 +221,7 @@ pub(crate) fn give_snat(
     }
     let client = key.src();
     let reply = value.with_end(client).with_flags(FlowFlags::REPLY);
-    let own = client.port.number();
-    let may_stay = own >= SNAT_PORT_FIRST.load() && own <= SNAT_PORT_LAST.load();
-    let port = if may_stay { client.port } else { Port::default() };
+    let port = if is_snat_port(client.port) { client.port } else { Port::default() };
     let reply_key = FlowKey::new(Hook::Ingress, key.dst(), End { addr, port }, key.proto);
     let port = claim_port(ctx, reply_key, reply)?;
     *value = value.with_end(End { addr, port });

@@ -2,9 +2,7 @@
 //!
 //! See [`proxy_ebpf::filter`] for the bitmaps.
 
-use crate::maps::{
-    ADDR_FILTER, FLOW_FILTER, SNAT_PORT_FIRST, SNAT_PORT_LAST, is_resolver_port, node_ports,
-};
+use crate::maps::{ADDR_FILTER, FLOW_FILTER, is_resolver_port, is_snat_port, node_ports};
 use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte, is_of_flow};
 use proxy_ebpf::flow::{End, FlowKey, FlowValue, Hook};
 use proxy_ebpf::packet::Peek;
@@ -15,17 +13,13 @@ use proxy_ebpf::{Addr, Proto};
 /// NodePorts are told by the port alone: they are few.
 #[inline(always)]
 pub(crate) fn may_be_served(end: End) -> bool {
-    let (port, node_ports) = (end.port.number(), node_ports());
-    port >= node_ports.first && port <= node_ports.last || may_be_service(end.addr)
+    node_ports().contains(end.port) || may_be_service(end.addr)
 }
 
 /// Whether SNAT may have led the packet to the node, as an answer.
 #[inline(always)]
 fn may_be_answer(packet: &Peek) -> bool {
-    let port = packet.dst.port.number();
-    port >= SNAT_PORT_FIRST.load()
-        && port <= SNAT_PORT_LAST.load()
-        && may_be_flow(packet.src, packet.dst)
+    is_snat_port(packet.dst.port) && may_be_flow(packet.src, packet.dst)
 }
 
 /// Whether `addr` may be a service's.

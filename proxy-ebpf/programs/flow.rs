@@ -14,7 +14,6 @@ use crate::maps::{
 use crate::{filter, fragment, packet, reject, retired};
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::debug;
 use proxy_ebpf::affinity::AffinityKey;
@@ -74,7 +73,7 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
     };
     count(program, verdict & !(DROP | REFUSE));
     if hook == Hook::Ingress && verdict & REFUSE != 0 && reject::answer(ctx) {
-        return send_back(ctx);
+        return packet::send_back(ctx);
     }
     if verdict & (DROP | REFUSE) == 0 { TCX_NEXT } else { TC_ACT_SHOT }
 }
@@ -86,15 +85,6 @@ pub(crate) fn at_hook(ctx: &TcContext, hook: Hook, network: usize) -> i32 {
 #[inline(never)]
 fn passes_by(ctx: &TcContext, hook: Hook, network: usize) -> bool {
     packet::peek(ctx, network).is_some_and(|packet| !filter::may_match(&packet, hook))
-}
-
-/// Sends the packet out by the device that it came in by.
-#[inline(always)]
-fn send_back(ctx: &TcContext) -> i32 {
-    // SAFETY: the context is valid; the verifier checks the access.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    // SAFETY: no preconditions.
-    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// Reads the headers of the packet; a later fragment has those of its first one.

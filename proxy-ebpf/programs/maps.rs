@@ -190,6 +190,12 @@ pub(crate) fn node_ports() -> NodePortRange {
     NodePortRange { first: NODE_PORT_FIRST.load(), last: NODE_PORT_LAST.load() }
 }
 
+/// Whether SNAT gives out `port`.
+#[inline(always)]
+pub(crate) fn is_snat_port(port: Port) -> bool {
+    port.number() >= SNAT_PORT_FIRST.load() && port.number() <= SNAT_PORT_LAST.load()
+}
+
 /// Whether datagrams to `port` may be for the node's resolver.
 #[inline(always)]
 pub(crate) fn is_resolver_port(port: Port) -> bool {

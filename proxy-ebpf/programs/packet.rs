@@ -2,7 +2,7 @@
 
 use crate::{fragment, icmp};
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
-use aya_ebpf::helpers::generated::bpf_csum_diff;
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect};
 use aya_ebpf::programs::TcContext;
 use proxy_ebpf::flow::{End, Hook};
 use proxy_ebpf::packet::{self, Form, Headers, Packet, Unread};
@@ -175,6 +175,15 @@ pub(crate) fn checksum_offset(headers: &Headers) -> Option<usize> {
         Proto::UDP => Some(headers.transport + 6),
         _ => None,
     }
+}
+
+/// Sends the packet out by the device that it came in by.
+#[inline(always)]
+pub(crate) fn send_back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is valid; the verifier checks the access.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: no preconditions.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
 }
 
 /// Whether a device has yet to make the checksum at `offset` (CHECKSUM_PARTIAL), which then holds

@@ -34,6 +34,14 @@ pub struct NodePortRange {
     pub last: u16,
 }
 
+impl NodePortRange {
+    /// Whether `port` is one of them.
+    #[inline(always)]
+    pub const fn contains(self, port: Port) -> bool {
+        port.number() >= self.first && port.number() <= self.last
+    }
+}
+
 /// Who opens the connection, as far as traffic policies care.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Caller {
@@ -82,11 +90,7 @@ pub fn find_frontend<T: Tables>(
     if let Some(value) = read_frontend(tables, &key) {
         return Some((key, value));
     }
-    let port = to.port.number();
-    let key = if port >= node_ports.first
-        && port <= node_ports.last
-        && accepts_node_ports(tables, &to.addr, loopback)
-    {
+    let key = if node_ports.contains(to.port) && accepts_node_ports(tables, &to.addr, loopback) {
         FrontendKey::node_port(to.addr, to.port, to.proto)
     } else {
         FrontendKey::address(to.addr)

@@ -7,8 +7,8 @@
 //! The filter of addresses has a word for each block of 256 addresses, with a bit for those of
 //! them that end alike: one bit is set for the address of a frontend or of a retired backend, the
 //! whole word for a block that is for services alone. The agent writes it. The filter of flows has
-//! a byte for each entry that [`is_of_flow`]: the generation in which it was last known. Programs write it
-//! when they make an entry, and the agent for all entries that it finds in each new generation.
+//! a byte for each entry that [`is_of_flow`]: the generation in which it was last known. Programs
+//! write it when they make an entry, and the agent for all that it finds in each new generation.
 //! Nothing is ever taken back that a program may be about to share: bytes of the last three
 //! generations count, the third for a program that was slow to write.
 

@@ -6,16 +6,15 @@ use crate::program;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, iter, thread};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// How long a first sync may take.
 const SYNC: Duration = Duration::from_secs(30);
@@ -74,7 +73,6 @@ impl Lab {
     pub fn start_agent(&self, node: &Node, options: &AgentOptions) -> Result<Agent> {
         let number = node.agents.fetch_add(1, Ordering::Relaxed);
         let log = node.scratch.join(format!("agent-{number}.log"));
-        let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
         let healthz = SocketAddr::from((node.ipv4(), 10256));
         let given = [
             ("--node-name", node.name().to_owned()),
@@ -88,21 +86,13 @@ impl Lab {
             ("--control-socket", node.control_socket().display().to_string()),
         ];
         let given = given.into_iter().filter(|(flag, _)| !options.args.iter().any(|a| a == flag));
-        let child = Command::new(program::find("lab-worker")?)
-            .arg("enter")
-            .args([&node.netns().path(), node.cgroup()])
-            .arg(program::find("shunt")?)
-            .arg("agent")
-            .args(&options.source)
-            .args(given.flat_map(|(flag, value)| [flag.to_owned(), value]))
-            .args(&options.args)
-            .env("RUST_LOG", &options.log)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("start the agent of {}", node.name()))?;
+        let given = given.flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let args = iter::once("agent".to_owned())
+            .chain(options.source.iter().cloned())
+            .chain(given)
+            .chain(options.args.iter().cloned());
+        let shunt = program::find("shunt")?;
+        let child = program::start(node, &shunt, args, &[("RUST_LOG", &options.log)], &log)?;
         let (node, control) = (node.name().to_owned(), node.control_socket());
         Ok(Agent { child, node, control, log, healthz })
     }

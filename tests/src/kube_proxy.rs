@@ -7,11 +7,10 @@
 use crate::lab::Node;
 use crate::network::POD_NETWORKS;
 use crate::{metrics, program};
-use anyhow::{Context, Result, bail, ensure};
-use std::fs::{self, File};
+use anyhow::{Result, bail, ensure};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// What its rules are made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,28 +41,21 @@ impl KubeProxy {
     pub fn start(node: &Node, program: &Path, mode: Mode, kubeconfig: &Path) -> Result<Self> {
         ensure!(program.is_file(), "there is no kube-proxy {}", program.display());
         let log = node.scratch.join("kube-proxy.log");
-        let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
-        let child = Command::new(program::find("lab-worker")?)
-            .arg("enter")
-            .args([&node.netns().path(), node.cgroup()])
-            .arg(program)
-            .arg(format!("--kubeconfig={}", kubeconfig.display()))
-            .arg(format!("--proxy-mode={}", mode.name()))
-            .arg(format!("--hostname-override={}", node.name()))
-            .arg(format!("--cluster-cidr={POD_NETWORKS}"))
-            .arg("--healthz-bind-address=127.0.0.1:10256")
-            .arg("--metrics-bind-address=127.0.0.1:10249")
+        let args = [
+            ("kubeconfig", kubeconfig.display().to_string()),
+            ("proxy-mode", mode.name().to_owned()),
+            ("hostname-override", node.name().to_owned()),
+            ("cluster-cidr", POD_NETWORKS.to_owned()),
+            ("healthz-bind-address", "127.0.0.1:10256".to_owned()),
+            ("metrics-bind-address", "127.0.0.1:10249".to_owned()),
             // The machine's own limits are not the lab's to change.
-            .args(["--conntrack-max-per-core=0", "--conntrack-min=0"])
-            .arg("--conntrack-tcp-timeout-established=0s")
-            .arg("--conntrack-tcp-timeout-close-wait=0s")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
-        Ok(Self { child, log })
+            ("conntrack-max-per-core", "0".to_owned()),
+            ("conntrack-min", "0".to_owned()),
+            ("conntrack-tcp-timeout-established", "0s".to_owned()),
+            ("conntrack-tcp-timeout-close-wait", "0s".to_owned()),
+        ];
+        let args = args.map(|(flag, value)| format!("--{flag}={value}"));
+        Ok(Self { child: program::start(node, program, args, &[], &log)?, log })
     }
 
     /// An error if it has ended.

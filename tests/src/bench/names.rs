@@ -36,7 +36,8 @@ const MANY: u8 = 29;
 const AT_ONCE: usize = 32;
 /// What the kernel has to be better by.
 const TIMES: f64 = 5.0;
-/// What a stream keeps beside the program, and so the percentage of a CPU that the program may take.
+/// What a stream keeps beside the program, and so the percentage of a CPU that the program may
+/// take.
 const STREAM: f64 = 0.99;
 const STREAM_SHARE: f64 = 1.0;
 

@@ -5,7 +5,7 @@
 //! Turns at one measurement in one round are a block: a block in which others were at work is
 //! not counted. Ratios are made inside a block, and their median over the blocks is the figure.
 
-use super::arena::{Arena, Corner};
+use super::arena::{Arena, BACKENDS, Corner};
 use super::contender::Contender;
 use super::measure::{Measure, Way};
 use super::noise::{Block, Noise, QUIET_ROUNDS, Watch};
@@ -14,11 +14,12 @@ use super::report::{Cell, Micros, Row};
 use super::stats::{self, Figure};
 use super::target::Verdict;
 use crate::sprint::{Sprint, SprintReport};
+use crate::traffic::Failure;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
+use std::{fmt, mem};
 
 /// How long, how often, and for whom.
 #[derive(Clone, Copy, Debug)]
@@ -67,12 +68,10 @@ pub(super) struct Programme<'a> {
     pub(super) rounds: Rounds,
 }
 
-/// The reports of all rounds and what is wrong with them, by measurement and contender; and how
-/// each block was disturbed.
+/// The reports of all rounds, by measurement and contender; and how each block was disturbed.
 #[derive(Default)]
 struct Results {
     reports: BTreeMap<(&'static str, Contender), Vec<SprintReport>>,
-    wrong: BTreeMap<(&'static str, Contender), String>,
     blocks: BTreeMap<&'static str, Vec<Block>>,
 }
 
@@ -130,16 +129,6 @@ async fn spell(
             }
         }
     }
-    for measure in measures {
-        for corner in &arena.corners {
-            let key = (measure.key, corner.contender);
-            let ids = arena.ids(corner, measure.way);
-            let reports = results.reports.get(&key).map_or(&[][..], Vec::as_slice);
-            if let Some(words) = wrong(measure, corner.contender, reports, &ids) {
-                let _first = results.wrong.insert(key, words);
-            }
-        }
-    }
     Ok(results)
 }
 
@@ -151,9 +140,6 @@ impl Results {
         }
         for (key, blocks) in later.blocks {
             self.blocks.entry(key).or_default().extend(blocks);
-        }
-        for (key, words) in later.wrong {
-            let _first = self.wrong.entry(key).or_insert(words);
         }
     }
 }
@@ -168,12 +154,29 @@ async fn once(
     let Measure { deed, way, concurrency, .. } = *measure;
     let targets = arena.targets(corner, way, deed.service());
     let sprint = Sprint { deed, targets, concurrency, duration };
-    Ok(arena.client(corner, way).sprint(sprint).await.unwrap_or_else(|failure| SprintReport {
+    let report = arena.client(corner, way).sprint(sprint).await;
+    let report = report.unwrap_or_else(|failure| SprintReport {
         elapsed: duration,
         failed: 1,
         failure: Some(failure),
         ..SprintReport::default()
-    }))
+    });
+    Ok(by_place(report, &arena.ids(corner, way)))
+}
+
+/// The report with the servers numbered by their places among `ids`, for the contender may have
+/// others in the next spell. That a stranger has answered is a failure.
+fn by_place(mut report: SprintReport, ids: &[u16]) -> SprintReport {
+    for (id, count) in mem::take(&mut report.backends) {
+        if let Some(place) = ids.iter().position(|own| *own == id) {
+            let _none = report.backends.insert(place as u16, count);
+        } else {
+            report.failed += count;
+            let stranger = format!("server {id} answered, which is no backend");
+            let _ = report.failure.get_or_insert(Failure::lab(stranger));
+        }
+    }
+    report
 }
 
 fn row(measure: &Measure, programme: Programme<'_>, results: &Results, noise: &Noise) -> Row {
@@ -205,7 +208,7 @@ fn row(measure: &Measure, programme: Programme<'_>, results: &Results, noise: &N
         let of_direct = Figure::of(quiet.iter().filter_map(ratio)).filter(|_| !refused);
         let counted: Vec<_> = quiet.iter().filter_map(|index| own.get(*index)).collect();
         let latency = measure.deed.has_latency().then(|| micros(&counted)).flatten();
-        let wrong = results.wrong.get(&(measure.key, contender)).cloned();
+        let wrong = wrong(measure, contender, own);
         drop(row.cells.insert(contender, Cell { figure, of_direct, latency, wrong }));
     }
     row.verdict = judge(&row, refused);
@@ -232,31 +235,23 @@ fn judge(row: &Row, refused: bool) -> Verdict {
     }
 }
 
-/// What is wrong with the answers: failures, strangers, or a proxy's choice that is not uniform.
-fn wrong(
-    measure: &Measure,
-    contender: Contender,
-    reports: &[SprintReport],
-    ids: &[u16],
-) -> Option<String> {
-    if reports.is_empty() {
-        return None;
-    }
+/// What is wrong with the answers: failures, or a proxy's choice that is not uniform.
+fn wrong(measure: &Measure, contender: Contender, reports: &[SprintReport]) -> Option<String> {
     if let Some(report) = reports.iter().find(|report| report.failed > 0 || report.count == 0) {
         let first = report.failure.as_ref().map_or("nothing came".to_owned(), ToString::to_string);
         return Some(format!("{} of {} failed, the first: {first}", report.failed, report.count));
     }
-    let mut counts = BTreeMap::new();
-    for (id, count) in reports.iter().flat_map(|report| &report.backends) {
-        *counts.entry(*id).or_default() += count;
-    }
     // Without a proxy it is the client that chooses.
     let by_proxy = contender != Contender::Direct && measure.way != Way::Neighbour;
-    if measure.deed.chooses() && by_proxy {
-        return stats::uniform(&counts, ids).err();
+    if !measure.deed.chooses() || !by_proxy {
+        return None;
     }
-    let stranger = counts.keys().find(|id| !ids.contains(id));
-    stranger.map(|id| format!("server {id} answered, which is no backend"))
+    let mut counts = BTreeMap::new();
+    for (place, count) in reports.iter().flat_map(|report| &report.backends) {
+        *counts.entry(*place).or_default() += count;
+    }
+    let places: Vec<_> = (0..BACKENDS).collect();
+    stats::uniform(&counts, &places).err()
 }
 
 fn micros(reports: &[&SprintReport]) -> Option<Micros> {
@@ -269,4 +264,21 @@ fn micros(reports: &[&SprintReport]) -> Option<Micros> {
         p99: of(|report| report.latency.p99)?,
         p999: of(|report| report.latency.p999)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_count_by_their_places_and_a_stranger_is_a_failure() {
+        let backends = BTreeMap::from([(101, 5), (100, 7)]);
+        let report = SprintReport { backends, ..SprintReport::default() };
+        let placed = by_place(report.clone(), &[100, 101]);
+        assert_eq!(placed.backends, BTreeMap::from([(0, 7), (1, 5)]));
+        assert_eq!(placed.failed, 0);
+        let strange = by_place(report, &[100]);
+        assert_eq!((strange.failed, strange.backends), (5, BTreeMap::from([(0, 7)])));
+        assert!(strange.failure.unwrap().to_string().contains("server 101 answered"));
+    }
 }

@@ -75,11 +75,12 @@ const METHOD: &str = "
 Every contender has a node of its own in one lab of network namespaces, with the same number of \
 backends; only one is under load at a time, and each has its turn in every round. Between spells \
 of a few rounds the direct path and Shunt change places, and Shunt begins anew: what a place is \
-worth, and a start, is in the spread. A figure is the median of the rounds, ± half the width of the interval in which the median lies with 90 % \
-certainty, by the order of the values alone. `shunt/direct` is the median of the ratios inside a \
-round, with its interval. Rounds in which others took more of the machine than the limit, or the \
-first CPU was slow at a fixed work, are not counted; with fewer than five left, nothing is \
-compared. `*`: no proxy may do better. Unsure: the target lies inside the interval.
+worth, and a start, is in the spread. A figure is the median of the rounds, ± half the width of \
+the interval in which the median lies with 90 % certainty, by the order of the values alone. \
+`shunt/direct` is the median of the ratios inside a round, with its interval. Rounds in which \
+others took more of the machine than the limit, or the first CPU was slow at a fixed work, are not \
+counted; with fewer than five left, nothing is compared. `*`: no proxy may do better. Unsure: the \
+target lies inside the interval.
 
 Clients run on the first CPU, servers on the others. Every reply names its backend; where a proxy \
 chooses anew each time, a chi-square test must find the choices uniform. The measured Services \
@@ -90,10 +91,11 @@ baselines, the control plane is what the tool takes (iptables-restore, nft) to l
 the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
 changes each second. Names are asked by one pod of one node, ×32 with one system call: the direct \
 column is an unbound with the same zone in a pod beside it, on the CPUs of the servers; a walk \
-asks 6 names that are not there and 2 outside, which a stand-in answers. `/s CPU` is queries for a second of CPU time of all \
-processes of the node, the client's part too; the kernel's limit for each pod (`--dns-limit`, \
-20,000 queries a second) is off. Streams past the program are compared with those on a \
-node without it. How many maps a decision reads is not here: the kernel does not count it.
+asks 6 names that are not there and 2 outside, which a stand-in answers. `/s CPU` is queries for a \
+second of CPU time of all processes of the node, the client's part too; the kernel's limit for \
+each pod (`--dns-limit`, 20,000 queries a second) is off. Streams past the program are compared \
+with those on a node without it. How many maps a decision reads is not here: the kernel does not \
+count it.
 
 ";
 
