@@ -221,11 +221,19 @@ pub(crate) fn give_snat(
     }
     let client = key.src();
     let reply = value.with_end(client).with_flags(FlowFlags::REPLY);
-    let port = if is_snat_port(client.port) { client.port } else { Port::default() };
+    let port = if is_snat_port(client.port) { client.port } else { own_port(client) };
     let reply_key = FlowKey::new(Hook::Ingress, key.dst(), End { addr, port }, key.proto);
     let port = claim_port(ctx, reply_key, reply)?;
     *value = value.with_end(End { addr, port });
     Ok(())
+}
+
+/// The port of the SNAT range that is the client's, whatever else is known: a range that has room
+/// for them gives each port of a client another. So a connection comes from the port that the
+/// client's port had before, also after the entries have been lost (RFC 6056 section 3.3.3).
+#[inline(always)]
+fn own_port(client: End) -> Port {
+    snat_port(u32::from(client.port.number()).wrapping_add(client.addr.digest()))
 }
 
 /// Makes `reply` the entry under `key` with another receiving port: the one in `key`, unless it is
@@ -240,7 +248,9 @@ fn claim_port(ctx: &TcContext, key: FlowKey, reply: FlowValue) -> Result<Port, O
     for attempt in 0..SNAT_TRIES {
         let is_wanted = attempt == 0 && wanted != Port::default();
         let port = if is_wanted { wanted } else { next_port(sender)? };
-        if claim(ctx.skb.skb, hook, port.network().into()) != 0 {
+        // The backend may still have what ended at this port (TIME_WAIT): only the one given out
+        // longest ago may follow.
+        if claim(ctx.skb.skb, hook, port.network().into(), (!is_wanted).into()) != 0 {
             return Ok(port);
         }
     }
@@ -250,8 +260,6 @@ fn claim_port(ctx: &TcContext, key: FlowKey, reply: FlowValue) -> Result<Port, O
 /// The port of the SNAT range that was given out longest ago towards `backend`.
 #[inline(always)]
 fn next_port(backend: Addr) -> Result<Port, Outcome> {
-    let first = SNAT_PORT_FIRST.load();
-    let count = u32::from(SNAT_PORT_LAST.load()) + 1 - u32::from(first);
     let cursor = SNAT_CURSORS.get_ptr_mut(backend.digest() & (maps::SNAT_CURSORS - 1));
     let cursor = cursor.ok_or(Outcome::Inconsistent)?;
     // SAFETY: array elements stay where they are. Two CPUs may read the same number; then one of
@@ -259,17 +267,25 @@ fn next_port(backend: Addr) -> Result<Port, Outcome> {
     let next = unsafe { cursor.read_volatile() };
     // SAFETY: as above.
     unsafe { cursor.write_volatile(next.wrapping_add(1)) };
-    let offset = next.checked_rem(count).unwrap_or(0);
-    Ok(Port::new(first + offset as u16))
+    Ok(snat_port(next))
+}
+
+/// Port `number` of the SNAT range, which begins anew behind its last one.
+#[inline(always)]
+fn snat_port(number: u32) -> Port {
+    let first = SNAT_PORT_FIRST.load();
+    let count = u32::from(SNAT_PORT_LAST.load()) + 1 - u32::from(first);
+    Port::new(first + number.checked_rem(count).unwrap_or(0) as u16)
 }
 
 /// Makes the entry that the search of the hook of this number is for, with the port `port` in
 /// network byte order. Returns 0 if the port is taken, at the node's addresses by a socket too.
+/// `may_follow` says whether one is free that another client's connection has left.
 ///
 /// Global: the verifier looks at it once, and not for each port that may be tried.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn claim(skb: *mut __sk_buff, hook: u32, port: u32) -> u32 {
+extern "C" fn claim(skb: *mut __sk_buff, hook: u32, port: u32, may_follow: u32) -> u32 {
     // SAFETY: as in `claim_port`, the only caller.
     let Some(Search { key, reply }) =
         SEARCHES.get_ptr_mut(hook).map(|search| unsafe { &mut *search })
@@ -281,22 +297,22 @@ extern "C" fn claim(skb: *mut __sk_buff, hook: u32, port: u32) -> u32 {
         return 0;
     }
     let claimed = insert(key, reply, BPF_NOEXIST).is_ok()
-        || is_left(key, reply) && insert(key, reply, BPF_ANY).is_ok();
+        || is_left(key, reply, may_follow != 0) && insert(key, reply, BPF_ANY).is_ok();
     claimed.into()
 }
 
-/// Whether the entry under `key` may become `reply`: it is of the same client already, or of a
-/// connection that has ended. The entries of such a one stay until the sweep, far longer than a
+/// Whether the entry under `key` may become `reply`: it is of the same client already, or, if it
+/// `may_follow`, of a connection that has ended. The entries of such a one stay until the sweep, far longer than a
 /// busy client can wait for a port. Datagrams never end; their flow leaves a changed port when it
 /// rests and all other ports have been given out since, and begins anew.
 #[inline(always)]
-fn is_left(key: &FlowKey, reply: &FlowValue) -> bool {
+fn is_left(key: &FlowKey, reply: &FlowValue, may_follow: bool) -> bool {
     let Some(known) = flow(key) else { return false };
     if known.end() == reply.end() && known.client_port == reply.client_port {
         return true;
     }
     let (forward_key, _) = sibling(key, known);
-    let Some(forward) = flow(&forward_key) else { return false };
+    let Some(forward) = flow(&forward_key).filter(|_| may_follow) else { return false };
     let rests = key.proto == Proto::UDP && key.hook() == Hook::Egress;
     // Of several CPUs that find the same port, the one that removes the entry has it.
     (have_ended(known, Some(forward)) || rests && known.rests(now()) && forward.rests(now()))
