@@ -298,7 +298,6 @@ fn become_reply(ctx: &TcContext, work: &mut Work) -> Option<()> {
     if !resize(ctx, query + message) {
         return None;
     }
-    ctx.store(query + 2, &work.reply.header, 0).ok()?;
     let len = work.reply.len();
     if len == 0 {
         return None;
@@ -309,7 +308,7 @@ fn become_reply(ctx: &TcContext, work: &mut Work) -> Option<()> {
     if unsafe { bpf_skb_store_bytes(ctx.skb.skb, tail as u32, from.cast(), len as u32, 0) } != 0 {
         return None;
     }
-    address(ctx, &work.datagram, message)
+    write_headers(ctx, work, message)
 }
 
 /// Gives the packet `len` bytes. Nothing has changed in it if this fails.
@@ -323,19 +322,29 @@ fn resize(ctx: &TcContext, len: usize) -> bool {
     (len > old || change(old + 1)) && change(len)
 }
 
-/// Sends a message of `len` bytes back from whom it was for to whom it is from.
+/// Writes all headers of the reply, a message of `len` bytes from whom the query was for to whom
+/// it is from.
 #[inline(always)]
-fn address(ctx: &TcContext, datagram: &Datagram, len: usize) -> Option<()> {
-    let Datagram { src: asker, dst: service, port, udp, .. } = *datagram;
+fn write_headers(ctx: &TcContext, work: &Work, len: usize) -> Option<()> {
+    let Datagram { src: asker, dst: service, port, udp, .. } = work.datagram;
     let (udp, len) = (udp as usize, len + UDP_LEN);
     let length = (len as u16).to_be();
     let ports = [Port::new(PORT).network(), port.network()];
-    let header = [words(ports), words([length, PLACEHOLDER])];
+    let [flags, questions, answers, authorities, additional] = work.reply.header;
+    let header = [
+        words(ports),
+        words([length, PLACEHOLDER]),
+        words([work.id(), flags]),
+        words([questions, answers]),
+        words([authorities, additional]),
+    ];
     if asker.is_v4() {
-        let [a, b, c, d, e] = answer::ipv4(service, asker, Proto::UDP, len);
-        ctx.store(ETHERNET, &[a, b, c, d, e, header[0], header[1]], 0).ok()?;
+        let mut headers = [0; 10];
+        headers[..5].copy_from_slice(&answer::ipv4(service, asker, Proto::UDP, len));
+        headers[5..].copy_from_slice(&header);
+        ctx.store(ETHERNET, &headers, 0).ok()?;
     } else {
-        let mut headers = [0; 12];
+        let mut headers = [0; 15];
         headers[..10].copy_from_slice(&answer::ipv6(service, asker, Proto::UDP, len));
         headers[10..].copy_from_slice(&header);
         ctx.store(ETHERNET, &headers, 0).ok()?;

@@ -75,6 +75,13 @@ impl Work {
         has_peer: false,
     };
 
+    /// The number of the query, in network byte order.
+    #[inline(always)]
+    pub const fn id(&self) -> u16 {
+        let [low, high, ..] = self.query[0].to_le_bytes();
+        u16::from_ne_bytes([low, high])
+    }
+
     /// The byte of the query at `at`.
     #[inline(always)]
     fn byte(&self, at: usize) -> usize {

@@ -27,6 +27,8 @@ pub enum Lookup {
 
 /// The type SOA (RFC 1035 section 3.2.2).
 const SOA: u16 = 6;
+/// How many words most names have at most.
+const SHORT: usize = 6;
 /// `\x03svc` and `\x03pod`, as the low half of a word.
 const SVC: u32 = u32::from_le_bytes(*b"\x03svc");
 const POD: u32 = u32::from_le_bytes(*b"\x03pod");
@@ -68,8 +70,15 @@ impl Work {
     #[inline(always)]
     fn look_up(&mut self, begin: usize, names: &impl Names) -> Lookup {
         let len = self.question.zone as usize - begin;
-        for index in 0..self.key.0.len() {
+        for index in 0..SHORT {
             self.key.0[index] = lower(self.word(begin + index * 8), index, len);
+        }
+        if len > SHORT * 8 {
+            for index in SHORT..self.key.0.len() {
+                self.key.0[index] = lower(self.word(begin + index * 8), index, len);
+            }
+        } else {
+            self.key.0[SHORT..].fill(0);
         }
         names.name(&self.key)
     }

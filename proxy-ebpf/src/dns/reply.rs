@@ -18,9 +18,11 @@ const OPT_BYTES: usize = 11;
 /// Refresh, retry and expiry of the SOA record, in seconds: CoreDNS's.
 const TIMES: [u32; 3] = [7200, 1800, 86400];
 
-/// The length of an A and of an AAAA record with a pointer for its name, in halves of words.
-const V4_RECORD: usize = 8;
-const V6_RECORD: usize = 14;
+/// The length of an A and of an AAAA record with a pointer for its name, in words, and of what is
+/// before the address.
+const V4_RECORD: usize = 4;
+const V6_RECORD: usize = 7;
+const RECORD_HEAD: usize = 3;
 /// The length of the SOA record, in bytes.
 const SOA_RECORD: usize = 12 + SOA_LEN as usize;
 
@@ -43,14 +45,12 @@ pub struct Reply {
     /// How many addresses there are.
     count: u64,
     /// What follows the question, in network byte order.
-    pub tail: [u16; 1024],
-    /// Which record is the how-manieth of the answer.
-    order: [u8; 128],
+    pub tail: [u32; 512],
 }
 
 impl Reply {
     pub(super) const EMPTY: Self =
-        Self { header: [0; 5], zero: 0, len: 0, count: 0, tail: [0; 1024], order: [0; 128] };
+        Self { header: [0; 5], zero: 0, len: 0, count: 0, tail: [0; 512] };
 
     /// How many bytes follow the question.
     #[inline(always)]
@@ -74,16 +74,19 @@ impl Reply {
     /// Puts `N` numbers at the end, in network byte order.
     #[inline(always)]
     fn put<const N: usize>(&mut self, numbers: [u16; N]) {
-        self.set(self.len as usize / 2, numbers);
+        let at = self.len as usize / 2;
+        let halves = self.tail.as_mut_ptr().cast::<u16>();
+        for (index, number) in numbers.into_iter().enumerate() {
+            // SAFETY: the tail has 1,024 halves of words.
+            unsafe { *halves.add((at + index) & 1023) = number.to_be() };
+        }
         self.len += N as u32 * 2;
     }
 
-    /// Puts `N` numbers at number `at`, in network byte order.
+    /// Word `at` of the tail.
     #[inline(always)]
-    fn set<const N: usize>(&mut self, at: usize, numbers: [u16; N]) {
-        for (index, number) in numbers.into_iter().enumerate() {
-            self.tail[(at + index) & 1023] = number.to_be();
-        }
+    fn word(&mut self, at: usize) -> &mut u32 {
+        &mut self.tail[at & 511]
     }
 }
 
@@ -104,9 +107,9 @@ impl Work {
         let data = if !has_data {
             SOA_RECORD
         } else if v6 {
-            count * V6_RECORD * 2
+            count * V6_RECORD * 4
         } else {
-            count * V4_RECORD * 2
+            count * V4_RECORD * 4
         };
         let edns = if self.question.edns != 0 { OPT_BYTES } else { 0 };
         if self.question.end as usize + data + edns > self.question.room as usize {
@@ -116,11 +119,10 @@ impl Work {
         self.reply.len = 0;
         self.reply.count = count as u64;
         if has_data {
-            self.shuffle(random);
             if v6 {
-                self.write_addresses::<V6_RECORD>(base, zone.ttl, records)?;
+                self.write_addresses::<V6_RECORD>(base, zone.ttl, records, random)?;
             } else {
-                self.write_addresses::<V4_RECORD>(base, zone.ttl, records)?;
+                self.write_addresses::<V4_RECORD>(base, zone.ttl, records, random)?;
             }
         } else {
             self.write_soa(zone);
@@ -142,10 +144,21 @@ impl Work {
         }
     }
 
-    /// Makes a uniformly random order of the records (Fisher and Yates, inside out): a mere
-    /// rotation would give a dead endpoint's load to its neighbour.
+    /// The records of a family, in a uniformly random order (Fisher and Yates, inside out): a mere
+    /// rotation would give a dead endpoint's load to its neighbour. Not one loop for both families:
+    /// the verifier would follow the choice anew in each round.
     #[inline(always)]
-    fn shuffle(&mut self, random: u32) {
+    fn write_addresses<const N: usize>(
+        &mut self,
+        base: u32,
+        ttl: u32,
+        records: &impl Records,
+        random: u32,
+    ) -> Result<(), Outcome> {
+        let [high, low] = halves(ttl);
+        let len = (N - RECORD_HEAD) as u16 * 4;
+        let kind = if N == V6_RECORD { AAAA } else { A };
+        let head = [word(OWNER, kind), word(IN, high), word(low, len)];
         let mut state = random;
         for index in 0..MOST_RECORDS {
             if index as u64 >= self.reply.count() {
@@ -154,40 +167,19 @@ impl Work {
             state = state.wrapping_mul(0x915f_77f5).wrapping_add(0x9e37_79b9);
             let mixed = (state ^ state >> 15).wrapping_mul(0x2c1b_3c6d);
             let other = (u64::from(mixed ^ mixed >> 13) * (index as u64 + 1)) >> 32;
-            // The verifier of Linux 6.1 does not see how small the product is, and the compiler does.
-            let other = core::hint::black_box(other as usize) & 127;
-            self.reply.order[index & 127] = self.reply.order[other];
-            self.reply.order[other] = index as u8;
-        }
-    }
-
-    /// The records of a family. Not one loop for both: the verifier would follow the choice anew
-    /// in each round.
-    #[inline(always)]
-    fn write_addresses<const N: usize>(
-        &mut self,
-        base: u32,
-        ttl: u32,
-        records: &impl Records,
-    ) -> Result<(), Outcome> {
-        let kind = if N == V6_RECORD { AAAA } else { A };
-        let [high, low] = halves(ttl);
-        for index in 0..MOST_RECORDS {
-            if index as u64 >= self.reply.count() {
-                break;
+            let addr = records.record(base.wrapping_add(index as u32)).ok_or(Outcome::Changed)?;
+            for (place, head) in head.into_iter().enumerate() {
+                *self.reply.word(index * N + place) = head;
             }
-            let record = u32::from(self.reply.order[index & 127]);
-            let addr = records.record(base.wrapping_add(record)).ok_or(Outcome::Changed)?;
-            let [a, b, c, d] = addr.words().map(|word| halves(u32::from_be(word)));
-            let at = index * N;
-            if N == V6_RECORD {
-                self.reply.set(at, [OWNER, kind, IN, high, low, 16]);
-                self.reply.set(at + 6, [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]);
-            } else {
-                self.reply.set(at, [OWNER, kind, IN, high, low, 4, d[0], d[1]]);
+            let words = addr.words();
+            for (place, given) in words[4 - (N - RECORD_HEAD)..].iter().enumerate() {
+                let place = RECORD_HEAD + place;
+                let moved = *self.reply.word(other as usize * N + place);
+                *self.reply.word(index * N + place) = moved;
+                *self.reply.word(other as usize * N + place) = *given;
             }
         }
-        self.reply.len = (self.reply.count() * N as u64 * 2) as u32;
+        self.reply.len = (self.reply.count() * N as u64 * 4) as u32;
         Ok(())
     }
 
@@ -221,6 +213,12 @@ impl Work {
         self.reply.put([pair(0, flags_high), pair(flags_low, 0), 0]);
         self.reply.len -= 1;
     }
+}
+
+/// Two halves of a word as they follow each other, in network byte order.
+#[inline(always)]
+const fn word(first: u16, second: u16) -> u32 {
+    ((first as u32) << 16 | second as u32).to_be()
 }
 
 #[inline(always)]
