@@ -42,11 +42,6 @@ use std::time::{Duration, Instant};
 use std::{env, fs, mem};
 use target::Verdict;
 
-/// Whether a contender is a text of rules that the bench makes itself.
-fn is_made_of_rules(contender: Contender) -> bool {
-    [Contender::Iptables, Contender::IptablesLegacy, Contender::Nftables].contains(&contender)
-}
-
 /// Runs the benchmark. The exit code is 0 if everything ran and every answer was right; a target
 /// that is missed is no failure.
 pub async fn run(options: Options) -> Result<ExitCode> {

@@ -10,6 +10,7 @@ use crate::{metrics, program};
 use anyhow::{Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 use tokio::process::Child;
 
 /// What its rules are made of.
@@ -58,6 +59,11 @@ impl KubeProxy {
         Ok(Self { child: program::start(node, program, args, &[], &log)?, log })
     }
 
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// An error if it has ended.
     pub fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
@@ -77,13 +83,19 @@ impl KubeProxy {
     }
 }
 
-/// What the kube-proxy of `node` says of its syncs: whether its last one began after the last
-/// change came.
+/// Whether the kube-proxy of `node` says that nothing has come since its last sync.
 pub fn is_in_sync(node: &Node) -> Result<bool> {
+    Ok(synced_at(node)?.is_some())
+}
+
+/// When the last sync of the kube-proxy of `node` ended, by its own word, unless something has
+/// come since.
+pub fn synced_at(node: &Node) -> Result<Option<SystemTime>> {
     let text = metrics::text(node)?;
     let value = |name| {
         metrics::value(&text, &format!("kubeproxy_sync_proxy_rules_{name}_timestamp_seconds"))
     };
     let times = value("last").zip(value("last_queued"));
-    Ok(times.is_some_and(|(last, queued)| last > 0.0 && last >= queued))
+    let (last, _) = times.filter(|(last, queued)| *last > 0.0 && last >= queued).unzip();
+    Ok(last.map(|last| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(last)))
 }

@@ -1,5 +1,6 @@
 //! Who is compared: the direct path, Shunt, and what kube-proxy makes of the same Services.
 
+use crate::kube_proxy::Mode;
 use clap::ValueEnum;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -59,10 +60,24 @@ impl Contender {
         }
     }
 
+    /// The mode of its kube-proxy, if it is a real one.
+    pub(super) const fn kube_proxy(self) -> Option<Mode> {
+        match self {
+            Self::KubeProxyIptables => Some(Mode::Iptables),
+            Self::KubeProxyNftables => Some(Mode::Nftables),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a text of rules that the bench makes itself.
+    pub(super) const fn is_made_of_rules(self) -> bool {
+        matches!(self, Self::Iptables | Self::IptablesLegacy | Self::Nftables)
+    }
+
     /// Whether the Kubernetes API knows its Services: Shunt may come to the place of the direct
     /// path.
     pub(super) const fn is_published(self) -> bool {
-        !matches!(self, Self::Iptables | Self::IptablesLegacy | Self::Nftables)
+        !self.is_made_of_rules()
     }
 }
 

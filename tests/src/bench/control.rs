@@ -2,9 +2,10 @@
 //! agent costs meanwhile.
 //!
 //! Agents are told by the embedded API; a change counts as effective when the map that the
-//! programs read names the new backend. For baselines, see [`loads`].
+//! programs read names the new backend. For baselines, see [`loads`] and [`kube_proxy`].
 
 mod kernel;
+mod kube_proxy;
 mod loads;
 mod plane;
 mod usage;
@@ -40,7 +41,7 @@ pub(super) async fn run(
 ) -> Result<Vec<Row>> {
     bar.set_message(format!("control plane, {size} services"));
     let mut plane = Plane::start(&options.field(), size, ENDPOINTS).await?;
-    let baselines = baselines(options, &plane, size, loads, bar, skipped).await?;
+    let baselines = baselines(options, &mut plane, size, loads, bar, skipped).await?;
     let row = |key: &str, what: &str, unit: &str, own: Vec<f64>, of: fn(&Load) -> Option<f64>| {
         let row = Row::new(key, what, Some(size), unit).cell(Contender::Shunt, own);
         baselines.iter().fold(row, |row, (who, load)| row.cell(*who, of(load)))
@@ -96,27 +97,34 @@ pub(super) async fn run(
     rows.push(row("control-churn-cpu", &what, "% core", share, |load| load.churn));
     let what = "Memory at most, churn included";
     let most = vec![usage::peak(agent)?];
-    rows.push(row("control-churn-rss", what, "MiB", most, |_| None).at_most(60.0));
+    rows.push(row("control-churn-rss", what, "MiB", most, |load| load.memory).at_most(60.0));
     Ok(rows)
 }
 
-/// What the tools of the baselines take, measured now if it was not before.
+/// What the baselines take, measured now if it was not before.
 async fn baselines(
     options: &Options,
-    plane: &Plane,
+    plane: &mut Plane,
     size: usize,
     loads: &mut Loads,
     bar: &ProgressBar,
     skipped: &mut Vec<String>,
 ) -> Result<Vec<(Contender, Load)>> {
     let mut found = Vec::new();
-    for contender in options.field().into_iter().filter(|who| super::is_made_of_rules(*who)) {
-        bar.set_message(format!("{contender}: loading rules for {size} services"));
+    for contender in options.field() {
+        bar.set_message(format!("control plane of {contender}, {size} services"));
         let noted = loads.noted(contender, size);
         let was_noted = noted.is_some();
         let load = match noted {
             Some(load) => load,
-            None => loads.load(options, (contender, size), plane.node(contender)?, &[]).await,
+            None if contender.is_made_of_rules() => {
+                loads.load(options, (contender, size), plane.node(contender)?, &[]).await
+            }
+            None if contender.kube_proxy().is_some() => {
+                let load = kube_proxy::measure(options, plane, contender).await;
+                load.map_err(|error| format!("{error:#}"))
+            }
+            None => continue,
         };
         match load {
             Ok(load) => {

@@ -42,7 +42,7 @@ impl Facts {
         };
         let memory = after(&memory, "MemTotal").unwrap_or_default();
         let kib: u64 = memory.trim_end_matches("kB").trim().parse().unwrap_or_default();
-        let tools = field.iter().filter(|contender| super::is_made_of_rules(**contender));
+        let tools = field.iter().filter(|contender| contender.is_made_of_rules());
         let mut versions: BTreeMap<_, _> = tools
             .map(|contender| rules::tool(*contender))
             .filter_map(|tool| Some((tool.to_owned(), version(tool)?)))

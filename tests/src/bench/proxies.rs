@@ -6,7 +6,7 @@ use super::control::Loads;
 use super::measure::Way;
 use super::options::Options;
 use super::population::Entry;
-use crate::kube_proxy::{self, KubeProxy, Mode};
+use crate::kube_proxy::{self, KubeProxy};
 use crate::sprint::{Deed, Sprint};
 use anyhow::{Context, Result, bail, ensure};
 use proxy_ebpf::frontend::Scope;
@@ -44,11 +44,7 @@ impl Proxies {
         start_shunt(arena).await?;
         let mut kube_proxies = Vec::new();
         for corner in &arena.corners {
-            let mode = match corner.contender {
-                Contender::KubeProxyIptables => Mode::Iptables,
-                Contender::KubeProxyNftables => Mode::Nftables,
-                _ => continue,
-            };
+            let Some(mode) = corner.contender.kube_proxy() else { continue };
             let kube_proxy = kube_proxy.context("there is no kube-proxy")?;
             let kube_proxy = arena.cluster.start_kube_proxy(corner.node, kube_proxy, mode)?;
             kube_proxies.push((corner.contender, kube_proxy));

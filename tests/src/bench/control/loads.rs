@@ -27,6 +27,8 @@ pub(in crate::bench) struct Load {
     pub(super) burst: Option<Duration>,
     /// The share of a core for [`CHURN`] changes in a transaction each second.
     pub(super) churn: Option<f64>,
+    /// The most memory of the process, in MiB.
+    pub(super) memory: Option<f64>,
     /// Why changes were not all measured.
     pub(super) trouble: Option<String>,
 }

@@ -5,6 +5,7 @@ use crate::bench::contender::Contender;
 use crate::bench::population::Entry;
 use crate::bench::proxies::wait_programmed;
 use crate::cluster::Cluster;
+use crate::kube_proxy::KubeProxy;
 use crate::lab::{LabConfig, Node};
 use crate::metrics;
 use anyhow::{Context, Result};
@@ -28,8 +29,8 @@ pub(super) struct Plane {
 impl Plane {
     /// Starts the machines and tells the API of `size` Services; no agent yet.
     pub(super) async fn start(field: &[Contender], size: usize, endpoints: usize) -> Result<Self> {
-        let baselines: Vec<_> =
-            field.iter().copied().filter(|who| crate::bench::is_made_of_rules(*who)).collect();
+        let is_baseline = |who: &Contender| who.is_made_of_rules() || who.kube_proxy().is_some();
+        let baselines: Vec<_> = field.iter().copied().filter(is_baseline).collect();
         let nodes = 1 + baselines.len() as u8;
         let cluster = Cluster::without_agents(LabConfig { nodes, ..Default::default() }).await?;
         for index in 0..size {
@@ -40,11 +41,29 @@ impl Plane {
         Ok(Self { cluster, baselines, endpoints, moved: vec![0; size], maps: None })
     }
 
+    /// How many Services there are.
+    pub(super) fn size(&self) -> usize {
+        self.moved.len()
+    }
+
+    /// Starts the kube-proxy that is a baseline; it has not synced yet.
+    pub(super) fn start_kube_proxy(
+        &self,
+        contender: Contender,
+        program: &Path,
+    ) -> Result<KubeProxy> {
+        let mode = contender.kube_proxy().with_context(|| format!("{contender} is none"))?;
+        self.cluster.start_kube_proxy(self.index(contender)?, program, mode)
+    }
+
     /// The node of a baseline.
     pub(super) fn node(&self, contender: Contender) -> Result<&Node> {
-        let index = self.baselines.iter().position(|baseline| *baseline == contender);
-        let index = index.with_context(|| format!("{contender} is no baseline"))?;
-        Ok(self.cluster.lab.node(1 + index))
+        Ok(self.cluster.lab.node(self.index(contender)?))
+    }
+
+    fn index(&self, contender: Contender) -> Result<usize> {
+        let place = self.baselines.iter().position(|baseline| *baseline == contender);
+        Ok(1 + place.with_context(|| format!("{contender} is no baseline"))?)
     }
 
     /// Starts an agent where none was, and waits until all is programmed. The time is from the
@@ -119,6 +138,13 @@ impl Plane {
 
     /// Changes endpoints at `rate` for `duration`, and waits until the last is effective.
     pub(super) async fn churn(&mut self, duration: Duration, rate: f64) -> Result<()> {
+        let last = self.tell_changes(duration, rate).await?;
+        let maps = self.maps()?;
+        tokio::task::block_in_place(|| kernel::wait_for(maps, &last).map(drop))
+    }
+
+    /// Changes endpoints at `rate` for `duration`. Gives the last change.
+    pub(super) async fn tell_changes(&mut self, duration: Duration, rate: f64) -> Result<Entry> {
         let started = Instant::now();
         let mut last = None;
         for number in 0.. {
@@ -127,12 +153,16 @@ impl Plane {
                 break;
             }
             tokio::time::sleep_until((started + due).into()).await;
-            let entry = self.moved_on(number as usize * 37 % self.moved.len());
-            self.cluster.api.apply(&entry.slice())?;
-            last = Some(entry);
+            last = Some(self.change(number as usize * 37 % self.moved.len())?);
         }
-        let (maps, last) = (self.maps()?, last.context("a churn without changes")?);
-        tokio::task::block_in_place(|| kernel::wait_for(maps, &last).map(drop))
+        last.context("a churn without changes")
+    }
+
+    /// Gives a Service other endpoints, and tells the API.
+    pub(super) fn change(&mut self, index: usize) -> Result<Entry> {
+        let entry = self.moved_on(index);
+        self.cluster.api.apply(&entry.slice())?;
+        Ok(entry)
     }
 
     /// How long the agent's first pass took, by its own account: planning and kernel writes.

@@ -89,7 +89,8 @@ PROG_TEST_RUN; they are taken in the midst of connections, where other code has 
 \"again and again\": in a loop of connect(2) that the kernel gives up right after the program. For \
 baselines, the control plane is what the tool takes (iptables-restore, nft) to load all rules, or \
 the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
-changes each second. Names are asked by one pod of one node, ×32 with one system call: the direct \
+changes each second. A real kube-proxy says itself when its last sync ended; single changes come \
+further apart than the second that it waits between two. Names are asked by one pod of one node, ×32 with one system call: the direct \
 column is an unbound with the same zone in a pod beside it, on the CPUs of the servers; a walk \
 asks 6 names that are not there and 2 outside, which a stand-in answers. `/s CPU` is queries for a \
 second of CPU time of all processes of the node, the client's part too; the kernel's limit for \
