@@ -360,22 +360,42 @@ fn snat_keeps_a_client_port_of_its_range_and_gives_every_other_flow_its_own() {
     }
 }
 
+/// The port that SNAT gives to a connection of `client`, whose entries are then lost.
+fn lost_port(plane: &mut Plane, net: Net, client: SocketAddr) -> u16 {
+    let trip = round_trip(plane, net, client, SYN);
+    trip.iter().for_each(|(hook, packet)| plane.evict(*hook, packet));
+    trip[2].1.dst.port()
+}
+
 #[test]
-fn snat_port_that_becomes_free_comes_back_after_all_others() {
+fn a_client_port_has_the_same_snat_port_after_its_entries_are_lost() {
     let mut plane = Plane::with_snat_ports(61_000..=61_009);
     for net in Net::ALL {
         serve(&mut plane, net, &[net.there[0]]);
-        let ports: BTreeSet<_> = (1..=10)
-            .map(|port| {
-                let client = SocketAddr::new(net.outsider.ip(), port);
-                let trip = round_trip(&mut plane, net, client, SYN);
-                for (hook, packet) in &trip {
-                    plane.evict(*hook, packet);
-                }
-                trip[2].1.dst.port()
-            })
-            .collect();
-        assert_eq!(ports.len(), 10);
+        let mut port_for =
+            |port| lost_port(&mut plane, net, SocketAddr::new(net.outsider.ip(), port));
+        let ports: Vec<_> = (1..=10).map(&mut port_for).collect();
+        assert_eq!(ports.iter().collect::<BTreeSet<_>>().len(), 10);
+        let again: Vec<_> = (1..=10).rev().map(port_for).collect();
+        assert!(again.iter().eq(ports.iter().rev()), "{ports:?}, {again:?}");
+    }
+}
+
+#[test]
+fn a_snat_port_that_a_connection_has_left_is_anothers_after_all_others() {
+    let mut plane = Plane::with_snat_ports(61_000..=61_009);
+    for net in TCP {
+        serve(&mut plane, net, &[net.there[0]]);
+        let first = round_trip(&mut plane, net, net.outsider, SYN);
+        drop(round_trip(&mut plane, net, net.outsider, RST));
+        let left = first[2].1.dst.port();
+        // One of these ten has the same place as the first.
+        let other = |port| SocketAddr::new(net.there[1].ip(), port);
+        let ports: Vec<_> = (1..=10).map(|port| lost_port(&mut plane, net, other(port))).collect();
+        assert!(!ports.contains(&left), "{left} of {ports:?}");
+        // Where all the others are taken, it is given out.
+        let taken = (1..=10).map(|port| round_trip(&mut plane, net, other(port), SYN));
+        assert!(taken.map(|trip| trip[2].1.dst.port()).any(|port| port == left));
     }
 }
 
