@@ -199,6 +199,15 @@ async fn while_asked(
     Ok(nanos as f64 / runs as f64)
 }
 
+/// What the kernel counts for a run of a program that does nothing, in nanoseconds, while it counts
+/// run times.
+pub(super) fn clock() -> Result<f64> {
+    let program = sys::empty_classifier().context("load an empty program")?;
+    let _took = sys::test_run(&program, &packet(), 100_000).context("run an empty program")?;
+    let (runs, nanos) = statistics(program.as_fd())?;
+    Ok(nanos as f64 / runs.max(1) as f64)
+}
+
 /// How often a program has run, and for how many nanoseconds.
 pub(super) fn statistics(program: BorrowedFd<'_>) -> Result<(u64, u64)> {
     let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());

@@ -13,7 +13,7 @@ use super::proxies::Proxies;
 use super::report::{Cell, Micros, Row};
 use super::stats::{self, Figure};
 use super::target::Verdict;
-use crate::sprint::{Sprint, SprintReport};
+use crate::sprint::{Deed, Sprint, SprintReport};
 use crate::traffic::Failure;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
@@ -241,9 +241,11 @@ fn wrong(measure: &Measure, contender: Contender, reports: &[SprintReport]) -> O
         let first = report.failure.as_ref().map_or("nothing came".to_owned(), ToString::to_string);
         return Some(format!("{} of {} failed, the first: {first}", report.failed, report.count));
     }
-    // Without a proxy it is the client that chooses.
+    // Without a proxy it is the client that chooses. Rules keep what they chose for a client's
+    // port that sends a datagram again within a minute or two (conntrack).
     let by_proxy = contender != Contender::Direct && measure.way != Way::Neighbour;
-    if !measure.deed.chooses() || !by_proxy {
+    let again = measure.deed == Deed::NewDatagram && contender != Contender::Shunt;
+    if !measure.deed.chooses() || !by_proxy || again {
         return None;
     }
     let mut counts = BTreeMap::new();

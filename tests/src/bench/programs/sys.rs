@@ -10,6 +10,8 @@ use std::time::Duration;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
+/// `BPF_PROG_TYPE_SCHED_CLS`.
+const SCHED_CLS: u32 = 3;
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 const CGROUP_SOCK_ADDR: u32 = 18;
 /// `BPF_CGROUP_INET4_CONNECT`.
@@ -55,22 +57,7 @@ struct TestRun {
 /// Attaches a program that does nothing to connect(2) in `cgroup`. Gives the program and the
 /// link; it is detached when the link is closed.
 pub(super) fn attach_empty(cgroup: &File) -> io::Result<(OwnedFd, OwnedFd)> {
-    // `r0 = 1; exit`: let the connection be.
-    let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
-    let license = c"GPL";
-    let mut load = Load {
-        program_type: CGROUP_SOCK_ADDR,
-        instruction_count: 2,
-        instructions: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        log: [0; 2],
-        kernel_version: 0,
-        flags: 0,
-        name: *b"shunt_bench\0\0\0\0\0",
-        interface: 0,
-        expected_attach_type: CONNECT4,
-    };
-    let program = open(PROG_LOAD, &mut load)?;
+    let program = load_empty(CGROUP_SOCK_ADDR, CONNECT4)?;
     let mut link = Link {
         program: program.as_raw_fd() as u32,
         target: cgroup.as_raw_fd() as u32,
@@ -79,6 +66,30 @@ pub(super) fn attach_empty(cgroup: &File) -> io::Result<(OwnedFd, OwnedFd)> {
     };
     let link = open(LINK_CREATE, &mut link)?;
     Ok((program, link))
+}
+
+/// A program of the packet path that does nothing.
+pub(super) fn empty_classifier() -> io::Result<OwnedFd> {
+    load_empty(SCHED_CLS, 0)
+}
+
+fn load_empty(program_type: u32, expected_attach_type: u32) -> io::Result<OwnedFd> {
+    // `r0 = 1; exit`: let the connection be.
+    let instructions: [u64; 2] = [0x0000_0001_0000_00b7, 0x0000_0000_0000_0095];
+    let license = c"GPL";
+    let mut load = Load {
+        program_type,
+        instruction_count: 2,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log: [0; 2],
+        kernel_version: 0,
+        flags: 0,
+        name: *b"shunt_bench\0\0\0\0\0",
+        interface: 0,
+        expected_attach_type,
+    };
+    open(PROG_LOAD, &mut load)
 }
 
 /// Runs a program of the packet path on `packet`, `repeat` times. Gives the average.
