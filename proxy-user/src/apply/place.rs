@@ -153,30 +153,30 @@ pub(super) fn states(service: ServiceId, row: &ServiceRow) -> impl Iterator<Item
 
 /// The elements of the range for `row`, whose backends have `ids`.
 pub(super) fn slots(service: ServiceId, row: &ServiceRow, ids: &[BackendId]) -> Vec<Slot> {
-    let slots = |chosen: fn(BackendFlags) -> bool| -> Vec<_> {
-        let chosen = row.all.iter().zip(ids).filter(|((_, flags), _)| chosen(*flags));
-        chosen
-            .map(|((BackendRow { addr, port }, flags), &backend)| {
-                let flags = flags.without(BackendFlags::SETS);
-                Slot { addr: *addr, port: *port, flags, backend }
-            })
-            .collect()
+    let chosen = |in_set: fn(BackendFlags) -> bool| {
+        let chosen = row.all.iter().zip(ids).filter(move |((_, flags), _)| in_set(*flags));
+        chosen.map(|((BackendRow { addr, port }, flags), &backend)| {
+            let flags = flags.without(BackendFlags::SETS);
+            Slot { addr: *addr, port: *port, flags, backend }
+        })
     };
-    let cluster = slots(|flags| flags.has(BackendFlags::IN_CLUSTER_SET));
-    let local = slots(|flags| flags.has(BackendFlags::IN_LOCAL_SET));
-    let in_no_set = |flags: BackendFlags| flags.without(BackendFlags::SETS) == flags;
-    let mut draining = slots(in_no_set);
+    let affinity_seconds = row.affinity_seconds;
+    let header = |cluster: usize, local: usize, draining: usize| {
+        let [cluster, local, draining] = [cluster, local, draining].map(|len| len as u32);
+        RangeHeader { service, cluster, local, affinity_seconds, draining, zero: 0 }.to_slot()
+    };
+    // A backend is in two sets at most; drift checks do this for all of them.
+    let mut slots = Vec::with_capacity(1 + 2 * row.all.len());
+    slots.push(header(0, 0, 0));
+    slots.extend(chosen(|flags| flags.has(BackendFlags::IN_CLUSTER_SET)));
+    let local = slots.len();
+    slots.extend(chosen(|flags| flags.has(BackendFlags::IN_LOCAL_SET)));
+    let draining = slots.len();
+    slots.extend(chosen(|flags| flags.without(BackendFlags::SETS) == flags));
     // The last one of the range is where it is looked for.
-    draining.sort_by_key(|slot| slot.flags.has(BackendFlags::RESOLVER));
-    let header = RangeHeader {
-        service,
-        cluster: cluster.len() as u32,
-        local: local.len() as u32,
-        affinity_seconds: row.affinity_seconds,
-        draining: draining.len() as u32,
-        zero: 0,
-    };
-    [vec![header.to_slot()], cluster, local, draining].concat()
+    slots[draining..].sort_by_key(|slot| slot.flags.has(BackendFlags::RESOLVER));
+    slots[0] = header(local - 1, draining - local, slots.len() - draining);
+    slots
 }
 
 pub(super) fn info(key: &ServiceKey) -> Option<ServiceInfo> {

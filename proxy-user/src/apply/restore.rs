@@ -122,9 +122,9 @@ impl<S: Store> Applier<S> {
         let (actual, repaired) = self.store.frontends()?;
         self.writes += repaired;
         let actual: HashMap<FrontendKey, _> = actual.into_iter().collect();
-        let known: BTreeSet<FrontendKey> = actual.keys().copied().collect();
-        let strange: Vec<FrontendKey> =
-            known.into_iter().filter(|key| !self.frontends.contains_key(key)).collect();
+        let mut strange: Vec<FrontendKey> =
+            actual.keys().filter(|key| !self.frontends.contains_key(key)).copied().collect();
+        strange.sort_unstable();
         self.writes += strange.len() as u64;
         if let Some((_, error)) = self.store.remove_frontends(&strange).pop() {
             return Err(error);
@@ -132,10 +132,12 @@ impl<S: Store> Applier<S> {
         // What is forgotten here differs from what is wanted, and so is written again.
         self.frontends.retain(|key, (_, value)| actual.get(key) == Some(value));
 
-        let names: HashMap<ServiceId, ServiceInfo> = self.store.services()?.into_iter().collect();
+        let named = self.store.services()?;
+        let names: HashMap<ServiceId, &ServiceInfo> =
+            named.iter().map(|(id, info)| (*id, info)).collect();
         for (key, placed) in &self.services {
             if let Some(info) = info(key)
-                && names.get(&placed.id) != Some(&info)
+                && names.get(&placed.id) != Some(&&info)
             {
                 self.writes += 1;
                 self.store.put_service(placed.id, &info)?;

@@ -226,7 +226,7 @@ pub(super) const SETTINGS: [Setting; 33] = [
     Setting {
         name: "drift-check-period",
         value: "DURATION",
-        default: Some("30s"),
+        default: Some("1m"),
         help: "How often maps and links are compared with what they should be, and repaired; at \
                least 1s",
     },

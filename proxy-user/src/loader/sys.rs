@@ -100,10 +100,10 @@ pub fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<(), Batch
 pub fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
     let mut all = Vec::new();
     let mut room = 4_096;
+    let mut keys: Vec<K> = Vec::with_capacity(room);
+    let mut values: Vec<V> = Vec::with_capacity(room);
     let mut position: Option<u32> = None;
     loop {
-        let mut keys: Vec<MaybeUninit<K>> = vec![const { MaybeUninit::uninit() }; room];
-        let mut values: Vec<MaybeUninit<V>> = vec![const { MaybeUninit::uninit() }; room];
         let mut next = 0_u32;
         let mut attr = BatchAttr {
             in_batch: position.as_ref().map_or(0, |position| ptr::from_ref(position) as u64),
@@ -121,15 +121,18 @@ pub fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
             // A bucket holds more than there is room for.
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
                 room *= 2;
+                keys.reserve(room);
+                values.reserve(room);
                 continue;
             }
             Err(_) => return result.map(|_| Vec::new()),
         };
-        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
+        let (keys, values) = (keys.spare_capacity_mut(), values.spare_capacity_mut());
+        all.extend(keys.iter().zip(values).take(attr.count as usize).map(|(key, value)| {
             // SAFETY: the kernel has written the first `count` keys and values, and `Pod` types
             // are valid for all bytes.
-            all.push(unsafe { (key.assume_init_read(), value.assume_init_read()) });
-        }
+            unsafe { (key.assume_init_read(), value.assume_init_read()) }
+        }));
         if end {
             return Ok(all);
         }
