@@ -18,6 +18,9 @@ use proxy_ebpf::{Addr, Port, Proto};
 
 /// How many ports of the SNAT range are tried before the range counts as exhausted.
 const SNAT_TRIES: u32 = 64;
+/// How many of them only if no connection has left an entry there: the backend may still have it
+/// (TIME_WAIT).
+const SNAT_FREE_TRIES: u32 = 8;
 
 /// The flags that the entries of a flow have in common.
 const KEPT: FlowFlags = FlowFlags::SNAT.with(FlowFlags::MOVED);
@@ -237,7 +240,7 @@ fn own_port(client: End) -> Port {
 }
 
 /// Makes `reply` the entry under `key` with another receiving port: the one in `key`, unless it is
-/// 0 or taken, or else the one of the SNAT range that was given out longest ago. Returns the port.
+/// 0 or taken, or else the next one of the SNAT range. Returns the port.
 #[inline(always)]
 fn claim_port(ctx: &TcContext, key: FlowKey, reply: FlowValue) -> Result<Port, Outcome> {
     let hook = key.hook() as u32;
@@ -248,16 +251,15 @@ fn claim_port(ctx: &TcContext, key: FlowKey, reply: FlowValue) -> Result<Port, O
     for attempt in 0..SNAT_TRIES {
         let is_wanted = attempt == 0 && wanted != Port::default();
         let port = if is_wanted { wanted } else { next_port(sender)? };
-        // The backend may still have what ended at this port (TIME_WAIT): only the one given out
-        // longest ago may follow.
-        if claim(ctx.skb.skb, hook, port.network().into(), (!is_wanted).into()) != 0 {
+        let may_follow = attempt >= SNAT_FREE_TRIES;
+        if claim(ctx.skb.skb, hook, port.network().into(), may_follow.into()) != 0 {
             return Ok(port);
         }
     }
     Err(Outcome::SnatExhausted)
 }
 
-/// The port of the SNAT range that was given out longest ago towards `backend`.
+/// The port of the SNAT range behind the one that was tried last towards `backend`.
 #[inline(always)]
 fn next_port(backend: Addr) -> Result<Port, Outcome> {
     let cursor = SNAT_CURSORS.get_ptr_mut(backend.digest() & (maps::SNAT_CURSORS - 1));
@@ -302,9 +304,9 @@ extern "C" fn claim(skb: *mut __sk_buff, hook: u32, port: u32, may_follow: u32) 
 }
 
 /// Whether the entry under `key` may become `reply`: it is of the same client already, or, if it
-/// `may_follow`, of a connection that has ended. The entries of such a one stay until the sweep, far longer than a
-/// busy client can wait for a port. Datagrams never end; their flow leaves a changed port when it
-/// rests and all other ports have been given out since, and begins anew.
+/// `may_follow`, of a connection that has ended. The entries of such a one stay until the sweep,
+/// far longer than a busy client can wait for a port. Datagrams never end; their flow leaves a
+/// changed port when it rests and all other ports have been given out since, and begins anew.
 #[inline(always)]
 fn is_left(key: &FlowKey, reply: &FlowValue, may_follow: bool) -> bool {
     let Some(known) = flow(key) else { return false };
