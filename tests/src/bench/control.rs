@@ -20,7 +20,8 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use loads::Load;
 use plane::Plane;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use usage::Meter;
 
 /// Changes a second while churn is measured.
 const CHURN: f64 = 100.0;
@@ -28,6 +29,11 @@ const CHURN: f64 = 100.0;
 /// How many changes are a burst.
 const fn burst(options: &Options) -> usize {
     options.pick(100, 10_000, 10_000)
+}
+
+/// How long churn is measured.
+fn churn(options: &Options) -> Duration {
+    Duration::from_secs(options.pick(1, 5, 60))
 }
 
 /// Measures all of it with one number of Services, 10 endpoints each. What baselines took is in
@@ -87,13 +93,11 @@ pub(super) async fn run(
         load.burst.map(|took| took.as_secs_f64() * 1e3)
     }));
     bar.set_message(format!("churn, {size} services"));
-    let churn = Duration::from_secs(options.pick(1, 5, 60));
-    let before = usage::cpu(plane.agent_cgroup())?;
-    let began = Instant::now();
-    plane.churn(churn, CHURN).await?;
-    let busy = (usage::cpu(plane.agent_cgroup())? - before).as_secs_f64();
-    let share = vec![100.0 * busy / began.elapsed().as_secs_f64()];
-    let what = format!("CPU in {} s of {CHURN} changes/s", churn.as_secs());
+    let cgroup = plane.agent_cgroup().to_owned();
+    let meter = Meter::start(&cgroup)?;
+    plane.churn(churn(options), CHURN).await?;
+    let share = vec![meter.percent()?];
+    let what = format!("CPU in {} s of {CHURN} changes/s", churn(options).as_secs());
     rows.push(row("control-churn-cpu", &what, "% core", share, |load| load.churn));
     let what = "Memory at most, churn included";
     let most = vec![usage::peak(agent)?];
@@ -157,15 +161,13 @@ pub(super) async fn scale(options: &Options, bar: &ProgressBar) -> Result<Vec<Ro
     // All tables are compared once a minute: only a look that long shows what that takes.
     let what = format!("Idle CPU, {} s", idle.as_secs_f64());
     let is_whole = idle >= Duration::from_secs(60);
-    let before = usage::cpu(plane.agent_cgroup())?;
-    let began = Instant::now();
+    let meter = Meter::start(plane.agent_cgroup())?;
     tokio::time::sleep(idle).await;
-    let busy =
-        (usage::cpu(plane.agent_cgroup())? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+    let busy = meter.percent()?;
     let row = |key: &str, what: &str, unit: &str, values: Vec<f64>| {
         Row::new(key, what, Some(size), unit).cell(Contender::Shunt, values)
     };
-    let share = row("scale-idle", &what, "% core", vec![100.0 * busy]);
+    let share = row("scale-idle", &what, "% core", vec![busy]);
     Ok(vec![
         row("scale-cold", "Start to fully programmed", "s", times).at_most(2.0),
         row("scale-first-pass", "First pass, plan and writes", "ms", writes),

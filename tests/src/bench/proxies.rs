@@ -19,7 +19,7 @@ use tokio::time::sleep;
 pub(super) const ENDPOINTS: usize = 10;
 
 /// For how long a kube-proxy has to be in sync, so that what it was told last has reached it.
-const SETTLED: Duration = Duration::from_secs(2);
+pub(super) const SETTLED: Duration = Duration::from_secs(2);
 
 /// What runs beside the arena.
 pub(super) struct Proxies {

@@ -3,18 +3,18 @@
 
 use super::loads::Load;
 use super::plane::Plane;
-use super::{CHURN, burst, usage};
+use super::usage::{self, Meter};
+use super::{CHURN, burst, churn};
 use crate::bench::contender::Contender;
 use crate::bench::options::Options;
+use crate::bench::proxies::SETTLED;
 use crate::kube_proxy::{self, KubeProxy};
 use anyhow::{Context, Result, bail};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 
 /// Between two syncs it waits for a second, which is not what one change is to show.
 const APART: Duration = Duration::from_millis(1_500);
-/// For how long nothing may have come before all is taken to have come.
-const SETTLED: Duration = Duration::from_secs(2);
 /// Between two looks at its metrics.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -60,11 +60,9 @@ impl Run<'_> {
         }
         load.burst = Some(self.synced(told, SETTLED).await?);
         let cgroup = self.plane.node(self.contender)?.cgroup().to_owned();
-        let (before, began) = (usage::cpu(&cgroup)?, Instant::now());
-        let duration = Duration::from_secs(options.pick(1, 5, 60));
-        drop(self.plane.tell_changes(duration, CHURN).await?);
-        let busy = (usage::cpu(&cgroup)? - before).as_secs_f64();
-        load.churn = Some(100.0 * busy / began.elapsed().as_secs_f64());
+        let meter = Meter::start(&cgroup)?;
+        drop(self.plane.tell_changes(churn(options), CHURN).await?);
+        load.churn = Some(meter.percent()?);
         Ok(())
     }
 

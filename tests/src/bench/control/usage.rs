@@ -3,7 +3,26 @@
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// What the processes of a cgroup take of a core from now on.
+pub(super) struct Meter<'a> {
+    cgroup: &'a Path,
+    before: Duration,
+    began: Instant,
+}
+
+impl<'a> Meter<'a> {
+    pub(super) fn start(cgroup: &'a Path) -> Result<Self> {
+        Ok(Self { cgroup, before: cpu(cgroup)?, began: Instant::now() })
+    }
+
+    /// The percentage of a core that they have taken since.
+    pub(super) fn percent(&self) -> Result<f64> {
+        let busy = cpu(self.cgroup)? - self.before;
+        Ok(100.0 * busy.as_secs_f64() / self.began.elapsed().as_secs_f64())
+    }
+}
 
 /// The time that the processes of a cgroup have had a CPU, ended ones and threads included.
 pub(super) fn cpu(cgroup: &Path) -> Result<Duration> {
