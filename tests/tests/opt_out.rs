@@ -7,6 +7,9 @@ use lab::{AgentOptions, Ask, Machine, Pod, objects};
 use serde_json::{Value, json};
 use std::fs;
 
+/// A UID as the API server gives them.
+const UID: &str = "0a1b2c3d-4e5f-4a6b-8c7d-9e0f1a2b3c4d";
+
 /// The Pod object of `pod`, without annotations.
 fn object(pod: &Pod) -> Value {
     json!({
@@ -79,13 +82,45 @@ async fn a_manifest_opts_a_pod_out_too() -> Result<()> {
         }
     }
     let mut pod = opting_out(&web.client);
-    pod["metadata"]["uid"] = json!("0a1b-2c3d");
+    pod["metadata"]["uid"] = json!(UID);
     objects::write(&folder, &pod)?;
-    move_to_cgroup_of(&web.client, "0a1b-2c3d")?;
+    move_to_cgroup_of(&web.client, UID)?;
     let options = AgentOptions::files(&folder);
     web.cluster.start_agent(0, &options)?.wait_synced().await?;
     web.wait_reached().await?;
     let out = |count: &Result<usize>| count.as_ref().is_ok_and(|count| *count == 3);
     let path = async || on_packet_path(&web, &web.client, VIPS[0]).await;
     eventually("opted out", path, out).await?.map(drop)
+}
+
+/// A pod whose annotations say that it is a static pod with the UID `s` would, as the end of
+/// `kubepods`, be every pod of the node.
+#[tokio::test]
+async fn a_pod_opts_out_no_other_pod() -> Result<()> {
+    let web = Web::start(1).await?;
+    let (pod, other) = (&web.client, &web.pods[0]);
+    // The cgroup of all pods, with that of the other pod in it.
+    let all = other.cgroup().join("kubepods");
+    let container = all.join(format!("pod{UID}/container"));
+    fs::create_dir_all(&container)?;
+    fs::write(container.join("cgroup.procs"), other.pid().to_string())?;
+    let forge = |uid: &str| -> Result<()> {
+        let mut forged = opting_out(pod);
+        forged["metadata"]["annotations"]["kubernetes.io/config.hash"] = json!(uid);
+        forged["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!(uid);
+        web.cluster.api.apply(&forged)
+    };
+    let api_uid =
+        || web.cluster.api.objects("pods")[0]["metadata"]["uid"].as_str().map(str::to_owned);
+    let out = |count: &Result<usize>| count.as_ref().is_ok_and(|count| *count == 3);
+    for uid in ["s", UID] {
+        forge(uid)?;
+        move_to_cgroup_of(pod, &api_uid().context("a UID")?)?;
+        for vip in VIPS {
+            let path = async || on_packet_path(&web, pod, vip).await;
+            eventually("opted out itself", path, out).await??;
+            assert_eq!(on_packet_path(&web, other, vip).await?, 0, "{uid}: another pod");
+        }
+    }
+    Ok(())
 }

@@ -35,9 +35,11 @@ pub const SOCKET_PATH: &str = "shunt.dev/socket-path";
 /// The annotation with which a pod chooses who answers its names: `off` leaves them to the DNS
 /// service, as a pod whose policy keeps it from there may want.
 pub const DNS: &str = "shunt.dev/dns";
-/// The annotation of a static pod that has the UID by which the kubelet knows it; the API server
-/// gives its mirror another one.
+/// The annotation of a static pod's mirror that has the UID by which the kubelet knows the pod; the
+/// API server gives the mirror another one.
 const STATIC_UID: &str = "kubernetes.io/config.hash";
+/// The annotation that makes a pod the mirror of a static one.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Where CoreDNS has its ConfigMap.
 pub const COREDNS_NAMESPACE: &str = "kube-system";
 /// What it is called.
@@ -192,7 +194,7 @@ impl Converter {
             return opted_out;
         }
         if annotation(metadata, SOCKET_PATH) == Some("off") {
-            let uid = annotation(metadata, STATIC_UID).or(metadata.uid.as_deref());
+            let uid = static_uid(object).or(metadata.uid.as_deref());
             opted_out.socket_path.extend(uid.map(|uid| self.strings.intern(uid)));
         }
         if annotation(metadata, DNS) == Some("off") {
@@ -320,6 +322,24 @@ fn has_label(metadata: &ObjectMeta, key: &str) -> bool {
 
 fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// The UID of the static pod that `object` mirrors, if the kubelet made it.
+///
+/// Whoever makes a pod chooses its annotations and its owners, but not its status: the kubelet does
+/// not acknowledge (`startTime`) a mirror without a static pod of its own, it deletes it. So nobody
+/// speaks for another pod.
+fn static_uid(object: &core::Pod) -> Option<&str> {
+    let metadata = &object.metadata;
+    let node = object.spec.as_ref()?.node_name.as_deref()?;
+    let mut owners = metadata.owner_references.iter().flatten();
+    let of_node = owners
+        .any(|owner| (&*owner.api_version, &*owner.kind, &*owner.name) == ("v1", "Node", node));
+    let acknowledged = object.status.as_ref().is_some_and(|status| status.start_time.is_some());
+    let is_mirror = annotation(metadata, MIRROR).is_some() && of_node && acknowledged;
+    // A digest; the UIDs that the API server gives have dashes.
+    let is_digest = |uid: &&str| uid.len() == 32 && uid.bytes().all(|b| b.is_ascii_hexdigit());
+    annotation(metadata, STATIC_UID).filter(|_| is_mirror).filter(is_digest)
 }
 
 fn created(metadata: &ObjectMeta) -> i64 {

@@ -358,3 +358,37 @@ status:
     assert_eq!(bare.pod_cidrs, ["10.0.0.0/24".parse().unwrap()]);
     assert_eq!((bare.zone, bare.deleting, bare.to_be_deleted), (None, false, false));
 }
+
+/// An annotation alone would let a pod speak for every other one of the node.
+#[test]
+fn a_static_pods_uid_is_believed_of_the_kubelets_mirror_alone() {
+    let mirror = "
+metadata:
+  uid: 0a1b2c3d-0000-4000-8000-000000000001
+  annotations:
+    shunt.dev/socket-path: 'off'
+    kubernetes.io/config.hash: 4f7ff36d4f6b1ea0b1b2ba5c5a3a4b0e
+    kubernetes.io/config.mirror: 4f7ff36d4f6b1ea0b1b2ba5c5a3a4b0e
+  ownerReferences: [{apiVersion: v1, kind: Node, name: node-a, uid: u, controller: true}]
+spec: {nodeName: node-a, containers: []}
+status: {phase: Running, startTime: '2026-01-01T00:00:00Z'}
+";
+    let uid = |yaml: &str| {
+        let object = serde_yaml_ng::from_str(yaml).unwrap();
+        Vec::from_iter(Converter::default().opted_out(&object).socket_path).remove(0)
+    };
+    assert_eq!(&*uid(mirror), "4f7ff36d4f6b1ea0b1b2ba5c5a3a4b0e");
+    let forged = [
+        ("config.mirror", "config.other"),
+        ("config.hash: 4f7ff36d4f6b1ea0b1b2ba5c5a3a4b0e", "config.hash: s"),
+        ("config.hash: 4f7ff36d", "config.hash: ../f36d"),
+        ("kind: Node", "kind: ReplicaSet"),
+        ("name: node-a,", "name: node-b,"),
+        (", startTime: '2026-01-01T00:00:00Z'", ""),
+    ];
+    for (from, to) in forged {
+        let forged = mirror.replace(from, to);
+        assert_ne!(forged, mirror, "{from}");
+        assert_eq!(&*uid(&forged), "0a1b2c3d-0000-4000-8000-000000000001", "{to}");
+    }
+}
