@@ -142,17 +142,27 @@ impl Planner {
         &self.health_checks
     }
 
-    /// What cannot be served as it was asked for.
-    pub fn warnings(&self) -> Vec<Warning> {
-        let plans = self.warnings.iter().flat_map(|(name, messages)| {
-            messages.iter().map(move |message| Warning {
-                subject: format!("Service {name}"),
-                message: message.clone(),
-            })
+    /// What cannot be served as it was asked for: a few sentences for each Service that it is
+    /// about, however many of its ports and addresses. Made as they are taken, so that whoever
+    /// wants some pays for some.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        let warning =
+            |name: &ObjectName, message| Warning { subject: format!("Service {name}"), message };
+        let plans = self.warnings.iter().flat_map(move |(name, messages)| {
+            messages.iter().map(move |message| warning(name, message.clone()))
         });
-        let mut warnings: Vec<_> = plans.chain(self.claims.warnings()).collect();
-        warnings.sort();
-        warnings
+        plans.chain(self.contests().map(move |(name, message)| warning(name, message)))
+    }
+
+    /// How many Services there are warnings about, at most.
+    pub fn warning_count(&self) -> usize {
+        self.warnings.len() + self.claims.contest_count()
+    }
+
+    /// The Services that do not get every address and port they claim, since others do, each with
+    /// a sentence about it.
+    pub fn contests(&self) -> impl Iterator<Item = (&ObjectName, String)> {
+        self.claims.contests()
     }
 
     /// How many times a Service was planned; shows that a change costs no more than it touches.

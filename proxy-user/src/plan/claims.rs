@@ -1,16 +1,18 @@
 //! Claims: who gets a frontend that several Services ask for.
 //!
-//! Whose ClusterIP it is comes first: the cluster gave the address to one Service, and whoever
-//! may write `externalIPs` or a status must not take it (docs/decisions/0005). Otherwise the
-//! Service with the oldest creationTimestamp does, then the first by namespace and name, so that
-//! every node decides alike and a newcomer takes nothing away. The others get a warning; when the
-//! owner goes, the next one follows.
+//! Whose ClusterIP it is comes first: the cluster gave the address to one Service, with all ports
+//! and protocols, and whoever may write `externalIPs` or a status must not take any of them
+//! (docs/decisions/0005). Otherwise the Service with the oldest creationTimestamp does, then the
+//! first by namespace and name, so that every node decides alike and a newcomer takes nothing
+//! away. Each of the others gets one warning, however many frontends it loses; when the owner
+//! goes, the next one follows.
 
 use super::{is_of, object};
-use crate::model::{ObjectName, Warning};
+use crate::model::ObjectName;
 use crate::tables::{FrontendRow, ServiceKey, describe};
 use crate::tree::pack;
-use proxy_ebpf::frontend::FrontendKey;
+use proxy_ebpf::frontend::{FrontendKey, Scope};
+use proxy_ebpf::{Addr, Port, Proto};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All claims on all frontends.
@@ -20,11 +22,14 @@ pub(super) struct Claims {
     by_frontend: BTreeMap<FrontendKey, Vec<Claim>>,
     /// Invariant: names exactly the claims of `by_frontend`.
     by_service: BTreeMap<ObjectName, Box<[FrontendKey]>>,
-    /// Invariant: the frontends with more than one claim.
-    contested: BTreeSet<FrontendKey>,
+    /// The frontends that Services claim and do not get.
+    ///
+    /// Invariant: exactly the claims of `by_frontend` that are not their frontend's owner, no
+    /// entry empty.
+    lost: BTreeMap<ObjectName, BTreeSet<FrontendKey>>,
 }
 
-#[derive(Debug)]
+#[derive(PartialEq, Debug)]
 struct Claim {
     created: i64,
     row: FrontendRow,
@@ -36,31 +41,11 @@ impl Claim {
     fn seniority(&self) -> (bool, i64, &ServiceKey) {
         (!self.row.flags.is_cluster_ip(), self.created, &self.row.service)
     }
-
-    /// Says that `owner` has the frontend `key`, and why.
-    fn warning(&self, key: &FrontendKey, owner: &Self) -> Warning {
-        let reason = if owner.row.flags.is_cluster_ip() && !self.row.flags.is_cluster_ip() {
-            "has it as its ClusterIP"
-        } else if owner.created < self.created {
-            "is older"
-        } else {
-            "is as old, and first by name"
-        };
-        Warning {
-            subject: format!("Service {}", object(&self.row.service)),
-            message: format!(
-                "{} goes to Service {}, which asks for it too and {}: take it out of one of the two",
-                describe(key),
-                object(&owner.row.service),
-                reason,
-            ),
-        }
-    }
 }
 
 impl Claims {
-    /// Replaces the claims of the Service `name`, and adds the frontends whose claims it changed
-    /// to `affected`.
+    /// Replaces the claims of the Service `name`, and adds the frontends that may have another
+    /// owner now, or another row, to `affected`.
     pub(super) fn replace(
         &mut self,
         name: &ObjectName,
@@ -68,57 +53,84 @@ impl Claims {
         frontends: BTreeMap<FrontendKey, FrontendRow>,
         affected: &mut BTreeSet<FrontendKey>,
     ) {
-        if self.holds(name, created, &frontends) {
-            return;
+        let known = self.by_service.remove(name).unwrap_or_default();
+        if !frontends.is_empty() {
+            self.by_service.insert(name.clone(), frontends.keys().copied().collect());
         }
-        for key in self.by_service.remove(name).unwrap_or_default() {
-            affected.insert(key);
-            if let Some(claims) = self.by_frontend.get_mut(&key) {
-                claims.retain(|claim| !is_of(&claim.row.service, name));
-                self.settle(key);
-            }
+        for key in known.into_iter().filter(|key| !frontends.contains_key(key)) {
+            self.put(name, key, None, affected);
         }
-        if frontends.is_empty() {
-            return;
-        }
-        self.by_service.insert(name.clone(), frontends.keys().copied().collect());
         for (key, row) in frontends {
-            affected.insert(key);
-            let claim = Claim { created, row };
-            // Nearly every frontend has one claim; a growing vector would reserve four.
-            let claims = self.by_frontend.entry(key).or_insert_with(|| Vec::with_capacity(1));
+            self.put(name, key, Some(Claim { created, row }), affected);
+        }
+    }
+
+    /// Replaces what the Service `name` claims of the frontend `key`.
+    fn put(
+        &mut self,
+        name: &ObjectName,
+        key: FrontendKey,
+        claim: Option<Claim>,
+        affected: &mut BTreeSet<FrontendKey>,
+    ) {
+        let first = |claims: &[Claim]| claims.first().map(|claim| object(&claim.row.service));
+        // Nearly every frontend has one claim; a growing vector would reserve four.
+        let claims = self.by_frontend.entry(key).or_insert_with(|| Vec::with_capacity(1));
+        let known = claims.iter().position(|known| is_of(&known.row.service, name));
+        if known.map(|index| &claims[index]) == claim.as_ref() {
+            return;
+        }
+        let before = first(claims);
+        known.map(|index| claims.remove(index));
+        if let Some(claim) = claim {
             let index = claims.partition_point(|other| other.seniority() < claim.seniority());
             claims.insert(index, claim);
-            self.settle(key);
         }
-    }
-
-    /// Whether the Service `name` claims just `frontends` already.
-    fn holds(
-        &self,
-        name: &ObjectName,
-        created: i64,
-        frontends: &BTreeMap<FrontendKey, FrontendRow>,
-    ) -> bool {
-        let known = self.by_service.get(name).map_or(&[][..], |keys| keys);
-        let is_held = |(key, row): (&FrontendKey, &FrontendRow)| {
-            let mut claims = self.by_frontend.get(key).into_iter().flatten();
-            claims.any(|claim| claim.created == created && claim.row == *row)
-        };
-        known.iter().eq(frontends.keys()) && frontends.iter().all(is_held)
-    }
-
-    /// Restores the invariants about how many claims `key` has.
-    fn settle(&mut self, key: FrontendKey) {
-        let count = self.by_frontend.get(&key).map_or(0, Vec::len);
-        if count == 0 {
+        let after = first(claims);
+        if claims.is_empty() {
             self.by_frontend.remove(&key);
         }
-        if count > 1 {
-            self.contested.insert(key);
-        } else {
-            self.contested.remove(&key);
+        affected.insert(key);
+        if key.scope() == Scope::Address && before.is_some() != after.is_some() {
+            for key in self.ports_of(key.addr) {
+                affected.insert(key);
+                if let Some(name) = self.by_frontend.get(&key).and_then(|claims| first(claims)) {
+                    self.settle(&name, key);
+                }
+            }
         }
+        // Nobody else has won or lost.
+        self.settle(name, key);
+        for other in [before, after].into_iter().flatten().filter(|other| other != name) {
+            self.settle(&other, key);
+        }
+    }
+
+    /// Restores the invariant of `lost` about the Service `name` and the frontend `key`.
+    fn settle(&mut self, name: &ObjectName, key: FrontendKey) {
+        let mut claims = self.by_frontend.get(&key).into_iter().flatten();
+        let claimed = claims.any(|claim| is_of(&claim.row.service, name));
+        if claimed && !self.owner(&key).is_some_and(|row| is_of(&row.service, name)) {
+            self.lost.entry(name.clone()).or_default().insert(key);
+        } else if let Some(lost) = self.lost.get_mut(name) {
+            lost.remove(&key);
+            if lost.is_empty() {
+                self.lost.remove(name);
+            }
+        }
+    }
+
+    /// The claimed frontends at single ports of `addr`.
+    fn ports_of(&self, addr: Addr) -> Vec<FrontendKey> {
+        let first = FrontendKey::service(addr, Port::new(0), Proto(0));
+        let keys = self.by_frontend.range(first..).map(|(key, _)| *key);
+        let keys = keys.take_while(|key| key.addr == addr);
+        keys.filter(|key| key.scope() == Scope::Service).collect()
+    }
+
+    /// The claim of the Service whose ClusterIP `addr` is.
+    fn cluster_ip(&self, addr: Addr) -> Option<&Claim> {
+        self.by_frontend.get(&FrontendKey::address(addr))?.first()
     }
 
     /// Makes the memory small after many claims.
@@ -130,20 +142,59 @@ impl Claims {
     /// Whether nobody claims anything, and nothing remembers that anyone did.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.by_frontend.is_empty() && self.by_service.is_empty() && self.contested.is_empty()
+        self.by_frontend.is_empty() && self.by_service.is_empty() && self.lost.is_empty()
     }
 
-    /// The row of the Service that gets the frontend.
+    /// The row of the Service that gets the frontend; `None` also if that is a port of a ClusterIP
+    /// which only other Services claim.
     pub(super) fn owner(&self, key: &FrontendKey) -> Option<&FrontendRow> {
-        self.by_frontend.get(key)?.first().map(|claim| &claim.row)
+        let Claim { row, .. } = self.by_frontend.get(key)?.first()?;
+        let is_taken = key.scope() == Scope::Service
+            && !row.flags.is_cluster_ip()
+            && self.cluster_ip(key.addr).is_some();
+        (!is_taken).then_some(row)
     }
 
-    /// A warning for each claim that another one has beaten.
-    pub(super) fn warnings(&self) -> impl Iterator<Item = Warning> {
-        let contests = self.contested.iter().filter_map(|key| {
-            let (owner, losers) = self.by_frontend.get(key)?.split_first()?;
-            Some(losers.iter().map(move |loser| loser.warning(key, owner)))
-        });
-        contests.flatten()
+    /// The Services that do not get all that they claim, each with a sentence about it.
+    pub(super) fn contests(&self) -> impl Iterator<Item = (&ObjectName, String)> {
+        self.lost.iter().filter_map(|(name, lost)| {
+            let key = lost.first()?;
+            let more = match lost.len() - 1 {
+                0 => String::new(),
+                more => format!("; so it is with {more} more of its addresses and ports"),
+            };
+            Some((name, self.contest(name, key)? + &more))
+        })
+    }
+
+    /// How many Services do not get all that they claim.
+    pub(super) fn contest_count(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Says why the Service `name` does not get the frontend `key`.
+    fn contest(&self, name: &ObjectName, key: &FrontendKey) -> Option<String> {
+        let claims = self.by_frontend.get(key)?;
+        let own = claims.iter().find(|claim| is_of(&claim.row.service, name))?;
+        let frontend = describe(key);
+        if key.scope() == Scope::Service
+            && !own.row.flags.is_cluster_ip()
+            && let Some(owner) = self.cluster_ip(key.addr)
+        {
+            return Some(format!(
+                "{frontend} is not served for it: {} is the ClusterIP of Service {}, with all ports \
+                 and protocols; take it out of externalIPs or the load balancer's status",
+                key.addr,
+                object(&owner.row.service),
+            ));
+        }
+        let owner = claims.first()?;
+        let reason =
+            if owner.created < own.created { "is older" } else { "is as old, and first by name" };
+        Some(format!(
+            "{frontend} goes to Service {}, which asks for it too and {reason}: take it out of one \
+             of the two",
+            object(&owner.row.service),
+        ))
     }
 }

@@ -112,7 +112,7 @@ fn service_without_a_cluster_ip_gets_nothing_and_no_warning() {
     let (world, touched) = world(vec![service], vec![]);
     let mut planner = Planner::new("node-a");
     assert!(planner.update(&world, &touched).is_empty());
-    assert_eq!(planner.warnings(), vec![]);
+    assert_eq!(planner.warnings().count(), 0);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn service_with_more_backends_than_fit_gets_those_that_do_and_a_warning() {
         let mut planner = Planner::new("node-a");
         let delta = planner.update(&world, &touched);
         let row = delta.services.into_values().next().unwrap().unwrap();
-        (row.with(BackendFlags::IN_CLUSTER_SET).count(), planner.warnings())
+        (row.with(BackendFlags::IN_CLUSTER_SET).count(), planner.warnings().collect::<Vec<_>>())
     };
     assert_eq!(plan(most), (MAX_BACKENDS, vec![]));
     let (backends, warnings) = plan(most + 2);
@@ -139,8 +139,34 @@ fn name_that_the_maps_cannot_hold_is_a_warning() {
         let service = examples::service(&"a".repeat(length), addr(1));
         let (world, touched) = world(vec![service], vec![]);
         let mut planner = Planner::new("node-a");
-        (planner.update(&world, &touched).services.len(), planner.warnings().len())
+        (planner.update(&world, &touched).services.len(), planner.warnings().count())
     };
     assert_eq!(plan(63), (1, 0));
     assert_eq!(plan(64), (0, 1));
+}
+
+/// Two Services that ask for the same addresses and ports get one warning, not thousands.
+#[test]
+fn a_contest_about_many_ports_is_one_warning_that_counts_them() {
+    let contest = |ports: u16| {
+        let contender = |name, index| {
+            let mut service = examples::service(name, addr(index));
+            let port = service.ports[0].clone();
+            let number = |number| ServicePort { port: Port::new(number), ..port.clone() };
+            service.ports = (1..=ports).map(number).collect();
+            service.external_ips = vec![IpAddr::from([192, 0, 2, 8])];
+            service
+        };
+        let (world, touched) = world(vec![contender("a", 1), contender("b", 2)], vec![]);
+        let mut planner = Planner::new("node-a");
+        let _ = planner.update(&world, &touched);
+        planner.warnings().map(|warning| warning.message).collect::<Vec<_>>()
+    };
+    let one = "192.0.2.8:1/TCP goes to Service default/a, which asks for it too and is as old, and \
+               first by name: take it out of one of the two";
+    assert_eq!(contest(1), [one]);
+    assert_eq!(
+        contest(10_000),
+        [format!("{one}; so it is with 9999 more of its addresses and ports")]
+    );
 }
