@@ -189,7 +189,7 @@ fn settings(config: &AgentConfig) -> Settings {
 }
 
 fn planner(config: &AgentConfig) -> Planner {
-    let planner = Planner::new(config.node_name.as_str());
+    let planner = Planner::new(config.node_name.as_str()).with_node_ports(node_ports(config));
     if config.external_ips { planner } else { planner.without_external_ips() }
 }
 

@@ -12,6 +12,7 @@ mod claims;
 pub mod dns;
 mod health;
 pub mod node;
+mod remarks;
 mod service;
 mod sources;
 
@@ -27,7 +28,9 @@ use crate::tables::{
 };
 use claims::Claims;
 use proxy_ebpf::Proto;
+use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::frontend::FrontendKey;
+use remarks::Remarks;
 use service::{Place, ServicePlan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,10 +40,11 @@ use std::sync::Arc;
 pub struct Planner {
     node_name: Arc<str>,
     external_ips: bool,
+    node_ports: NodePortRange,
     tables: Tables,
     claims: Claims,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
-    warnings: BTreeMap<ObjectName, Vec<String>>,
+    remarks: BTreeMap<ObjectName, Remarks>,
     services_planned: u64,
     /// The names that each Service has rows of; `None` if names are not planned.
     names: Option<BTreeMap<ObjectName, Vec<DnsName>>>,
@@ -64,10 +68,11 @@ impl Planner {
         Self {
             node_name: node_name.into(),
             external_ips: true,
+            node_ports: NodePortRange { first: 0, last: u16::MAX },
             tables: Tables::default(),
             claims: Claims::default(),
             health_checks: BTreeMap::new(),
-            warnings: BTreeMap::new(),
+            remarks: BTreeMap::new(),
             services_planned: 0,
             names: None,
             dns_service: None,
@@ -80,6 +85,14 @@ impl Planner {
     #[must_use]
     pub fn without_external_ips(mut self) -> Self {
         self.external_ips = false;
+        self
+    }
+
+    /// The same planner, which gives no frontends to NodePorts outside `range`: the programs look
+    /// for none there.
+    #[must_use]
+    pub fn with_node_ports(mut self, range: NodePortRange) -> Self {
+        self.node_ports = range;
         self
     }
 
@@ -148,15 +161,15 @@ impl Planner {
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let warning =
             |name: &ObjectName, message| Warning { subject: format!("Service {name}"), message };
-        let plans = self.warnings.iter().flat_map(move |(name, messages)| {
-            messages.iter().map(move |message| warning(name, message.clone()))
+        let plans = self.remarks.iter().flat_map(move |(name, remarks)| {
+            remarks.sentences().map(move |message| warning(name, message))
         });
         plans.chain(self.contests().map(move |(name, message)| warning(name, message)))
     }
 
     /// How many Services there are warnings about, at most.
     pub fn warning_count(&self) -> usize {
-        self.warnings.len() + self.claims.contest_count()
+        self.remarks.len() + self.claims.contest_count()
     }
 
     /// The Services that do not get every address and port they claim, since others do, each with
@@ -185,6 +198,7 @@ impl Planner {
             zone: world.node().and_then(|node| node.zone.as_deref()),
             node_ips: world.node().map_or(&[], |node| &node.internal_ips),
             external_ips: self.external_ips,
+            node_ports: self.node_ports,
             dns_service: self.dns_service.as_ref(),
             resolver: self.resolver.as_ref(),
         };
@@ -216,10 +230,10 @@ impl Planner {
             Some(check) => drop(self.health_checks.insert(name.clone(), check)),
             None => drop(self.health_checks.remove(name)),
         }
-        if plan.warnings.is_empty() {
-            self.warnings.remove(name);
+        if plan.remarks.is_empty() {
+            self.remarks.remove(name);
         } else {
-            self.warnings.insert(name.clone(), plan.warnings);
+            self.remarks.insert(name.clone(), plan.remarks);
         }
     }
 

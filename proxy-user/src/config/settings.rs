@@ -140,7 +140,7 @@ pub(super) const SETTINGS: [Setting; 33] = [
         name: "node-port-range",
         value: "FIRST-LAST",
         default: Some("30000-32767"),
-        help: "The ports that the API server gives to NodePorts",
+        help: "The ports that the API server gives to NodePorts; a warning names others",
     },
     Setting {
         name: "snat-port-range",

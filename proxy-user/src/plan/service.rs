@@ -4,15 +4,17 @@
 //! here; who gets a contested frontend is decided in `claims`.
 
 use super::dns::DNS_PORT;
+use super::remarks::{About, Remarks};
 use super::{Resolver, backends, sources};
 use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
 use crate::tables::{
     BackendRow, Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe,
 };
+use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::service::NAME_LEN;
 use proxy_ebpf::slot::BackendFlags;
-use proxy_ebpf::{Addr, Proto};
+use proxy_ebpf::{Addr, Port, Proto};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
@@ -29,6 +31,8 @@ pub(super) struct Place<'a> {
     pub(super) node_ips: &'a [IpAddr],
     /// Whether `spec.externalIPs` are served.
     pub(super) external_ips: bool,
+    /// The NodePorts that the programs look for.
+    pub(super) node_ports: NodePortRange,
     /// The DNS service, if queries to it may be answered on their way.
     pub(super) dns_service: Option<&'a ObjectName>,
     /// Where the node answers DNS queries itself.
@@ -42,8 +46,8 @@ pub(super) struct ServicePlan {
     pub(super) rows: BTreeMap<ServiceKey, ServiceRow>,
     /// The frontends that the Service claims; each names one of `rows`.
     pub(super) frontends: BTreeMap<FrontendKey, FrontendRow>,
-    /// What cannot be served as it was asked for; sentences without the Service's name.
-    pub(super) warnings: Vec<String>,
+    /// What cannot be served as it was asked for.
+    pub(super) remarks: Remarks,
 }
 
 /// Plans `service` with its `slices`, which are sorted by name.
@@ -56,7 +60,8 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -
         return plan;
     }
     if let Some(name) = too_long(service) {
-        plan.warnings.push(format!("`{name}` is longer than {NAME_LEN} bytes: not served"));
+        let not_served = || format!("`{name}` is longer than {NAME_LEN} bytes: not served");
+        plan.remarks.add(About::Name, not_served);
         return plan;
     }
     for &cluster_ip in &service.cluster_ips {
@@ -67,8 +72,9 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -
     for addr in external_addrs(service, place).map(|(addr, _)| addr) {
         if !service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_v4()) {
             let family = Family::of(addr);
-            plan.warnings
-                .push(format!("{addr} is not served: the Service has no {family} ClusterIP"));
+            plan.remarks.add(About::Addr, || {
+                format!("{addr} is not served: the Service has no {family} ClusterIP")
+            });
         }
     }
     plan
@@ -96,13 +102,24 @@ fn plan_port(
             }
             // The same address twice, as an external IP that is also the balancer's.
             Entry::Occupied(entry) if entry.get().service == key => {}
-            Entry::Occupied(entry) => plan.warnings.push(format!(
-                "{} goes to port `{}`, though port `{}` asks for it too",
-                describe(&frontend),
-                entry.get().service.port.port,
-                key.port.port,
-            )),
+            Entry::Occupied(entry) => plan.remarks.add(About::TwoPorts, || {
+                format!(
+                    "{} goes to port `{}`, though port `{}` asks for it too",
+                    describe(&frontend),
+                    entry.get().service.port.port,
+                    key.port.port,
+                )
+            }),
         }
+    }
+    if let Some(number) = node_port(service, port).filter(|&n| !place.node_ports.contains(n)) {
+        let NodePortRange { first, last } = place.node_ports;
+        plan.remarks.add(About::NodePort, || {
+            format!(
+                "NodePort {number}/{proto} is not served: it is not in --node-port-range \
+                 {first}-{last}; give the flag the API server's --service-node-port-range"
+            )
+        });
     }
 
     // One of its ports answers for all that the Service does not have.
@@ -125,11 +142,13 @@ fn plan_port(
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
     row.source_ranges = sources::ranges(service, family, place.node_ips);
     if left_out > 0 {
-        plan.warnings.push(format!(
-            "{} ({family}): {left_out} endpoints are left out, more than {} do not fit",
-            key.port,
-            backends::MAX_BACKENDS,
-        ));
+        plan.remarks.add(About::Endpoints, || {
+            format!(
+                "{} ({family}): {left_out} endpoints are left out, more than {} do not fit",
+                key.port,
+                backends::MAX_BACKENDS,
+            )
+        });
     }
     plan.rows.insert(key, row);
 }
@@ -173,8 +192,7 @@ fn frontends(
         None => FrontendFlags::NONE,
     };
     let mut frontends = vec![(at(cluster_ip), internal.with(dns).with(resolver))];
-    let has_node_ports = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
-    if let Some(number) = port.node_port.filter(|_| has_node_ports) {
+    if let Some(number) = node_port(service, port).filter(|&n| place.node_ports.contains(n)) {
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);
         frontends.push((key, FrontendFlags::NODE_PORT.with(external)));
     }
@@ -189,6 +207,12 @@ fn frontends(
         ),
     );
     frontends
+}
+
+/// The NodePort of `port`, in the range or not.
+fn node_port(service: &Service, port: &ServicePort) -> Option<Port> {
+    let has_node_ports = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer);
+    port.node_port.filter(|_| has_node_ports)
 }
 
 /// The addresses of the Service that are not ClusterIPs. Those of the load balancer come first:

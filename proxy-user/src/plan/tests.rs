@@ -2,9 +2,10 @@
 
 use super::backends::MAX_BACKENDS;
 use super::{Planner, Resolver};
-use crate::model::{Change, Service, ServicePort, Slice, Touched, World, examples};
+use crate::model::{Change, Service, ServicePort, ServiceType, Slice, Touched, World, examples};
 use crate::tables::{BackendRow, ServiceRow};
-use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
+use proxy_ebpf::choose::NodePortRange;
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 use std::net::{IpAddr, Ipv4Addr};
@@ -169,4 +170,31 @@ fn a_contest_about_many_ports_is_one_warning_that_counts_them() {
         contest(10_000),
         [format!("{one}; so it is with 9999 more of its addresses and ports")]
     );
+}
+
+/// The programs look for NodePorts in their range alone, and say nothing of others.
+#[test]
+fn node_ports_outside_the_range_have_no_frontend_and_one_warning() {
+    let mut service = examples::service("web", addr(1));
+    service.kind = ServiceType::NodePort;
+    let port = service.ports[0].clone();
+    let with = |number, node_port| ServicePort {
+        port: Port::new(number),
+        node_port: Some(Port::new(node_port)),
+        ..port.clone()
+    };
+    service.ports = vec![with(80, 20_080), with(81, 30_000), with(82, 32_768)];
+    let (world, touched) = world(vec![service], vec![]);
+    let range = NodePortRange { first: 30_000, last: 32_767 };
+    let mut planner = Planner::new("node-a").with_node_ports(range);
+    let delta = planner.update(&world, &touched);
+    let node_ports = delta.frontends.keys().filter(|key| key.scope() == Scope::Node);
+    assert_eq!(node_ports.map(|key| key.port.number()).collect::<Vec<_>>(), [30_000]);
+    let warnings: Vec<_> = planner.warnings().collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].subject, "Service default/web");
+    let message = &warnings[0].message;
+    assert!(message.starts_with("NodePort 20080/TCP is not served"), "{message}");
+    assert!(message.contains("--node-port-range 30000-32767"), "{message}");
+    assert!(message.ends_with("; 1 more like this"), "{message}");
 }

@@ -16,7 +16,7 @@ use proxy_ebpf::slot::{BackendFlags, Slot};
 use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 
-/// The agent makes no frontend for a NodePort outside its range, so none needs to be known here.
+/// The agent makes no frontend for a NodePort outside its range, so the range needs not be known.
 const ANY_NODE_PORT: NodePortRange = NodePortRange { first: 0, last: u16::MAX };
 
 /// How many backends the text lists; the other formats list all.
