@@ -6,6 +6,7 @@
 
 mod clock;
 mod dns;
+mod judge;
 mod node;
 mod opt_out;
 mod report;
@@ -44,6 +45,8 @@ use tokio::time::{Instant, sleep};
 
 /// How often flows that have ended are removed.
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
+/// How often the agent's loop turns when nothing happens.
+const TURN_PERIOD: Duration = Duration::from_secs(10);
 /// How long news may take to reach the status: a burst of changes is told once.
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
 /// How often it is said that the names in the kernel are good.
@@ -107,7 +110,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         health.node(Some(&Node::default()));
     }
     report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
-    report.spawn_follow(&mut tasks, interfaces_in);
+    report.spawn_follow(&mut tasks, &health, interfaces_in);
     report.spawn_watch_for_kube_proxy(&mut tasks);
     report.spawn_servers(&mut tasks, &config, &health, &metrics, Arc::clone(&pinned));
     let udp_changed = Arc::new(Notify::new());
@@ -142,6 +145,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         next_pass: None,
         last_pass: None,
         next_publish: None,
+        node_retry: None,
         reclaim: None,
         opt_out: OptOut::default(),
         udp_changed,
@@ -216,6 +220,8 @@ struct Agent {
     next_pass: Option<Instant>,
     last_pass: Option<Instant>,
     next_publish: Option<Instant>,
+    /// When the node is brought to what it should be once more, after that failed.
+    node_retry: Option<Instant>,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
     opt_out: OptOut,
@@ -238,8 +244,11 @@ impl Agent {
         let mut drift = ticker(drift_check_period);
         let mut sweep = ticker(SWEEP_PERIOD);
         let mut vouch = ticker(VOUCH_PERIOD);
+        let mut turn = ticker(TURN_PERIOD);
         loop {
+            self.health.turned(Timestamp::now());
             tokio::select! {
+                _ = turn.tick() => continue,
                 change = changes.recv() => match change {
                     Some(change) => {
                         self.take(change);
@@ -256,6 +265,7 @@ impl Agent {
                     self.update_node();
                 }
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
+                () = at(self.node_retry) => self.update_node(),
                 () = at(self.opt_out.next_search) => self.search_opted_out(),
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
@@ -334,9 +344,7 @@ impl Agent {
         if !self.synced {
             self.synced = true;
             self.update_node();
-            self.report.synced();
             self.next_publish = Some(Instant::now());
-            tracing::info!(services = self.world.services().len(), "in sync");
             // Behind everything that is needed once: the lists and the loading of the programs.
             drop(tokio::task::spawn_blocking(sys::trim_memory));
         }
@@ -357,9 +365,8 @@ impl Agent {
     fn finish_pass(&mut self, began: Instant, errors: &[ApplyError]) {
         let now = Timestamp::now();
         self.last_pass = Some(Instant::now());
-        self.report.apply_errors(errors);
         self.report.changed(now);
-        self.health.synced(now);
+        self.judge(errors);
         self.metrics.pending(0, 0);
         self.metrics.sync_finished(began.elapsed(), now);
         for trigger in self.triggers.drain(..) {
@@ -393,8 +400,7 @@ impl Agent {
     /// Brings devices and addresses to what is planned for the node.
     fn update_node(&mut self) {
         if self.synced {
-            let (_made, errors) = self.node.update(&self.world);
-            self.report.node_errors(&errors);
+            let _repaired = self.repair_node();
             self.listen();
         }
     }
@@ -436,16 +442,16 @@ impl Agent {
         if !self.synced {
             return;
         }
-        let (repaired, errors) = self.node.update(&self.world);
-        self.report.node_errors(&errors);
+        let repaired = self.repair_node();
         self.udp_changed.notify_one();
         self.search_opted_out();
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, errors)) => {
-                self.report.apply_errors(&errors);
+                self.judge(&errors);
                 self.report.drift(rows + repaired);
+                self.failing("drift", Vec::new(), Vec::new());
             }
-            Err(error) => self.report.problem("drift", vec![map_warning(&error)]),
+            Err(error) => self.failing("drift", Vec::new(), vec![map_warning(&error)]),
         }
         self.reclaim();
     }

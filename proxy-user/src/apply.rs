@@ -25,7 +25,7 @@ mod retired;
 mod store;
 
 pub use retired::Retired;
-pub use store::{NameStore, Store, StoreError};
+pub use store::{FULL, NameStore, Store, StoreError};
 
 use crate::tables::{
     BackendRow, DnsName, DnsRow, FrontendRow, Prefix, ServiceKey, TableDelta, describe,
@@ -89,6 +89,19 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Whether it is the size of the tables, or of a name, that keeps a service from being served,
+    /// and not that the kernel refuses to write.
+    pub fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::SlotsFull(..) | Self::ServicesFull(_) | Self::NameTooLong(_) => true,
+            Self::FrontendWaits(..) | Self::Zone(_) => true,
+            Self::Frontend(_, _, error) => error.is_full(),
+            Self::Service(_, error) | Self::SourceRanges(_, error) => error.is_full(),
+            Self::Names { reason, .. } => reason.is_full(),
+            Self::ZoneInUse(_) => false,
+        }
+    }
+
     /// The service that is not served as it should be; `None` if it is not about one.
     pub const fn service(&self) -> Option<&ServiceKey> {
         match self {

@@ -1,15 +1,18 @@
 //! Whether this node's proxying is healthy: what load balancers and kubelets ask on `:10256`.
 //!
-//! [`Health`] takes what the agent does (a change is queued, a sync is done) and what its Node
-//! object says; the answers are kube-proxy's (`/livez`, `/healthz`; KEP-3836). The clock is the
-//! caller's.
+//! [`Health`] takes what the agent does (its loop turns, a change is queued, a sync is done,
+//! something fails) and what its Node object says. `/healthz` tells whether to send traffic here,
+//! with kube-proxy's fields (KEP-3836); `/livez` only whether a restart would help. The clock is
+//! the caller's.
 
 pub mod checks;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use server::serve;
 
-use crate::model::Node;
+use crate::model::{Node, Warning};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -18,17 +21,37 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// For how long a change may wait for a sync; twice kube-proxy's sync period.
 const TIMEOUT: SignedDuration = SignedDuration::from_secs(60);
 
+/// For how long something may fail that has been well: each failure is tried again sooner, and a device that goes
+/// while it is looked at has failed for a moment only.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(15);
+
+/// For how long the agent's loop may not turn; longer than the largest cluster takes to be written.
+const STUCK: SignedDuration = SignedDuration::from_secs(60);
+
 /// The health of this node's proxying; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
+    /// When the agent's loop last turned; `None` before it has begun.
+    turned: Option<Timestamp>,
     /// The oldest change that no sync has followed.
     queued: Option<Timestamp>,
     synced: Option<Timestamp>,
     /// Whether load balancers may use the node; `None` until its Node object was seen.
     eligible: Option<bool>,
+    /// What fails, by where it comes from.
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+/// Where failures come from.
+#[derive(Debug, Default)]
+struct Origin {
+    /// Whether there was a moment without any.
+    was_well: bool,
+    /// What fails, and since when.
+    failures: BTreeMap<String, Timestamp>,
 }
 
 /// An answer: a status code and a JSON body.
@@ -48,13 +71,16 @@ pub struct Body {
     pub last_updated: Option<Timestamp>,
     /// Now.
     pub current_time: Timestamp,
-    /// Whether no change has waited for too long.
+    /// Whether there is no problem.
     pub healthy: bool,
     /// The same for each family. Both are written in one sync, so they never differ.
     pub status: BTreeMap<&'static str, FamilyStatus>,
     /// Whether load balancers may use the node; only on `/healthz`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_eligible: Option<bool>,
+    /// Why it is not healthy; not in kube-proxy's body.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// The health of one family.
@@ -68,16 +94,35 @@ pub struct FamilyStatus {
 }
 
 impl Health {
-    /// A change that a sync must follow has come.
+    /// The agent's loop turns.
+    pub fn turned(&self, now: Timestamp) {
+        self.state().turned = Some(now);
+    }
+
+    /// A change that a sync must follow has come, or something was found that is not written.
     pub fn queued(&self, now: Timestamp) {
         self.state().queued.get_or_insert(now);
     }
 
-    /// A sync has succeeded.
+    /// All that is known is written. A pass that could not write all of it is no sync.
     pub fn synced(&self, now: Timestamp) {
         let mut state = self.state();
         state.queued = None;
         state.synced = Some(now);
+    }
+
+    /// What fails at `origin` is `failures`, and nothing else; what failed before goes on failing.
+    pub fn failing(&self, origin: &'static str, failures: &[Warning], now: Timestamp) {
+        let mut state = self.state();
+        let origin = state.origins.entry(origin).or_default();
+        origin.was_well |= failures.is_empty();
+        let before = std::mem::take(&mut origin.failures);
+        let failure = |Warning { subject, message }: &Warning| {
+            let failure = format!("{subject}: {message}");
+            let since = before.get(&failure).copied().unwrap_or(now);
+            (failure, since)
+        };
+        origin.failures = failures.iter().map(failure).collect();
     }
 
     /// The Node object is as given. That it is gone changes nothing: a Node that is deleted
@@ -90,25 +135,23 @@ impl Health {
 
     /// Whether the proxying itself is healthy; what `healthCheckNodePort` answers report, too.
     pub fn is_healthy(&self, now: Timestamp) -> bool {
-        self.livez(now).body.healthy
+        self.state().problems(now).is_empty()
     }
 
-    /// Whether the agent is alive: 503 if a change has waited for a minute.
+    /// Whether the agent is alive: 503 if its loop is stuck. A restart helps against nothing else,
+    /// and a node that cannot be synced goes on forwarding as it is.
     pub fn livez(&self, now: Timestamp) -> Report {
         let state = self.state();
-        let healthy = state.queued.is_none_or(|queued| now.duration_since(queued) < TIMEOUT);
-        let last_updated = if healthy { Some(now) } else { state.synced };
-        let family = FamilyStatus { last_updated, healthy };
-        let status = BTreeMap::from([("IPv4", family), ("IPv6", family)]);
-        let body = Body { last_updated, current_time: now, healthy, status, node_eligible: None };
-        Report { code: code(healthy), body }
+        state.report(state.stuck(now).into_iter().collect(), now)
     }
 
-    /// Whether load balancers should send traffic here: as [`Health::livez`], and 503 if the
-    /// Node was never seen, is being deleted, or is about to be. A cordon has no effect.
+    /// Whether load balancers should send traffic here: 503 before the first sync, while a change
+    /// waits for too long or a failure lasts, and if the Node was never seen, is being deleted, or
+    /// is about to be. A cordon has no effect.
     pub fn healthz(&self, now: Timestamp) -> Report {
-        let mut report = self.livez(now);
-        let eligible = self.state().eligible.unwrap_or(false);
+        let state = self.state();
+        let mut report = state.report(state.problems(now), now);
+        let eligible = state.eligible.unwrap_or(false);
         report.body.node_eligible = Some(eligible);
         report.code = code(report.body.healthy && eligible);
         report
@@ -120,68 +163,46 @@ impl Health {
     }
 }
 
-fn code(healthy: bool) -> u16 {
-    if healthy { 200 } else { 503 }
+impl State {
+    fn stuck(&self, now: Timestamp) -> Option<String> {
+        let turned = self.turned.filter(|&turned| now.duration_since(turned) >= STUCK)?;
+        Some(format!("the agent is stuck since {turned:.0}"))
+    }
+
+    fn problems(&self, now: Timestamp) -> Vec<String> {
+        let mut problems: Vec<_> = self.stuck(now).into_iter().collect();
+        if self.synced.is_none() {
+            problems.push("not in sync yet: Services are as an earlier agent left them".to_owned());
+        }
+        if let Some(queued) = self.queued.filter(|&queued| now.duration_since(queued) >= TIMEOUT) {
+            problems.push(format!("a change waits to be written since {queued:.0}"));
+        }
+        for Origin { was_well, failures } in self.origins.values() {
+            // What has never been well is not ready, however young it is.
+            let lasts = |since| !was_well || now.duration_since(since) >= PATIENCE;
+            let lasting = failures.iter().filter(|&(_, &since)| lasts(since));
+            problems
+                .extend(lasting.map(|(failure, since)| format!("{failure} (since {since:.0})")));
+        }
+        problems
+    }
+
+    fn report(&self, problems: Vec<String>, now: Timestamp) -> Report {
+        let healthy = problems.is_empty();
+        let last_updated = if healthy { Some(now) } else { self.synced };
+        let family = FamilyStatus { last_updated, healthy };
+        let body = Body {
+            last_updated,
+            current_time: now,
+            healthy,
+            status: BTreeMap::from([("IPv4", family), ("IPv6", family)]),
+            node_eligible: None,
+            problems,
+        };
+        Report { code: code(healthy), body }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_790_000_000 + second).unwrap()
-    }
-
-    /// Scenario 101.
-    #[test]
-    fn change_that_waits_a_minute_is_unhealthy_until_the_next_sync() {
-        let health = Health::default();
-        assert_eq!(health.livez(at(0)).code, 200, "idle from the start");
-        health.queued(at(0));
-        health.queued(at(50));
-        assert_eq!(health.livez(at(59)).code, 200);
-        assert_eq!(health.livez(at(60)).code, 503, "the oldest change counts");
-        health.synced(at(61));
-        assert_eq!(health.livez(at(3600)).code, 200, "idle is healthy");
-        health.queued(at(4000));
-        let stuck = health.livez(at(4060));
-        assert_eq!((stuck.code, stuck.body.last_updated), (503, Some(at(61))));
-        assert!(!health.is_healthy(at(4060)));
-    }
-
-    /// Scenarios 102 to 104.
-    #[test]
-    fn node_decides_healthz_and_never_livez() {
-        let node = |deleting, to_be_deleted| Node { deleting, to_be_deleted, ..Node::default() };
-        let health = Health::default();
-        assert_eq!(health.healthz(at(0)).code, 503, "the Node was never seen");
-        let cases = [(false, false, 200), (true, false, 503), (false, true, 503)];
-        for (deleting, tainted, code) in cases {
-            health.node(Some(&node(deleting, tainted)));
-            assert_eq!(health.healthz(at(0)).code, code);
-            assert_eq!(health.livez(at(0)).code, 200);
-        }
-        health.node(None);
-        assert_eq!(health.healthz(at(0)).code, 503, "its deletion does not clear the state");
-        health.node(Some(&node(false, false)));
-        health.node(None);
-        assert_eq!(health.healthz(at(0)).code, 200);
-    }
-
-    #[test]
-    fn bodies_have_the_names_of_kube_proxy() {
-        let health = Health::default();
-        health.node(Some(&Node::default()));
-        let family = |time: &str| serde_json::json!({ "lastUpdated": time, "healthy": true });
-        let time = at(0).to_string();
-        let mut expected = serde_json::json!({
-            "lastUpdated": time,
-            "currentTime": time,
-            "healthy": true,
-            "status": { "IPv4": family(&time), "IPv6": family(&time) },
-        });
-        assert_eq!(serde_json::to_value(health.livez(at(0)).body).unwrap(), expected);
-        expected["nodeEligible"] = true.into();
-        assert_eq!(serde_json::to_value(health.healthz(at(0)).body).unwrap(), expected);
-    }
+fn code(healthy: bool) -> u16 {
+    if healthy { 200 } else { 503 }
 }

@@ -18,7 +18,8 @@ pub struct Status {
     pub source: String,
     /// When it started.
     pub started: Timestamp,
-    /// Since when the maps hold what the source says; `None` until the first sync.
+    /// Since when the maps hold what the source says; `None` until the first sync, and while
+    /// something could not be written.
     pub synced: Option<Timestamp>,
     /// When a change was last written to the maps.
     pub last_change: Option<Timestamp>,

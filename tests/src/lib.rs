@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod demo;
 pub mod guard;
+pub mod http;
 pub mod kube_proxy;
 pub mod metrics;
 pub mod objects;

@@ -3,34 +3,18 @@
 
 use anyhow::{Context, Result, ensure};
 use lab::cluster::eventually;
+use lab::http::get;
 use lab::objects::{self, Port};
 use lab::web::{self, VIPS, Web};
 use lab::{AgentOptions, Ask, FailureKind, Load, Machine};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 const HTTP: [Port<'static>; 1] = [Port { name: "http", protocol: "TCP", port: 80, target: 8080 }];
 const METRICS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
-
-/// The status code and the body that `from` gets.
-fn get(from: &Machine, addr: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
-    let ask = || -> Result<String> {
-        let mut stream = TcpStream::connect(addr)?;
-        stream.write_all(request.as_bytes())?;
-        let mut response = String::new();
-        let _ = stream.read_to_string(&mut response)?;
-        Ok(response)
-    };
-    let response = from.netns().run(ask)?.with_context(|| format!("GET {path} of {addr}"))?;
-    let (head, body) = response.split_once("\r\n\r\n").context("a whole response")?;
-    let code = head.split(' ').nth(1).context("a status line")?.parse()?;
-    Ok((code, body.to_owned()))
-}
 
 /// The value of a sample, `name{labels}`, in the node's metrics.
 fn metric(node: &Machine, sample: &str) -> Result<f64> {

@@ -28,6 +28,17 @@ pub(super) struct NodeState {
     addrs: (Vec<IpAddr>, Vec<IpAddr>),
 }
 
+/// What came of bringing the node to what it should be.
+#[derive(Default)]
+pub(super) struct NodeUpdate {
+    /// How many rows and links were not as they should be.
+    pub(super) repaired: u64,
+    /// What the plan warns of.
+    pub(super) warnings: Vec<Warning>,
+    /// What could not be written or attached.
+    pub(super) failures: Vec<Warning>,
+}
+
 impl NodeState {
     pub(super) fn new(dataplane: Dataplane, cgroup_root: PathBuf, config: &AgentConfig) -> Self {
         let settings = NodeSettings {
@@ -59,20 +70,19 @@ impl NodeState {
     }
 
     /// Writes the node's rows and attaches the programs where they should be. Does all that it
-    /// can. Returns how many rows and links were not as they should be, and what failed.
-    pub(super) fn update(&mut self, world: &World) -> (u64, Vec<Warning>) {
-        let mut repaired = 0;
-        let mut warnings = Vec::new();
+    /// can.
+    pub(super) fn update(&mut self, world: &World) -> NodeUpdate {
+        let NodeUpdate { mut repaired, mut warnings, mut failures } = NodeUpdate::default();
         match self.dataplane.attach_cgroup(&self.cgroup_root) {
             Ok(links) => repaired += links,
-            Err(error) => warnings.push(warning("socket path", &error)),
+            Err(error) => failures.push(warning("socket path", &error)),
         }
         if let Some(interfaces) = &self.interfaces {
             let plan = plan_node(interfaces, world, &self.settings);
             warnings.extend(plan.warnings);
             match self.dataplane.write_node(&plan.rows) {
                 Ok(rows) => repaired += rows,
-                Err(error) => warnings.push(warning("packet path", &error)),
+                Err(error) => failures.push(warning("packet path", &error)),
             }
             let names =
                 |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
@@ -86,10 +96,14 @@ impl NodeState {
             let targets = plan.attach.into_iter().map(target).collect();
             let (links, errors) = self.dataplane.attach_devices(&targets);
             repaired += links;
-            warnings.extend(errors.iter().map(|error| warning("packet path", error)));
+            failures.extend(errors.iter().map(|error| warning("packet path", error)));
+        }
+        if self.interfaces.is_none() {
+            let message = "the node's devices are not known yet".to_owned();
+            failures.push(Warning { subject: "packet path".to_owned(), message });
         }
         self.attachments = self.dataplane.attachments().into_iter().collect();
-        (repaired, warnings)
+        NodeUpdate { repaired, warnings, failures }
     }
 
     /// Tells the programs which pods opt out of the socket path.

@@ -87,8 +87,14 @@ impl Report {
         Self { status, problems, published }
     }
 
-    pub(super) fn synced(&mut self) {
-        self.status.synced = Some(Timestamp::now());
+    /// Whether the maps hold, at `now`, all that they should.
+    pub(super) fn written(&mut self, all: bool, now: Timestamp) {
+        match (all, self.status.synced) {
+            (true, None) => tracing::info!("in sync"),
+            (false, Some(_)) => tracing::warn!("not in sync: not everything could be written"),
+            _ => {}
+        }
+        self.status.synced = all.then(|| self.status.synced.unwrap_or(now));
     }
 
     pub(super) fn changed(&mut self, now: Timestamp) {
@@ -112,10 +118,6 @@ impl Report {
 
     pub(super) fn apply_errors(&self, errors: &[ApplyError]) {
         self.problem("apply", apply_warnings(errors));
-    }
-
-    pub(super) fn node_errors(&self, warnings: &[Warning]) {
-        self.problem("node", warnings.to_vec());
     }
 
     /// Replaces the warnings of `origin`.
@@ -155,16 +157,21 @@ impl Report {
     pub(super) fn spawn_follow(
         &self,
         tasks: &mut JoinSet<()>,
+        health: &Health,
         interfaces: watch::Sender<Vec<Interface>>,
     ) {
-        let problems = self.problems.clone();
+        let (problems, health) = (self.problems.clone(), health.clone());
+        let tell = move |warnings: Vec<Warning>| {
+            health.failing("devices", &warnings, Timestamp::now());
+            problems.set("devices", warnings);
+        };
         tasks.spawn(async move {
             loop {
-                let listed = || problems.set("devices", Vec::new());
+                let listed = || tell(Vec::new());
                 if let Err(error) = devices::follow(&interfaces, listed).await {
                     let message = chain(&error);
                     let subject = "devices".to_owned();
-                    problems.set("devices", vec![Warning { subject, message }]);
+                    tell(vec![Warning { subject, message }]);
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }

@@ -83,6 +83,16 @@ pub struct StoreError {
     pub map: &'static str,
     /// What was attempted.
     pub action: &'static str,
-    /// What the kernel said.
+    /// What the kernel said; [`FULL`] if there is no room.
     pub reason: String,
+}
+
+/// What is said of a map that has no room.
+pub const FULL: &str = "the map is full";
+
+impl StoreError {
+    /// Whether the map has no room.
+    pub fn is_full(&self) -> bool {
+        self.reason == FULL
+    }
 }

@@ -91,7 +91,8 @@ async fn listen(key: Key, router: Router, report: Report) {
         Family::V4 => Place::AllV4(key.port),
         Family::V6 => Place::AllV6(key.port),
     };
-    http::serve(place, "healthCheckNodePort", router, |warning| report.set(&key, warning)).await;
+    let report = |warning| report.set(&key, warning);
+    http::serve(place, "healthCheckNodePort", router, report).await;
 }
 
 impl Report {
@@ -159,6 +160,7 @@ mod tests {
     #[tokio::test]
     async fn answers_follow_the_count_and_the_health_of_the_proxy() {
         let (health, (send, receive)) = (Health::default(), watch::channel(checks(1, 3)));
+        health.synced(Timestamp::now());
         let key = keys(&receive.borrow()).remove(0);
         let addr = listening(router(key, receive, health.clone())).await;
         let answer = get(addr, "/any/path").await;
@@ -196,7 +198,9 @@ mod tests {
         let (warnings_in, mut warnings) = mpsc::unbounded_channel();
         let (notices_in, mut notices) = mpsc::channel(8);
         let tell = move |all: Vec<Warning>| warnings_in.send(all).unwrap();
-        let serving = tokio::spawn(serve(receive, Health::default(), tell, notices_in));
+        let health = Health::default();
+        health.synced(Timestamp::now());
+        let serving = tokio::spawn(serve(receive, health, tell, notices_in));
 
         let warning = warnings.recv().await.unwrap().remove(0);
         assert_eq!(warning.subject, "Service shop/web");

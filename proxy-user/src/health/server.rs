@@ -19,7 +19,8 @@ pub async fn serve(
     metrics: Metrics,
     report: impl FnMut(Option<Warning>),
 ) {
-    http::serve(addr, "health (--healthz-bind-address)", router(health, metrics), report).await;
+    let what = "health (--healthz-bind-address)";
+    http::serve(addr, what, router(health, metrics), report).await;
 }
 
 fn router(health: Health, metrics: Metrics) -> Router {
@@ -59,17 +60,22 @@ mod tests {
         assert!(unseen.starts_with("HTTP/1.1 503"), "{unseen}");
         assert!(unseen.contains("\"nodeEligible\":false"), "{unseen}");
         health.node(Some(&Node::default()));
+        let unsynced = get(addr, "/healthz").await;
+        assert!(unsynced.starts_with("HTTP/1.1 503"), "{unsynced}");
+        assert!(unsynced.contains("\"nodeEligible\":true"), "{unsynced}");
+        health.synced(Timestamp::now());
         let seen = get(addr, "/healthz").await;
         assert!(seen.starts_with("HTTP/1.1 200"), "{seen}");
         let headers = seen.to_lowercase();
         assert!(headers.contains("content-type: application/json\r\n"), "{seen}");
         assert!(headers.contains("x-content-type-options: nosniff\r\n"), "{seen}");
 
-        health.queued(Timestamp::UNIX_EPOCH);
+        assert!(get(addr, "/livez").await.starts_with("HTTP/1.1 200"));
+        health.turned(Timestamp::UNIX_EPOCH);
         assert!(get(addr, "/livez").await.starts_with("HTTP/1.1 503"));
         let text = metrics.text();
         assert!(text.contains("kubeproxy_proxy_healthz_total{code=\"200\"} 1\n"), "{text}");
-        assert!(text.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 1\n"), "{text}");
+        assert!(text.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2\n"), "{text}");
         assert!(text.contains("kubeproxy_proxy_livez_total{code=\"503\"} 1\n"), "{text}");
     }
 }

@@ -4,7 +4,7 @@
 use super::LoadError;
 use super::filter::SharedFilter;
 use super::sys::{self, BatchError, MappedArray};
-use crate::apply::{NameStore, Retired, Store, StoreError};
+use crate::apply::{FULL, NameStore, Retired, Store, StoreError};
 use crate::tables::Prefix;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -314,7 +314,7 @@ fn map_error(map: &'static str, action: &'static str, cause: &MapError) -> Store
 fn error(map: &'static str, action: &'static str, error: &io::Error) -> StoreError {
     let reason = match error.raw_os_error() {
         // A trie says ENOSPC, a hash E2BIG.
-        Some(libc::E2BIG | libc::ENOSPC) => "the map is full".to_owned(),
+        Some(libc::E2BIG | libc::ENOSPC) => FULL.to_owned(),
         _ => error.to_string(),
     };
     StoreError { map, action, reason }

@@ -74,9 +74,10 @@ impl StatusReport {
                 warn(&format!("map {}", fill.map), message);
             }
         }
+        // An agent that has not synced has attached nothing itself.
         let attachments = match &agent {
-            Some(agent) => agent.attachments.clone(),
-            None => links,
+            Some(agent) if !agent.attachments.is_empty() => agent.attachments.clone(),
+            _ => links,
         };
         if attachments.is_empty() {
             warn("programs", "none is attached: no Service is reached through Shunt".to_owned());
@@ -112,6 +113,16 @@ impl StatusReport {
         format!("{then:.0} ({} ago)", span(seconds.try_into().unwrap_or(0)))
     }
 
+    fn out_of_sync(&self, agent: &Status) -> &'static str {
+        if agent.last_change.is_some() {
+            "no: not all could be written (see the warnings); the rest goes on serving"
+        } else if self.attachments.is_empty() {
+            "no: nothing is served yet"
+        } else {
+            "no, not yet: what is pinned goes on serving, as an earlier agent left it"
+        }
+    }
+
     fn agent_lines(&self) -> Vec<(&'static str, String)> {
         let Some(agent) = &self.agent else {
             let forwarding = if self.attachments.is_empty() {
@@ -130,7 +141,7 @@ impl StatusReport {
             (
                 "In sync",
                 agent.synced.map_or_else(
-                    || "no: the maps are as an earlier agent left them".to_owned(),
+                    || self.out_of_sync(agent).to_owned(),
                     |synced| format!("since {}", self.ago(synced)),
                 ),
             ),

@@ -315,6 +315,18 @@ fn status_tells_the_agent_and_the_maps() {
     let unsynced = StatusReport::new(Some(first), links(), Err("cannot read".into()), now);
     assert!(!unsynced.in_sync);
     assert!(unsynced.warnings.iter().any(|warning| warning.message == "cannot read"));
+
+    // Whatever the agent does not do, the programs serve.
+    let early = Status { last_change: None, attachments: Vec::new(), synced: None, ..agent() };
+    let early = |links| StatusReport::new(Some(early.clone()), links, Ok(counters()), now);
+    let says = |report: &StatusReport| shown(report, Format::Table);
+    let pinned = says(&early(links()));
+    assert!(pinned.contains("what is pinned goes on serving"), "{pinned}");
+    assert!(pinned.contains("eth0") && !pinned.contains("no Service is reached"), "{pinned}");
+    assert!(says(&early(Vec::new())).contains("nothing is served yet"));
+    let failed =
+        StatusReport::new(Some(Status { synced: None, ..agent() }), links(), Ok(counters()), now);
+    assert!(says(&failed).contains("not all could be written"), "{}", says(&failed));
 }
 
 #[test]
