@@ -15,6 +15,7 @@ use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
 use crate::config::{AgentConfig, PortRange};
 use crate::health::Health;
 use crate::health::checks::HealthChecks;
+use crate::http;
 use crate::loader::store::MapStore;
 use crate::loader::{self, Dataplane, DnsLimit, FlowTable, LoadError, Settings, sys};
 use crate::metrics::Metrics;
@@ -73,6 +74,9 @@ pub enum AgentError {
     /// The resolver has no thread.
     #[error("cannot start the resolver of --dns=full")]
     Resolver(#[source] std::io::Error),
+    /// Health, metrics and the command line have no thread.
+    #[error("cannot start the thread of the listeners")]
+    Listeners(#[source] std::io::Error),
     /// No signals.
     #[error("cannot wait for signals")]
     Signal(#[source] std::io::Error),
@@ -112,11 +116,12 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     report::spawn_log(&mut tasks, &mut dataplane, config.log_level);
     report.spawn_follow(&mut tasks, &health, interfaces_in);
     report.spawn_watch_for_kube_proxy(&mut tasks);
-    report.spawn_servers(&mut tasks, &config, &health, &metrics, Arc::clone(&pinned));
+    let listeners = http::start_thread().map_err(AgentError::Listeners)?;
+    report.spawn_servers(&listeners, &config, &health, &metrics, Arc::clone(&pinned));
     let udp_changed = Arc::new(Notify::new());
     report.spawn_close_stale(&mut tasks, &config, &metrics, &udp_changed, sockets, pinned);
     let (health_checks, checks) = watch::channel(HealthChecks::new());
-    report.spawn_health_checks(&mut tasks, &config, &health, checks);
+    report.spawn_health_checks(&mut tasks, &listeners, &config, &health, checks);
 
     let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
     let dns = dns.map_err(AgentError::Resolver)?;

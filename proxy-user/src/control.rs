@@ -3,8 +3,10 @@
 //! Whoever connects gets one JSON document ([`Status`]) and the end of the stream. The server
 //! reads nothing, so a client cannot ask for anything, and root alone may connect.
 
+use crate::http::Connections;
 use crate::status::Status;
 use std::io::{ErrorKind, Read as _};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,9 @@ use tokio::sync::watch;
 
 /// How long the other side may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many may ask at once.
+const CONNECTIONS: usize = 16;
 
 /// Why there is no status.
 #[derive(thiserror::Error, Debug)]
@@ -66,31 +71,38 @@ pub async fn serve(
     mut status: watch::Receiver<Arc<Status>>,
     listening: impl FnOnce(),
 ) -> Result<(), ControlError> {
-    let listener = listen(path)?;
+    let listener = listen(path).await?;
     listening();
+    let connections = Connections::new(CONNECTIONS);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _gone = status.wait_for(|_| false) => return Ok(()),
         };
-        let document = serde_json::to_vec(&**status.borrow());
-        let (Ok((mut stream, _)), Ok(document)) = (accepted, document) else {
+        let Ok((mut stream, _)) = accepted else {
             // Out of descriptors, say; at once would be a busy loop.
+            connections.close_one();
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        tokio::spawn(async move {
-            // A client that went away has lost its own answer, nothing else.
-            drop(tokio::time::timeout(PATIENCE, stream.write_all(&document)).await);
+        let status = Arc::clone(&status.borrow());
+        // All are root on this node.
+        connections.spawn(IpAddr::V4(Ipv4Addr::LOCALHOST), async move {
+            if let Ok(document) = serde_json::to_vec(&*status) {
+                // A client that went away has lost its own answer, nothing else.
+                drop(tokio::time::timeout(PATIENCE, stream.write_all(&document)).await);
+            }
         });
     }
 }
 
 /// Binds beside `path` and renames, so that the socket appears with its final mode, and takes
 /// the place of a stale one.
-fn listen(path: &Path) -> Result<UnixListener, ControlError> {
-    if UnixStream::connect(path).is_ok() {
-        return Err(ControlError::InUse(path.into()));
+async fn listen(path: &Path) -> Result<UnixListener, ControlError> {
+    match tokio::net::UnixStream::connect(path).await {
+        Err(error) if error.kind() != ErrorKind::WouldBlock => {}
+        // The other agent answers, or is too busy to.
+        _ => return Err(ControlError::InUse(path.into())),
     }
     let bind = || {
         if let Some(dir) = path.parent() {

@@ -6,6 +6,7 @@ use proxy_user::agent;
 use proxy_user::cli::{self, Cli, Command};
 use proxy_user::config::{AgentArgs, AgentConfig, LogFormat};
 use proxy_user::loader;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{ErrorKind, IsTerminal as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -50,11 +51,22 @@ fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
     let config = args.resolve()?;
     start_log(&config);
     loader::sys::keep_memory_small();
+    raise_file_limit();
     // One thread does all the work; others wait for the kernel.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(agent::run(config))?;
     tracing::info!("stopped; the maps and programs stay and forward");
     Ok(())
+}
+
+/// Lets the agent have as many files open as the machine allows it: maps, links and sockets of all
+/// listeners together may be more than the usual 1,024.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 fn start_log(config: &AgentConfig) {

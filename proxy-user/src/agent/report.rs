@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -231,10 +232,11 @@ impl Report {
         });
     }
 
-    /// Answers load balancers that ask about Services.
+    /// Answers load balancers that ask about Services, on the thread of `listeners`.
     pub(super) fn spawn_health_checks(
         &self,
         tasks: &mut JoinSet<()>,
+        listeners: &Handle,
         config: &AgentConfig,
         health: &Health,
         checks: watch::Receiver<HealthChecks>,
@@ -242,15 +244,15 @@ impl Report {
         let (notices_in, notices) = mpsc::channel(NOTICES);
         let problems = self.problems.clone();
         let tell = move |warnings| problems.set("health checks", warnings);
-        tasks.spawn(checks::serve(checks, health.clone(), tell, notices_in));
+        listeners.spawn(checks::serve(checks, health.clone(), tell, notices_in));
         let (source, node) = (config.source.clone(), config.node_name.clone());
         tasks.spawn(async move { source::publish(&source, &node, notices).await });
     }
 
-    /// Answers health checks, scrapes and the command line.
+    /// Answers health checks, scrapes and the command line, on the thread of `listeners`.
     pub(super) fn spawn_servers(
         &self,
-        tasks: &mut JoinSet<()>,
+        listeners: &Handle,
         config: &AgentConfig,
         health: &Health,
         metrics: &Metrics,
@@ -262,12 +264,12 @@ impl Report {
         };
         let healthz = config.healthz_bind_address;
         let (health, counted) = (health.clone(), metrics.clone());
-        tasks.spawn(health::serve(healthz, health, counted, problem("healthz")));
+        listeners.spawn(health::serve(healthz, health, counted, problem("healthz")));
         let address = config.metrics_bind_address;
-        tasks.spawn(metrics::serve(address, metrics.clone(), counters, problem("metrics")));
+        listeners.spawn(metrics::serve(address, metrics.clone(), counters, problem("metrics")));
         let (path, status) = (config.control_socket.clone(), self.published.subscribe());
         let report = problem("control socket");
-        tasks.spawn(async move {
+        listeners.spawn(async move {
             // Another agent may answer for a moment more, or a directory be missing.
             while let Err(error) = control::serve(&path, status.clone(), || report(None)).await {
                 let subject = "--control-socket".to_owned();

@@ -233,8 +233,9 @@ pub(super) const SETTINGS: [Setting; 33] = [
     Setting {
         name: "healthz-bind-address",
         value: "IP:PORT",
-        default: Some("0.0.0.0:10256"),
-        help: "Where /healthz and /livez are served",
+        default: Some("[::]:10256"),
+        help: "Where /healthz and /livez are served; [::] are all addresses of both families, or of \
+               IPv4 where the kernel has no IPv6, and 0.0.0.0 those of IPv4 alone",
     },
     Setting {
         name: "metrics-bind-address",

@@ -52,7 +52,7 @@ fn the_defaults_suit_a_kubeadm_node() {
             dns: None,
             min_sync_period: Duration::from_millis(50),
             drift_check_period: Duration::from_secs(60),
-            healthz_bind_address: "0.0.0.0:10256".parse().unwrap(),
+            healthz_bind_address: "[::]:10256".parse().unwrap(),
             metrics_bind_address: "127.0.0.1:10249".parse().unwrap(),
             control_socket: "/run/shunt/agent.sock".into(),
             log_format: LogFormat::Text,

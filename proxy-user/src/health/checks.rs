@@ -4,7 +4,7 @@
 //! cannot be bound is a warning, and a notice to the Service's owner, and is tried again.
 
 use super::Health;
-use crate::http::{self, Place};
+use crate::http::{self, Connections, Place};
 use crate::model::{Notice, ObjectName, Warning};
 use crate::tables::{Family, HealthCheck};
 use axum::Router;
@@ -19,6 +19,9 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// The health checks of all Services that have one.
 pub type HealthChecks = BTreeMap<ObjectName, HealthCheck>;
+
+/// How many may ask at once, of all Services together: there may be many of these.
+const CONNECTIONS: usize = 128;
 
 /// What kube-proxy calls a port that cannot be bound.
 const FAILED_TO_START: &str = "FailedToStartServiceHealthcheck";
@@ -48,6 +51,7 @@ pub async fn serve(
     notices: mpsc::Sender<Notice>,
 ) {
     let report = Report { warnings: Arc::default(), tell: Arc::new(tell), notices };
+    let connections = Connections::new(CONNECTIONS);
     let mut tasks = JoinSet::new();
     let mut listeners: BTreeMap<Key, AbortHandle> = BTreeMap::new();
     loop {
@@ -68,7 +72,7 @@ pub async fn serve(
         for key in wanted {
             listeners.entry(key).or_insert_with_key(|key| {
                 let router = router(key.clone(), checks.clone(), health.clone());
-                tasks.spawn(listen(key.clone(), router, report.clone()))
+                tasks.spawn(listen(key.clone(), router, connections.clone(), report.clone()))
             });
         }
         if checks.changed().await.is_err() {
@@ -86,13 +90,13 @@ fn keys(checks: &HealthChecks) -> Vec<Key> {
     checks.iter().flat_map(of_service).collect()
 }
 
-async fn listen(key: Key, router: Router, report: Report) {
+async fn listen(key: Key, router: Router, connections: Connections, report: Report) {
     let place = match key.family {
         Family::V4 => Place::AllV4(key.port),
         Family::V6 => Place::AllV6(key.port),
     };
     let report = |warning| report.set(&key, warning);
-    http::serve(place, "healthCheckNodePort", router, report).await;
+    http::serve(place, "healthCheckNodePort", router, connections, report).await;
 }
 
 impl Report {

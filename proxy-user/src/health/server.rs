@@ -1,7 +1,7 @@
 //! The listener for [`Health`]: `/livez` and `/healthz`, JSON over plain HTTP.
 
 use super::{Health, Report};
-use crate::http;
+use crate::http::{self, Connections};
 use crate::metrics::Metrics;
 use crate::model::Warning;
 use axum::Router;
@@ -10,6 +10,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use jiff::Timestamp;
 use std::net::SocketAddr;
+
+/// How many may ask at once.
+const CONNECTIONS: usize = 128;
 
 /// Serves `health` on `addr` for ever, and counts the answers. `report` is told when the address
 /// cannot be bound, and (`None`) when it can again.
@@ -20,7 +23,8 @@ pub async fn serve(
     report: impl FnMut(Option<Warning>),
 ) {
     let what = "health (--healthz-bind-address)";
-    http::serve(addr, what, router(health, metrics), report).await;
+    let connections = Connections::new(CONNECTIONS);
+    http::serve(addr, what, router(health, metrics), connections, report).await;
 }
 
 fn router(health: Health, metrics: Metrics) -> Router {

@@ -1,7 +1,7 @@
 //! The listener for the metrics: `/metrics`, and what kube-proxy answers beside it.
 
 use super::{CounterSource, Metrics, maps};
-use crate::http;
+use crate::http::{self, Connections};
 use crate::model::Warning;
 use axum::Router;
 use axum::http::header;
@@ -9,6 +9,10 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// How many may ask at once.
+const CONNECTIONS: usize = 32;
 
 /// Serves `metrics` on `addr` for ever, and the counters of `source` with them. `report` is told
 /// when the address cannot be bound, and (`None`) when it can again.
@@ -18,22 +22,37 @@ pub async fn serve(
     source: Arc<dyn CounterSource>,
     report: impl FnMut(Option<Warning>),
 ) {
-    http::serve(addr, "metrics (--metrics-bind-address)", router(metrics, source), report).await;
+    let what = "metrics (--metrics-bind-address)";
+    let connections = Connections::new(CONNECTIONS);
+    http::serve(addr, what, router(metrics, source), connections, report).await;
 }
 
 fn router(metrics: Metrics, source: Arc<dyn CounterSource>) -> Router {
+    let turn = Arc::new(Semaphore::new(1));
+    let scrape = move || scrape(metrics.clone(), Arc::clone(&source), Arc::clone(&turn));
     Router::new()
-        .route("/metrics", get(move || scrape(metrics.clone(), Arc::clone(&source))))
+        .route("/metrics", get(scrape))
         .route("/healthz", get(|| async { "ok" }))
         .route("/proxyMode", get(|| async { "shunt" }))
 }
 
 /// The agent's own metrics, and those of the maps unless they cannot be read: then they are
 /// left out, so that what the agent does can still be watched.
-async fn scrape(metrics: Metrics, source: Arc<dyn CounterSource>) -> impl IntoResponse {
+///
+/// Waits for its `turn`: a client that goes away leaves no work behind, but for what has begun.
+async fn scrape(
+    metrics: Metrics,
+    source: Arc<dyn CounterSource>,
+    turn: Arc<Semaphore>,
+) -> impl IntoResponse {
+    let turn = turn.acquire_owned().await;
     let mut text = metrics.text();
+    let read = move || {
+        let _turn = turn;
+        source.counters().map(maps::text)
+    };
     // Thousands of system calls and lines, which other tasks should not wait for.
-    match tokio::task::spawn_blocking(move || source.counters().map(maps::text)).await {
+    match tokio::task::spawn_blocking(read).await {
         Ok(Ok(counters)) => text += &counters,
         Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
