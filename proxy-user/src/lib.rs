@@ -16,6 +16,7 @@ pub mod http;
 pub mod loader;
 pub mod metrics;
 pub mod model;
+pub mod netfilter;
 pub mod pinned;
 pub mod plan;
 pub mod preflight;

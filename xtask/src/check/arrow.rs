@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 21] = [
+const MODULES: [(&str, &[&str]); 22] = [
     ("model", &["tree"]),
     ("tables", &[]),
     ("source", &["model"]),
@@ -17,6 +17,7 @@ const MODULES: [(&str, &[&str]); 21] = [
     ("apply", &["tables", "tree"]),
     // What it does to the kernel is what `apply` asks of its `Store`.
     ("loader", &["apply", "model", "status", "tables"]),
+    ("netfilter", &[]),
     ("glob", &[]),
     ("tree", &[]),
     ("sweep", &[]),
