@@ -2,7 +2,7 @@
 //!
 //! See [`proxy_ebpf::filter`] for the bitmaps.
 
-use crate::maps::{ADDR_FILTER, FLOW_FILTER, is_resolver_port, is_snat_port, node_ports};
+use crate::maps::{ADDR_FILTER, FLOW_FILTER, is_snat_port, node_ports};
 use proxy_ebpf::filter::{AddrBit, GENERATION, Generation, flow_byte, is_of_flow};
 use proxy_ebpf::flow::{End, FlowKey, FlowValue, Hook};
 use proxy_ebpf::packet::Peek;
@@ -32,16 +32,14 @@ fn may_be_service(addr: Addr) -> bool {
     }
 }
 
-/// Whether a packet at `hook` may be of a flow, begin one, or (UDP) stand in the way of one. A
-/// socket that is connected to the node's resolver may have to leave it at any time.
+/// Whether a packet at `hook` may be of a flow, begin one, or (UDP) stand in the way of one.
 #[inline(always)]
 pub(crate) fn may_match(packet: &Peek, hook: Hook) -> bool {
     match hook {
         Hook::Ingress => {
             may_be_served(packet.dst)
                 || may_be_answer(packet)
-                || packet.proto == Proto::UDP
-                    && (is_resolver_port(packet.dst.port) || may_be_flow(packet.dst, packet.src))
+                || packet.proto == Proto::UDP && may_be_flow(packet.dst, packet.src)
         }
         Hook::Egress => may_be_flow(packet.src, packet.dst) || may_be_service(packet.dst.addr),
     }

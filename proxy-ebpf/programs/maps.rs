@@ -5,8 +5,7 @@
 use crate::fragment;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, SockMap};
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::{Global, helpers};
 use core::ptr;
@@ -21,7 +20,7 @@ use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
 use proxy_ebpf::packet::Headers;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
-use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, Slot};
+use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::socket::{self, TcpPeer, UdpPeers};
 use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, Port, filter, maps};
@@ -124,10 +123,6 @@ static DNS_COUNTERS: PerCpuArray<u64, { dns_outcome::COUNTERS as usize }> = PerC
 pub(crate) static POD_ADDRS: HashMap<Addr, u32, { maps::POD_ADDRS as usize }, NO_PREALLOC> =
     HashMap::new();
 
-/// The kernel takes a socket out when it closes, whatever ends its process.
-#[btf_map(name = "resolver")]
-static RESOLVER: SockMap<{ maps::RESOLVER as usize }> = SockMap::new();
-
 /// The query in work, out of the way of the 512-byte stack.
 #[btf_map(name = "dns_work")]
 static DNS_WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
@@ -181,8 +176,6 @@ pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(29_999);
 pub(crate) static DNS_INTERVAL: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static DNS_BURST: Global<u64> = Global::new(0);
-#[unsafe(no_mangle)]
-static RESOLVER_PORT: Global<u16> = Global::new(0);
 
 /// The ports among which NodePorts are looked for.
 #[inline(always)]
@@ -194,12 +187,6 @@ pub(crate) fn node_ports() -> NodePortRange {
 #[inline(always)]
 pub(crate) fn is_snat_port(port: Port) -> bool {
     port.number() >= SNAT_PORT_FIRST.load() && port.number() <= SNAT_PORT_LAST.load()
-}
-
-/// Whether datagrams to `port` may be for the node's resolver.
-#[inline(always)]
-pub(crate) fn is_resolver_port(port: Port) -> bool {
-    RESOLVER_PORT.load() != 0 && RESOLVER_PORT.load() == port.number()
 }
 
 /// Whether backends behind a frontend with `flags` are to see the node's address, whoever asks.
@@ -236,11 +223,6 @@ impl Tables for KernelTables {
     fn admits(&self, source: &Source) -> bool {
         SOURCE_RANGES.get(&Key::new(Source::BITS, *source)).is_some()
     }
-
-    #[inline(always)]
-    fn resolver_listens(&self, addr: &Addr) -> bool {
-        resolver_listens(maps::resolver_index(*addr))
-    }
 }
 
 /// Whether Services take their ClusterIPs from a range that holds `addr`.
@@ -249,27 +231,10 @@ pub(crate) fn is_service_addr(addr: &Addr) -> bool {
     SERVICE_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
 }
 
-/// Whether the resolver's socket at `index` is open.
-#[inline(never)]
-fn resolver_listens(index: u32) -> bool {
-    let map = (&raw const RESOLVER).cast_mut().cast();
-    // SAFETY: a map of sockets and an index; programs may look sockets up since Linux 5.8.
-    let socket = unsafe { bpf_map_lookup_elem(map, (&raw const index).cast()) };
-    if socket.is_null() {
-        return false;
-    }
-    // SAFETY: the socket that the lookup holds.
-    let _always_zero = unsafe { bpf_sk_release(socket) };
-    true
-}
-
 /// Whether the backend `id` is still the one at `end` of `service`, and serves.
 #[inline(always)]
 pub(crate) fn serves(id: BackendId, service: ServiceId, end: End) -> bool {
-    let state = backend_state(id);
-    state.serves(service, end.addr, end.port)
-        && (!state.flags().has(BackendFlags::RESOLVER)
-            || resolver_listens(maps::resolver_index(end.addr)))
+    backend_state(id).serves(service, end.addr, end.port)
 }
 
 /// The state of a backend; "no backend" for an id that is out of range.

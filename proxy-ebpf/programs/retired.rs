@@ -5,9 +5,7 @@
 //! There the packet path looks whose they are, and gives them a backend of the service that the
 //! socket asked for; the replies seem to come from the backend that it is connected to.
 
-use crate::maps::{
-    self, BRIDGES, DEVICES, KernelTables, RETIRED, UDP_PEERS, is_resolver_port, node_ports,
-};
+use crate::maps::{self, BRIDGES, DEVICES, KernelTables, RETIRED, UDP_PEERS, node_ports};
 use crate::tuple;
 use aya_ebpf::bindings::BPF_TCP_ESTABLISHED;
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -32,7 +30,7 @@ static SCRATCH: PerCpuArray<Translation, 1> = PerCpuArray::new();
 #[inline(never)]
 pub(crate) fn is_sent_to(ctx: &TcContext, headers: &Headers) -> bool {
     // Spares every other datagram the search for its socket.
-    if !is_resolver_port(headers.dst.port) && RETIRED.get_ptr(&headers.dst).is_none() {
+    if RETIRED.get_ptr(&headers.dst).is_none() {
         return false;
     }
     // SAFETY: the context is valid; the verifier checks the access.

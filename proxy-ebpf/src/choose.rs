@@ -21,8 +21,6 @@ pub trait Tables {
     fn node_addr(&self, addr: &Addr) -> Option<NodeAddr>;
     /// Whether a range of the service holds the source.
     fn admits(&self, source: &Source) -> bool;
-    /// Whether the node's resolver listens at `addr`, which is its own.
-    fn resolver_listens(&self, addr: &Addr) -> bool;
 }
 
 /// The ports among which NodePorts are looked for, both ends included.
@@ -145,11 +143,6 @@ pub fn choose<T: Tables>(
     recall: impl FnOnce(&RangeHeader, BackendFlags) -> Option<Slot>,
 ) -> Option<Choice> {
     let header = RangeHeader::from_slot(&tables.slot(value.range())?);
-    if value.flags().has(FrontendFlags::RESOLVER)
-        && let Some(slot) = resolver(tables, value, &header)
-    {
-        return Some(Choice::Backend(header.service, slot));
-    }
     if header.cluster == 0 || value.flags().has(FrontendFlags::REFUSED) {
         return Some(Choice::Refuse(header.service));
     }
@@ -169,14 +162,6 @@ pub fn choose<T: Tables>(
     let index = ((random as u64 * count as u64) >> 32) as u32;
     let slot = tables.slot(value.range().wrapping_add(first + index))?;
     Some(Choice::Backend(header.service, slot))
-}
-
-/// The node's resolver, if it listens.
-#[inline(always)]
-fn resolver<T: Tables>(tables: &T, value: FrontendValue, header: &RangeHeader) -> Option<Slot> {
-    let last = header.cluster.wrapping_add(header.local).wrapping_add(header.draining);
-    let slot = tables.slot(value.range().wrapping_add(last))?;
-    (slot.flags.has(BackendFlags::RESOLVER) && tables.resolver_listens(&slot.addr)).then_some(slot)
 }
 
 /// Why a frontend with `flags` refuses.

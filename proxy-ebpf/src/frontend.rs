@@ -101,9 +101,6 @@ impl FrontendFlags {
     /// The DNS service: the queries of pods whose veths have the program that answers names stay
     /// as they are, for it to see.
     pub const DNS: Self = Self(1 << 8);
-    /// The node's resolver comes before the sets while it listens; see
-    /// [`BackendFlags::RESOLVER`](crate::slot::BackendFlags::RESOLVER).
-    pub const RESOLVER: Self = Self(1 << 9);
 
     /// Both sets of flags.
     #[must_use]

@@ -29,7 +29,6 @@
 //! | `dns_records` | array, mmap | index | [`Addr`] | agent |
 //! | `dns_counters` | per-CPU array | [`dns::outcome::counter_index`] | `u64` | programs |
 //! | `pod_addrs` | hash | [`Addr`] | interface index, `u32` | agent |
-//! | `resolver` | socket map | [`resolver_index`] | the resolver's UDP socket | agent; the kernel empties it |
 //!
 //! All are pinned in [`LAYOUT`] below the agent's directory of the BPF file system, so that they
 //! outlive the agent and the command line can read them.
@@ -63,11 +62,9 @@
 //! [`NameValue`]: crate::dns::NameValue
 //! [`dns::outcome::counter_index`]: crate::dns::outcome::counter_index
 
-use crate::addr::Addr;
-
 /// The version of every key and value in this crate, and the name of the directory in which the
 /// maps are pinned. Any change of a layout changes it.
-pub const LAYOUT: &str = "v3";
+pub const LAYOUT: &str = "v4";
 
 /// Frontends of all services; preallocated, 5.8 MB.
 pub const FRONTENDS: u32 = 65_536;
@@ -104,17 +101,8 @@ pub const DNS_RECORDS: u32 = 524_288;
 /// Addresses of this node's pods.
 pub const POD_ADDRS: u32 = 4_096;
 
-/// Sockets of the node's resolver: one of each family.
-pub const RESOLVER: u32 = 2;
-
-/// The place of the resolver's socket at `addr`.
-#[inline(always)]
-pub const fn resolver_index(addr: Addr) -> u32 {
-    if addr.is_v4() { 0 } else { 1 }
-}
-
 /// The names of all pinned maps.
-pub const NAMES: [&str; 28] = [
+pub const NAMES: [&str; 27] = [
     "frontends",
     "slots",
     "backends",
@@ -142,7 +130,6 @@ pub const NAMES: [&str; 28] = [
     "dns_records",
     "dns_counters",
     "pod_addrs",
-    "resolver",
 ];
 
 /// The names of the read-only globals that the loader sets.
@@ -164,6 +151,4 @@ pub mod globals {
     pub const DNS_INTERVAL: &str = "DNS_INTERVAL";
     /// `u64`: how far a pod may be ahead of that, in nanoseconds.
     pub const DNS_BURST: &str = "DNS_BURST";
-    /// `u16`: the port of the node's resolver; 0 if it has none.
-    pub const RESOLVER_PORT: &str = "RESOLVER_PORT";
 }

@@ -2,8 +2,7 @@
 //!
 //! A range is a header followed by the cluster set, the local set and the draining backends, which
 //! are in neither set but may keep what they have. Choosing a backend is
-//! one lookup of the frontend and one load from this array (and one of the header beside it). The
-//! DNS service may have the node's resolver behind all of them: see [`BackendFlags::RESOLVER`].
+//! one lookup of the frontend and one load from this array (and one of the header beside it).
 
 use crate::addr::{Addr, Port, mix};
 use crate::service::ServiceId;
@@ -31,9 +30,6 @@ impl BackendFlags {
     pub const IN_CLUSTER_SET: Self = Self(1 << 3);
     /// In a [`BackendState`] of a service with affinity: the backend is in the local set.
     pub const IN_LOCAL_SET: Self = Self(1 << 4);
-    /// The node's resolver, in neither set and the last one of its range. It serves only while it
-    /// listens, which the kernel knows also of an agent that was killed.
-    pub const RESOLVER: Self = Self(1 << 5);
     /// Both sets; no [`Slot`] has them, whose place says it.
     pub const SETS: Self = Self::IN_CLUSTER_SET.with(Self::IN_LOCAL_SET);
     /// None.

@@ -19,7 +19,6 @@ fn main() -> Result<()> {
         snat_ports: 61_000..=65_535,
         log_level: None,
         dns_limit: DnsLimit::default(),
-        resolver_port: 0,
     })?;
     let mut rows = dataplane
         .programs()

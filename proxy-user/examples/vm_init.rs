@@ -48,7 +48,6 @@ fn run() -> Result<()> {
         snat_ports: 61_000..=65_535,
         log_level: None,
         dns_limit: DnsLimit::default(),
-        resolver_port: 0,
     })?;
     let mut programs: Vec<_> = dataplane.programs().collect();
     programs.sort_by_key(|(name, _)| *name);

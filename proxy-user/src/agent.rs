@@ -71,9 +71,6 @@ pub enum AgentError {
     Pinned(#[from] PinnedError),
     /// The source is not to be had.
     Source(#[from] SourceError),
-    /// The resolver has no thread.
-    #[error("cannot start the resolver of --dns=full")]
-    Resolver(#[source] std::io::Error),
     /// Health, metrics and the command line have no thread.
     #[error("cannot start the thread of the listeners")]
     Listeners(#[source] std::io::Error),
@@ -87,7 +84,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signal)?;
     let machine = preflight::check(&config)?;
-    for warning in &machine.warnings {
+    let warnings = [config.warnings.as_slice(), &machine.warnings].concat();
+    for warning in &warnings {
         tracing::warn!(subject = warning.subject, "{}", warning.message);
     }
     let _lock = tokio::select! {
@@ -106,7 +104,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
     let source = source::run(&config.source, wanted, changes_in);
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
-    let report = Report::new(&config, machine.warnings);
+    let report = Report::new(&config, warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let health = Health::default();
     if matches!(config.source, SourceConfig::Files { .. }) {
@@ -123,8 +121,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let (health_checks, checks) = watch::channel(HealthChecks::new());
     report.spawn_health_checks(&mut tasks, &listeners, &config, &health, checks);
 
-    let dns = config.dns.clone().map(|dns| DnsState::new(dns, &config, &metrics)).transpose();
-    let dns = dns.map_err(AgentError::Resolver)?;
+    let dns = config.dns.clone().map(DnsState::new);
     if dns.is_none()
         && let Err(error) = applier.write_zone(None, 0)
     {
@@ -189,7 +186,6 @@ fn settings(config: &AgentConfig) -> Settings {
         node_ports: node_ports(config),
         snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
         log_level: report::program_log_level(config.log_level),
-        resolver_port: config.dns.as_ref().filter(|dns| dns.full).map_or(0, |dns| dns.port),
         dns_limit: config
             .dns
             .as_ref()
@@ -406,7 +402,6 @@ impl Agent {
     fn update_node(&mut self) {
         if self.synced {
             let _repaired = self.repair_node();
-            self.listen();
         }
     }
 
@@ -425,16 +420,6 @@ impl Agent {
         if self.synced {
             self.update_dns(&Touched::default());
         }
-    }
-
-    /// Lets the resolver listen where the node's addresses are, and the DNS service lead there.
-    fn listen(&mut self) {
-        let Some(dns) = &mut self.dns else { return };
-        let (resolver, warnings) = dns.listen(&self.world, &mut self.node);
-        self.report.problem("resolver", warnings);
-        self.report.dns(dns.status());
-        self.touched.merge(self.planner.set_resolver(resolver));
-        self.schedule();
     }
 
     fn search_opted_out(&mut self) {

@@ -17,10 +17,9 @@ use jiff::Timestamp;
 use proxy_ebpf::choose::Destination;
 use proxy_ebpf::{Port, Proto};
 use std::error::Error;
-use std::io::{ErrorKind, IsTerminal as _, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -265,10 +264,7 @@ pub fn answer(query: &Query) -> Result<Exit, CliError> {
             if from.is_some_and(|from| from.is_ipv4() != to.addr.is_v4()) {
                 return Err(CliError::Families);
             }
-            let mut snapshot = snapshot(view)?;
-            let dns = control::status(&view.control_socket)?.and_then(|agent| agent.dns);
-            snapshot.resolver_listens = dns.is_some_and(|dns| !dns.resolver.is_empty());
-            let explanation = show::explain(&snapshot, Question { to, from });
+            let explanation = show::explain(&snapshot(view)?, Question { to, from });
             if explanation.frontend.is_none() {
                 exit = Exit::No;
             }
@@ -296,7 +292,7 @@ fn status(view: &View) -> Result<StatusReport, CliError> {
     Ok(StatusReport::new(agent, links, counters, Timestamp::now()))
 }
 
-/// What a query of `name` gets; asks the node's resolver what the kernel leaves to it.
+/// What a query of `name` gets.
 fn look_up(
     view: &View,
     name: &str,
@@ -317,31 +313,7 @@ fn look_up(
     let maps = PinnedMaps::open(&view.bpffs_root)?;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
-    let mut answer = show::name_answer(&maps, &question, now)?;
-    let query = question.query().filter(|_| answer.answered_by != "kernel");
-    match (query, dns.and_then(|dns| dns.resolver.first().copied())) {
-        (Some(query), Some(resolver)) => {
-            answer.resolved(resolver, ask(resolver, &query).as_deref());
-        }
-        (Some(_), None) => answer.passed(),
-        (None, _) => {}
-    }
-    Ok(answer)
-}
-
-/// The reply of the DNS server at `server`, over TCP, where it always fits; `None` if it does not
-/// answer.
-fn ask(server: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
-    let patience = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&server, patience).ok()?;
-    stream.set_read_timeout(Some(patience)).ok()?;
-    let length = u16::try_from(query.len()).ok()?;
-    stream.write_all(&[&length.to_be_bytes(), query].concat()).ok()?;
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).ok()?;
-    let mut reply = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut reply).ok()?;
-    Some(reply)
+    Ok(show::name_answer(&maps, &question, now)?)
 }
 
 fn snapshot(view: &View) -> Result<Snapshot, CliError> {

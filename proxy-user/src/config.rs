@@ -13,13 +13,13 @@ mod value;
 
 pub use settings::{BPFFS_ROOT, CONTROL_SOCKET};
 
-use crate::model::{DetectLocal, ObjectName};
+use crate::model::{DetectLocal, ObjectName, Warning};
 use crate::source::SourceConfig;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use ipnetwork::IpNetwork;
 use serde_yaml_ng::{Mapping, Value};
-use settings::{CONFIG, SETTINGS, file_keys};
+use settings::{CONFIG, SETTINGS, WITHOUT_EFFECT, file_keys};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -72,13 +72,13 @@ pub struct AgentConfig {
     pub log_format: LogFormat,
     /// The least important line that is logged.
     pub log_level: tracing::Level,
+    /// What was given and has no effect.
+    pub warnings: Vec<Warning>,
 }
 
 /// How names of the cluster are answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DnsConfig {
-    /// Whether the node has a resolver of its own, beside the kernel.
-    pub full: bool,
     /// When it is said of a name that it does not exist.
     pub deny: Denial,
     /// The cluster's zone, in lower case and without a dot at the end.
@@ -89,10 +89,6 @@ pub struct DnsConfig {
     pub ttl: Option<u32>,
     /// Answers of the kernel to a pod in a second; 0 means no limit.
     pub limit: u32,
-    /// The resolver's port on the node.
-    pub port: u16,
-    /// Who is asked what the resolver does not know; `None` means the endpoints of the service.
-    pub upstreams: Option<Vec<SocketAddr>>,
 }
 
 /// When it is said of a name that it does not exist.
@@ -300,6 +296,7 @@ impl AgentArgs {
             control_socket: values.read("control-socket", value::absolute_path)?,
             log_format: values.read("log-format", value::log_format)?,
             log_level: values.read("log-level", value::log_level)?,
+            warnings: values.warnings(),
         })
     }
 }
@@ -363,21 +360,27 @@ impl Values {
         self.0.get(name).map_or(Origin::Flag(name), |(origin, _)| origin.clone())
     }
 
-    fn dns(&self) -> Result<Option<DnsConfig>, ConfigError> {
-        let full = match self.read("dns", value::dns)? {
-            DnsMode::Off => return Ok(None),
-            DnsMode::Kernel => false,
-            DnsMode::Full => true,
+    /// A warning for each setting that is given and has no effect.
+    fn warnings(&self) -> Vec<Warning> {
+        let given = WITHOUT_EFFECT.iter().filter_map(|name| self.0.get(name));
+        let warning = |(origin, _): &(Origin, _)| Warning {
+            subject: origin.to_string(),
+            message: "has no effect any more, and the next version refuses it: leave it out"
+                .to_owned(),
         };
+        given.map(warning).collect()
+    }
+
+    fn dns(&self) -> Result<Option<DnsConfig>, ConfigError> {
+        if let DnsMode::Off = self.read("dns", value::dns)? {
+            return Ok(None);
+        }
         Ok(Some(DnsConfig {
-            full,
             deny: self.read("dns-deny", value::denial)?,
             zone: self.read("dns-zone", value::zone)?,
             service: self.read("dns-service", value::object_name)?,
             ttl: self.optional("dns-ttl", value::ttl)?,
             limit: self.read("dns-limit", value::rate)?,
-            port: self.read("dns-port", value::port)?,
-            upstreams: self.optional("dns-upstream", value::servers)?,
         }))
     }
 

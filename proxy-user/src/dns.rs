@@ -1,14 +1,7 @@
-//! DNS in user space: the cluster zone in memory, and the node's resolver over it.
+//! What may be said of the cluster zone's names: what the Corefile permits, and what the flags say.
 //!
-//! Reads the world from the side. What the kernel answers itself never comes here; what the
-//! kernel passes is answered from the same objects, or asked of an upstream.
+//! Pure functions of their texts. The names themselves are planned in `plan`, and answered in the
+//! kernel; what the kernel passes goes to the cluster's DNS service.
 
-pub mod answer;
 pub mod corefile;
 pub mod policy;
-pub mod server;
-mod upstream;
-pub mod zone;
-
-#[cfg(test)]
-mod tests;

@@ -20,7 +20,7 @@ pub use flows::FlowTable;
 
 use crate::tables::{NodeRows, Prefix};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, LpmTrie, Map, MapInfo, SockMap};
+use aya::maps::{Array, LpmTrie, Map, MapInfo};
 use aya::programs::{CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, SchedClassifier};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Pod};
 use filter::SharedFilter;
@@ -41,7 +41,6 @@ use proxy_ebpf::source::Source;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::{IpAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -84,8 +83,6 @@ pub struct Settings {
     pub log_level: Option<aya_log::Level>,
     /// How often the kernel answers a pod's queries of names.
     pub dns_limit: DnsLimit,
-    /// The port of the node's resolver; 0 if it has none.
-    pub resolver_port: u16,
 }
 
 /// How often the kernel answers one pod's queries of names; what is beyond goes on to the DNS
@@ -234,7 +231,6 @@ impl Dataplane {
             .override_global(globals::SNAT_PORT_LAST, &snat.1, true)
             .override_global(globals::DNS_INTERVAL, &dns.0, true)
             .override_global(globals::DNS_BURST, &dns.1, true)
-            .override_global(globals::RESOLVER_PORT, &settings.resolver_port, true)
             .override_global(aya_log::LEVEL, &log_level, false);
         for name in maps::NAMES {
             loader.map_pin_path(name, pins.join(name));
@@ -285,15 +281,6 @@ impl Dataplane {
         let networks = sync_trie(&mut self.ebpf, "cluster_cidrs", &rows.cluster_cidrs)?;
         let pods = sync_hash(&mut self.ebpf, "pod_addrs", &rows.pod_addrs)?;
         Ok(addrs + devices + bridges + cidrs + networks + pods)
-    }
-
-    /// Lets queries come to the resolver's `socket` at `addr` for as long as it is open.
-    pub fn put_resolver(&mut self, addr: IpAddr, socket: &UdpSocket) -> Result<(), LoadError> {
-        let failed = |e| LoadError::Map("resolver", e);
-        let map = self.ebpf.map_mut("resolver");
-        let map = map.ok_or_else(|| LoadError::Missing("resolver".to_owned()))?;
-        let mut map: SockMap<_> = map.try_into().map_err(failed)?;
-        map.set(maps::resolver_index(addr.into()), socket, 0).map_err(failed)
     }
 
     /// Makes the socket path leave alone just the pods with these `cgroups`.
@@ -415,7 +402,6 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "dns_records" => of::<u32, Addr>(maps::DNS_RECORDS),
         "dns_counters" => of::<u32, u64>(dns::outcome::COUNTERS),
         "pod_addrs" => of::<Addr, u32>(maps::POD_ADDRS),
-        "resolver" => of::<u32, u32>(maps::RESOLVER),
         _ => None,
     }
 }

@@ -39,7 +39,6 @@ struct Inner {
     purged: PerFamily<Counter>,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
-    resolved: Family<Question, Counter>,
 }
 
 /// Seconds since 1970.
@@ -48,12 +47,6 @@ type Seconds = Gauge<f64, AtomicU64>;
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct Code {
     code: u16,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
-struct Question {
-    r#type: &'static str,
-    outcome: &'static str,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -98,12 +91,6 @@ impl Metrics {
         let (healthz, livez) = (Family::default(), Family::default());
         r.register("kubeproxy_proxy_healthz", "Answers on /healthz", healthz.clone());
         r.register("kubeproxy_proxy_livez", "Answers on /livez", livez.clone());
-        let resolved = Family::default();
-        r.register(
-            "shunt_dns_resolver_queries",
-            "DNS queries that came to the node's resolver",
-            resolved.clone(),
-        );
         let inner = Inner {
             sync_duration: PerFamily::new(
                 r,
@@ -161,7 +148,6 @@ impl Metrics {
             ),
             healthz,
             livez,
-            resolved,
             registry,
         };
         Self(Arc::new(inner))
@@ -210,12 +196,6 @@ impl Metrics {
     /// `/livez` was answered with `code`.
     pub fn livez(&self, code: u16) {
         self.0.livez.get_or_create(&Code { code }).inc();
-    }
-
-    /// The resolver was asked for `kind`, which came to `outcome`: the code of its own reply, or
-    /// what else it did.
-    pub fn resolved(&self, kind: &'static str, outcome: &'static str) {
-        self.0.resolved.get_or_create(&Question { r#type: kind, outcome }).inc();
     }
 
     /// The agent's metrics in the OpenMetrics text format, without the end mark.

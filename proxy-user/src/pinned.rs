@@ -262,11 +262,6 @@ impl Tables for PinnedMaps {
     fn admits(&self, source: &Source) -> bool {
         self.source_ranges.map.get(&Key::new(Source::BITS, *source), 0).is_ok()
     }
-
-    /// The agent asks, whose own resolver it is.
-    fn resolver_listens(&self, _: &Addr) -> bool {
-        true
-    }
 }
 
 impl<M: TryFrom<Map, Error = MapError>> Table<M> {

@@ -9,7 +9,7 @@
 
 mod backends;
 mod claims;
-pub mod dns;
+mod dns;
 mod health;
 pub mod node;
 mod remarks;
@@ -23,8 +23,8 @@ mod tests;
 
 use crate::model::{ObjectName, Touched, Warning, World};
 use crate::tables::{
-    BackendRow, DnsName, Family, HealthCheck, NameKind, NameRow, ServiceKey, ServicePortName,
-    TableDelta, Tables,
+    DnsName, Family, HealthCheck, NameKind, NameRow, ServiceKey, ServicePortName, TableDelta,
+    Tables,
 };
 use claims::Claims;
 use proxy_ebpf::Proto;
@@ -50,16 +50,6 @@ pub struct Planner {
     names: Option<BTreeMap<ObjectName, Vec<DnsName>>>,
     /// The DNS service, if names are planned.
     dns_service: Option<ObjectName>,
-    resolver: Option<Resolver>,
-}
-
-/// Where the node answers DNS queries itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Resolver {
-    /// The DNS service, whose port 53 leads here.
-    pub service: ObjectName,
-    /// The resolver's addresses and port, at most one of each family.
-    pub backends: Vec<BackendRow>,
 }
 
 impl Planner {
@@ -76,7 +66,6 @@ impl Planner {
             services_planned: 0,
             names: None,
             dns_service: None,
-            resolver: None,
         }
     }
 
@@ -103,19 +92,6 @@ impl Planner {
         self.names = Some(BTreeMap::new());
         self.dns_service = Some(dns_service);
         self
-    }
-
-    /// Lets the DNS service lead to `resolver` from the next update on, or to its own endpoints.
-    /// Says what the update has to plan.
-    pub fn set_resolver(&mut self, resolver: Option<Resolver>) -> Touched {
-        let mut touched = Touched::default();
-        if self.resolver != resolver {
-            let both = [self.resolver.take(), resolver.clone()];
-            touched.services =
-                both.into_iter().flatten().map(|resolver| resolver.service).collect();
-            self.resolver = resolver;
-        }
-        touched
     }
 
     /// Plans again what is `touched` in `world`, and gives the rows that have changed.
@@ -200,7 +176,6 @@ impl Planner {
             external_ips: self.external_ips,
             node_ports: self.node_ports,
             dns_service: self.dns_service.as_ref(),
-            resolver: self.resolver.as_ref(),
         };
         let service = world.service(name);
         let plan = service.map_or_else(ServicePlan::default, |service| {

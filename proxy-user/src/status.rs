@@ -3,7 +3,6 @@
 use crate::model::Warning;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
 
 /// The state of a running agent.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -47,10 +46,6 @@ pub struct DnsStatus {
     pub reason: String,
     /// How long answers may be kept, in seconds.
     pub ttl: u32,
-    /// Where the node's resolver listens; empty if it has none.
-    pub resolver: Vec<SocketAddr>,
-    /// Whom the resolver asks what it does not know.
-    pub upstreams: Vec<SocketAddr>,
 }
 
 /// How many objects the agent knows.

@@ -220,7 +220,6 @@ fn maps_of_the_loader_can_be_read() {
         snat_ports: 61000..=65535,
         log_level: None,
         dns_limit: DnsLimit::default(),
-        resolver_port: 0,
     };
     let mut dataplane = Dataplane::load(&settings).unwrap();
     let pods: IpNetwork = "10.244.0.0/16".parse().unwrap();

@@ -12,7 +12,6 @@ struct Fake {
     slots: Vec<Slot>,
     node_addrs: HashMap<Addr, NodeAddr>,
     sources: Vec<Source>,
-    listens: bool,
 }
 
 impl Tables for Fake {
@@ -27,9 +26,6 @@ impl Tables for Fake {
     }
     fn admits(&self, source: &Source) -> bool {
         self.sources.contains(source)
-    }
-    fn resolver_listens(&self, _: &Addr) -> bool {
-        self.listens
     }
 }
 
@@ -199,31 +195,6 @@ fn client_keeps_the_backend_that_is_recalled_and_others_are_never_asked() {
     let recall = |_: &RangeHeader, _| panic!("a service without affinity asks nobody");
     let choice = choose(&tables, tables.frontends[&plain], Caller::Internal, 0, recall);
     assert!(matches!(choice, Some(Choice::Backend(_, slot)) if slot.backend == BackendId(0)));
-}
-
-#[test]
-fn resolver_comes_before_the_sets_while_it_listens() {
-    let mut tables = Fake::default();
-    let [dns, balancer] = [cluster_ip("10.96.0.10"), cluster_ip("192.0.2.10")];
-    tables.publish(dns, FrontendFlags::RESOLVER, 0, 0);
-    let mut header = RangeHeader::from_slot(&tables.slots[0]);
-    header.draining = 2;
-    tables.slots[0] = header.to_slot();
-    let slot = |id, flags| {
-        let addr = addr("10.0.0.1");
-        Slot { addr, port: Port::new(53), flags, backend: BackendId(id) }
-    };
-    tables.slots.push(slot(1, BackendFlags::SERVING));
-    tables.slots.push(slot(2, BackendFlags::SERVING.with(BackendFlags::RESOLVER)));
-    let value = FrontendValue::new(&balancer, 0, FrontendFlags::LOAD_BALANCER);
-    tables.frontends.insert(balancer, value);
-    let asked = |tables: &Fake, at| tables.backend(to(at, 80), Caller::Internal, 0);
-    let refused = Some(Choice::Refuse(ServiceId(7)));
-    assert_eq!(asked(&tables, "10.96.0.10"), refused);
-    tables.listens = true;
-    let resolver = Choice::Backend(ServiceId(7), tables.slots[2]);
-    assert_eq!(asked(&tables, "10.96.0.10"), Some(resolver), "also without an endpoint");
-    assert_eq!(asked(&tables, "192.0.2.10"), refused, "it is not for everyone");
 }
 
 #[test]

@@ -40,11 +40,11 @@ impl Work {
     pub fn decide(&mut self, zone: &Zone, names: &impl Names) -> Outcome {
         let labels = self.question.labels;
         if labels == 0 {
-            return Outcome::Resolver;
+            return Outcome::DnsService;
         }
         let last = lower(self.word(self.question.start(labels - 1)), 0, 8) as u32;
         if last == POD {
-            return Outcome::Resolver;
+            return Outcome::DnsService;
         }
         let is_service = last == SVC;
         if is_service && labels == 1 {
@@ -61,7 +61,7 @@ impl Work {
                 Lookup::Found(value) if value.is(NameKind::Service) && labels != 5 => {
                     self.deny(zone)
                 }
-                Lookup::Found(_) => Outcome::Resolver,
+                Lookup::Found(_) => Outcome::DnsService,
             },
         }
     }
@@ -90,7 +90,7 @@ impl Work {
             return self.no_data();
         }
         if !value.is(NameKind::Service) && !value.is(NameKind::Endpoint) {
-            return Outcome::Resolver;
+            return Outcome::DnsService;
         }
         match self.question.kind {
             A | AAAA => {
@@ -107,7 +107,7 @@ impl Work {
             // NS, CNAME, SOA, PTR, MX, TXT, DS, SVCB, HTTPS: what a service never has, and CoreDNS
             // says so too.
             2 | 5 | 6 | 12 | 15 | 16 | 43 | 64 | 65 => Outcome::NoData,
-            _ => Outcome::Resolver,
+            _ => Outcome::DnsService,
         }
     }
 
@@ -116,7 +116,7 @@ impl Work {
     fn no_data(&self) -> Outcome {
         match self.question.kind {
             A | AAAA => Outcome::NoData,
-            _ => Outcome::Resolver,
+            _ => Outcome::DnsService,
         }
     }
 
@@ -125,7 +125,7 @@ impl Work {
     #[inline(always)]
     fn deny(&self, zone: &Zone) -> Outcome {
         if self.question.kind == SOA {
-            Outcome::Resolver
+            Outcome::DnsService
         } else if zone.flags.has(ZoneFlags::SHADOW) {
             Outcome::Shadowed
         } else if zone.flags.has(ZoneFlags::DENY) {

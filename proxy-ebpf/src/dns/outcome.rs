@@ -21,12 +21,12 @@ pub enum Outcome {
     Limited,
     /// Passed: the headers or the message contradict themselves.
     Malformed,
-    /// Passed: a form of query that only a resolver answers.
+    /// Passed: a form of query that only the DNS service answers.
     Unsupported,
     /// Passed: a name of another zone.
     OtherZone,
-    /// Passed: a name or type of the zone that only a resolver answers.
-    Resolver,
+    /// Passed: a name or type of the zone that only the DNS service answers.
+    DnsService,
     /// Passed: the name is unknown, and the kernel may not say so.
     Unknown,
     /// Passed: the name is unknown, and the kernel would say so if it were not only trying.
@@ -52,7 +52,7 @@ impl Outcome {
         Self::Malformed,
         Self::Unsupported,
         Self::OtherZone,
-        Self::Resolver,
+        Self::DnsService,
         Self::Unknown,
         Self::Shadowed,
         Self::TooLong,
@@ -73,7 +73,7 @@ impl Outcome {
             Self::Malformed => "malformed",
             Self::Unsupported => "unsupported",
             Self::OtherZone => "other_zone",
-            Self::Resolver => "resolver",
+            Self::DnsService => "dns_service",
             Self::Unknown => "unknown",
             Self::Shadowed => "shadowed",
             Self::TooLong => "too_long",

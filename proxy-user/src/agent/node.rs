@@ -9,8 +9,6 @@ use crate::model::{Interface, Warning, World};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
 use proxy_ebpf::node::Device;
-use std::io;
-use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
 
 /// The node's side of the dataplane.
@@ -24,8 +22,6 @@ pub(super) struct NodeState {
     interfaces: Option<Vec<Interface>>,
     /// Where the programs were attached at the last update.
     attachments: Vec<Attachment>,
-    /// The node's primary addresses, and all of them, at the last update.
-    addrs: (Vec<IpAddr>, Vec<IpAddr>),
 }
 
 /// What came of bringing the node to what it should be.
@@ -61,7 +57,6 @@ impl NodeState {
             names: config.dns.is_some(),
             interfaces: None,
             attachments: Vec::new(),
-            addrs: Default::default(),
         }
     }
 
@@ -86,7 +81,6 @@ impl NodeState {
             }
             let names =
                 |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
-            self.addrs = (plan.primary, plan.rows.addrs.keys().map(|&addr| addr.into()).collect());
             let target = |interface: Interface| Target {
                 names: self.names && names(interface.index),
                 name: interface.name,
@@ -109,18 +103,6 @@ impl NodeState {
     /// Tells the programs which pods opt out of the socket path.
     pub(super) fn search_opted_out(&mut self, opt_out: &mut OptOut) -> Vec<Warning> {
         opt_out.search(&mut self.dataplane, &self.cgroup_root)
-    }
-
-    /// Lets queries come to the resolver's `socket` at `addr` for as long as it is open. Once for a
-    /// socket: one that takes its own place is not taken out when it closes, before Linux 6.13.
-    pub(super) fn put_resolver(&mut self, addr: IpAddr, socket: &UdpSocket) -> io::Result<()> {
-        let put = self.dataplane.put_resolver(addr, socket);
-        put.map_err(|error| io::Error::other(chain(&error)))
-    }
-
-    /// The node's primary address of each family, and all its addresses.
-    pub(super) fn addrs(&self) -> (&[IpAddr], &[IpAddr]) {
-        (&self.addrs.0, &self.addrs.1)
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {

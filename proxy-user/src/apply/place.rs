@@ -173,8 +173,6 @@ pub(super) fn slots(service: ServiceId, row: &ServiceRow, ids: &[BackendId]) -> 
     slots.extend(chosen(|flags| flags.has(BackendFlags::IN_LOCAL_SET)));
     let draining = slots.len();
     slots.extend(chosen(|flags| flags.without(BackendFlags::SETS) == flags));
-    // The last one of the range is where it is looked for.
-    slots[draining..].sort_by_key(|slot| slot.flags.has(BackendFlags::RESOLVER));
     slots[0] = header(local - 1, draining - local, slots.len() - draining);
     slots
 }

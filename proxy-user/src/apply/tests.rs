@@ -1,7 +1,6 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
 mod clients;
-mod resolver;
 
 use super::*;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
@@ -415,9 +414,6 @@ fn programs_can_choose_from_what_apply_wrote() {
         }
         fn admits(&self, _: &Source) -> bool {
             true
-        }
-        fn resolver_listens(&self, _: &Addr) -> bool {
-            false
         }
     }
     let mut applier = applier();

@@ -166,10 +166,10 @@ pub(super) const SETTINGS: [Setting; 33] = [
     },
     Setting {
         name: "dns",
-        value: "off|kernel|full",
+        value: "off|kernel",
         default: Some("off"),
-        help: "Who answers the cluster's names on this node: its DNS service alone; programs on the \
-               pods' devices, and the service what they pass; or these and a resolver of the agent",
+        help: "Who answers the cluster's names on this node: its DNS service alone; or programs on \
+               the pods' devices, and the service what they pass",
     },
     Setting {
         name: "dns-deny",
@@ -206,15 +206,14 @@ pub(super) const SETTINGS: [Setting; 33] = [
     Setting {
         name: "dns-port",
         value: "PORT",
-        default: Some("10053"),
-        help: "The resolver's port on the node, for `--dns full`",
+        default: None,
+        help: "Without effect: the agent has no resolver any more",
     },
     Setting {
         name: "dns-upstream",
         value: "LIST",
         default: None,
-        help: "Whom the resolver asks what it does not know: addresses, or addresses with ports, \
-               separated by commas [default: the endpoints of the DNS service]",
+        help: "Without effect: the agent has no resolver any more",
     },
     Setting {
         name: "min-sync-period",
@@ -269,6 +268,10 @@ pub(super) const SETTINGS: [Setting; 33] = [
                flag or an environment variable counts more",
     },
 ];
+
+/// The settings of the version before that have no effect any more: accepted for one version, and
+/// named in a warning.
+pub(super) const WITHOUT_EFFECT: [&str; 2] = ["dns-port", "dns-upstream"];
 
 /// The setting that names the configuration file; the only one that the file cannot hold.
 pub(super) const CONFIG: &str = "config";

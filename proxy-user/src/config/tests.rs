@@ -57,6 +57,7 @@ fn the_defaults_suit_a_kubeadm_node() {
             control_socket: "/run/shunt/agent.sock".into(),
             log_format: LogFormat::Text,
             log_level: tracing::Level::INFO,
+            warnings: Vec::new(),
         }
     );
     let host_name = rustix::system::uname().nodename().to_str().unwrap().to_lowercase();
@@ -100,6 +101,7 @@ fn every_setting_can_be_given_in_a_file() {
             control_socket: "/s".into(),
             log_format: LogFormat::Json,
             log_level: tracing::Level::TRACE,
+            warnings: Vec::new(),
         }
     );
 }
@@ -149,50 +151,57 @@ fn names_are_answered_as_the_flags_say() {
     let dns = |flags: &[&str]| args(flags).resolve().unwrap().dns;
     let kube_dns = ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() };
     let kernel = DnsConfig {
-        full: false,
         deny: Denial::Auto,
         zone: "cluster.local".to_owned(),
         service: kube_dns,
         ttl: None,
         limit: 20_000,
-        port: 10_053,
-        upstreams: None,
     };
-    assert_eq!(dns(&["--dns", "kernel"]), Some(kernel.clone()));
-    let flags = ["--dns=full", "--dns-deny=shadow", "--dns-zone=K8s.Example.", "--dns-ttl=7"];
-    let more = [
-        "--dns-service=a/b",
-        "--dns-limit=5",
-        "--dns-port=53",
-        "--dns-upstream=10.0.0.1, [fd00::1]:5353",
-    ];
-    let full = DnsConfig {
-        full: true,
+    assert_eq!(dns(&["--dns", "kernel"]), Some(kernel));
+    let flags = ["--dns=kernel", "--dns-deny=shadow", "--dns-zone=K8s.Example.", "--dns-ttl=7"];
+    let given = DnsConfig {
         deny: Denial::Shadow,
         zone: "k8s.example".to_owned(),
         service: ObjectName { namespace: "a".into(), name: "b".into() },
         ttl: Some(7),
         limit: 5,
-        port: 53,
-        upstreams: Some(vec!["10.0.0.1:53".parse().unwrap(), "[fd00::1]:5353".parse().unwrap()]),
     };
-    assert_eq!(dns(&[&flags[..], &more].concat()), Some(full));
+    assert_eq!(dns(&[&flags[..], &["--dns-service=a/b", "--dns-limit=5"]].concat()), Some(given));
     let file = file("dns: off");
     assert_eq!(dns(&["--config", file.path().to_str().unwrap()]), None);
     let error = args(&["--dns", "yes"]).resolve().map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("off, kernel or full"), "{error}");
+    assert!(error.to_string().contains("write off or kernel"), "{error}");
     for (flag, value) in [
         ("--dns-deny", "never"),
         ("--dns-zone", "a..b"),
         ("--dns-service", "kube-dns"),
         ("--dns-ttl", "86400"),
-        ("--dns-port", "0"),
-        ("--dns-upstream", "dns.example"),
     ] {
-        let error = args(&["--dns=full", flag, value]).resolve();
+        let error = args(&["--dns=kernel", flag, value]).resolve();
         let error = error.map(|config| config.dns).unwrap_err().to_string();
         assert!(error.starts_with(flag) && error.contains("write"), "{error}");
     }
+}
+
+#[test]
+fn dns_full_is_refused_and_the_sentence_says_what_to_use() {
+    let error = args(&["--dns=full"]).resolve().map(|_| ()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "--dns: the agent has no resolver any more: write kernel; names that the kernel does not \
+         answer pass to the cluster's DNS service as any packet"
+    );
+}
+
+#[test]
+fn flags_of_the_resolver_are_accepted_and_named_as_without_effect() {
+    let file = file("dns-upstream: [10.0.0.1, 10.0.0.2]");
+    let path = file.path().to_str().unwrap();
+    let config = args(&["--dns-port=10053", "--config", path]).resolve().unwrap();
+    let subjects: Vec<_> = config.warnings.iter().map(|warning| &*warning.subject).collect();
+    assert_eq!(subjects, ["--dns-port", &format!("dns-upstream in {path}")]);
+    assert!(config.warnings.iter().all(|warning| warning.message.contains("no effect")));
+    assert_eq!(args(&["--dns=kernel"]).resolve().unwrap().warnings, []);
 }
 
 #[test]

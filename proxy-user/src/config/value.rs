@@ -7,7 +7,7 @@
 use super::{Denial, DeviceSelection, LogFormat, NodePortAddresses, PortRange};
 use crate::model::ObjectName;
 use ipnetwork::IpNetwork;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tracing::Level;
@@ -27,7 +27,6 @@ pub(super) enum SourceKind {
 pub(super) enum DnsMode {
     Off,
     Kernel,
-    Full,
 }
 
 pub(super) fn source(text: &str) -> Parsed<SourceKind> {
@@ -146,8 +145,12 @@ pub(super) fn dns(text: &str) -> Parsed<DnsMode> {
         // YAML takes a bare `off` for false.
         "off" | "false" => Ok(DnsMode::Off),
         "kernel" => Ok(DnsMode::Kernel),
-        "full" => Ok(DnsMode::Full),
-        _ => Err(format!("{text:?} is no way to answer names: write off, kernel or full")),
+        "full" => {
+            Err("the agent has no resolver any more: write kernel; names that the kernel does \
+                       not answer pass to the cluster's DNS service as any packet"
+                .to_owned())
+        }
+        _ => Err(format!("{text:?} is no way to answer names: write off or kernel")),
     }
 }
 
@@ -191,24 +194,6 @@ pub(super) fn ttl(text: &str) -> Parsed<u32> {
 pub(super) fn rate(text: &str) -> Parsed<u32> {
     text.parse()
         .map_err(|_| format!("{text:?} is no rate: write answers a second, or 0 for no limit"))
-}
-
-pub(super) fn port(text: &str) -> Parsed<u16> {
-    let port = text.trim().parse().ok().filter(|port| *port > 0);
-    port.ok_or_else(|| format!("{text:?} is no port: write a number from 1 to 65535"))
-}
-
-pub(super) fn servers(text: &str) -> Parsed<Vec<SocketAddr>> {
-    let server = |item: &str| {
-        item.parse()
-            .or_else(|_| item.parse().map(|addr: IpAddr| SocketAddr::new(addr, 53)))
-            .map_err(|_| format!("{item:?} is no DNS server: write an address, or one with a port"))
-    };
-    let servers: Vec<_> = items(text).map(server).collect::<Result<_, _>>()?;
-    if servers.is_empty() {
-        return Err("the list is empty: write DNS servers, such as 10.0.0.53".to_owned());
-    }
-    Ok(servers)
 }
 
 /// As Go writes durations, without fractions: `90s`, `1m30s`, `50ms`, `0`.

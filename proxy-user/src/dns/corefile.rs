@@ -5,15 +5,11 @@
 //! why there is none. It knows the few directives with which a name that the objects do not
 //! have does not exist; with any other, CoreDNS may know better.
 
-use super::zone::PodNames;
-
 /// What the Corefile says of the zone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Corefile {
     /// The time to live of answers, in seconds.
     pub ttl: u32,
-    /// How names of pods are answered.
-    pub pods: PodNames,
     /// Whether a name that the objects do not have does not exist; if not, the reason.
     pub denial: Result<(), String>,
 }
@@ -45,11 +41,7 @@ struct Directive<'a> {
 
 /// What the Corefile `text` says of `zone`, which is in lower case and has no dot at its end.
 pub fn read(text: &str, zone: &str) -> Corefile {
-    let nothing = |reason: String| Corefile {
-        ttl: DEFAULT_TTL,
-        pods: PodNames::Unknown,
-        denial: Err(reason),
-    };
+    let nothing = |reason: String| Corefile { ttl: DEFAULT_TTL, denial: Err(reason) };
     let tokens = match tokens(text) {
         Ok(tokens) => tokens,
         Err(reason) => return nothing(reason),
@@ -144,7 +136,7 @@ fn is_within(name: &str, zone: &str) -> bool {
 }
 
 fn of_server(server: &Directive<'_>, zone: &str) -> Corefile {
-    let mut corefile = Corefile { ttl: DEFAULT_TTL, pods: PodNames::Unknown, denial: Ok(()) };
+    let mut corefile = Corefile { ttl: DEFAULT_TTL, denial: Ok(()) };
     let refuse = |denial: &mut Result<(), String>, reason: String| {
         if denial.is_ok() {
             *denial = Err(reason);
@@ -192,7 +184,6 @@ fn of_kubernetes(
         [own] if **own == *zone => Ok(()),
         _ => Err(format!("`kubernetes` in the Corefile is not for {zone} alone")),
     };
-    corefile.pods = PodNames::Absent;
     for option in &directive.block {
         let found = match option.words.as_slice() {
             ["ttl", seconds] => match seconds.parse() {
@@ -202,16 +193,8 @@ fn of_kubernetes(
                 }
                 _ => Err(format!("the Corefile has `ttl {seconds}`")),
             },
-            ["pods", "insecure"] => {
-                corefile.pods = PodNames::Insecure;
-                Ok(())
-            }
-            ["pods", "disabled"] => Ok(()),
-            ["pods", ..] => {
-                // `verified` takes a list of the pods.
-                corefile.pods = PodNames::Unknown;
-                Ok(())
-            }
+            // The kernel answers no names of pods.
+            ["pods", ..] => Ok(()),
             ["fallthrough", zones @ ..] => {
                 let reaches = |name: &&str| {
                     let name = name.trim_end_matches('.').to_ascii_lowercase();
@@ -277,7 +260,7 @@ mod tests {
 
     #[test]
     fn kubeadms_corefile_gives_leave_to_deny() {
-        let corefile = Corefile { ttl: 30, pods: PodNames::Insecure, denial: Ok(()) };
+        let corefile = Corefile { ttl: 30, denial: Ok(()) };
         assert_eq!(read(KUBEADM, "cluster.local"), corefile);
     }
 
@@ -309,8 +292,7 @@ mod tests {
             let text = KUBEADM.replace("    loop\n", &format!("    {line}\n"));
             let name = line.split(' ').next().unwrap();
             assert!(denial(&text).contains(&format!("`{name}`")), "{line}: {}", denial(&text));
-            let corefile = read(&text, "cluster.local");
-            assert_eq!((corefile.ttl, corefile.pods), (30, PodNames::Insecure), "{line}");
+            assert_eq!(read(&text, "cluster.local").ttl, 30, "{line}");
         }
         let block = KUBEADM.replace("    loop\n", "    hosts {\n 10.0.0.1 a.b\n fallthrough\n }\n");
         assert!(denial(&block).contains("`hosts`"));
@@ -345,10 +327,9 @@ mod tests {
             assert_eq!(read(&with(option), "cluster.local").ttl, DEFAULT_TTL, "{option}");
         }
         assert_eq!(read(&with("ttl 0"), "cluster.local").ttl, 0);
-        let pods = |mode: &str| read(&KUBEADM.replace("pods insecure", mode), "cluster.local").pods;
-        assert_eq!(pods("pods disabled"), PodNames::Absent);
-        assert_eq!(pods("# none"), PodNames::Absent);
-        assert_eq!(pods("pods verified"), PodNames::Unknown);
+        for pods in ["pods disabled", "# none", "pods verified"] {
+            assert_eq!(denial(&KUBEADM.replace("pods insecure", pods)), "yes", "{pods}");
+        }
     }
 
     #[test]
@@ -389,6 +370,5 @@ mod tests {
         {
             assert_ne!(denial(text), "yes", "{text}");
         }
-        assert_eq!(read("", "cluster.local").pods, PodNames::Unknown);
     }
 }

@@ -3,7 +3,6 @@
 //! A pure function of the flags, the Corefile and what has been listed, with the reason in words.
 
 use super::corefile::{self, Corefile};
-use super::zone::PodNames;
 use crate::config::{Denial, DnsConfig};
 
 /// The time to live where neither a flag nor a Corefile gives one; kubeadm's.
@@ -14,8 +13,6 @@ const TTL: u32 = 30;
 pub struct Policy {
     /// The time to live of answers, in seconds.
     pub ttl: u32,
-    /// How names of pods are answered.
-    pub pods: PodNames,
     /// Whether names are denied.
     pub deny: bool,
     /// Whether the kernel counts what it would deny, and leaves it alone.
@@ -33,7 +30,6 @@ pub fn decide(
 ) -> Policy {
     let read = corefile.flatten().map(|text| corefile::read(text, &config.zone));
     let ttl = config.ttl.or(read.as_ref().map(|read| read.ttl)).unwrap_or(TTL);
-    let pods = read.as_ref().map_or(PodNames::Unknown, |read| read.pods);
     let (wanted, reason) = match (config.deny, read) {
         (Denial::Off, _) => (false, "--dns-deny=off".to_owned()),
         (Denial::On, _) => (true, "--dns-deny=on".to_owned()),
@@ -54,9 +50,9 @@ pub fn decide(
     let shadow = config.deny == Denial::Shadow;
     if wanted && !namespaces_listed {
         let reason = "the Namespaces are not listed yet".to_owned();
-        return Policy { ttl, pods, deny: false, shadow, reason };
+        return Policy { ttl, deny: false, shadow, reason };
     }
-    Policy { ttl, pods, deny: wanted, shadow, reason }
+    Policy { ttl, deny: wanted, shadow, reason }
 }
 
 #[cfg(test)]
@@ -68,14 +64,11 @@ mod tests {
 
     fn config(deny: Denial) -> DnsConfig {
         DnsConfig {
-            full: false,
             deny,
             zone: "cluster.local".to_owned(),
             service: ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() },
             ttl: None,
             limit: 0,
-            port: 10_053,
-            upstreams: None,
         }
     }
 

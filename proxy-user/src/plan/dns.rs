@@ -2,18 +2,18 @@
 //!
 //! A pure function of a Service and its slices, as CoreDNS's plugin `kubernetes` reads them
 //! (plugin/kubernetes/kubernetes.go, `findServices`). It answers nothing; the rows are for the
-//! kernel, and the resolver asks the same functions.
+//! kernel.
 
 use crate::model::{Endpoint, ObjectName, Service, ServiceType, Slice};
 use crate::tables::{DnsName, NameKind, NameRow};
-use proxy_ebpf::{Addr, Proto};
+use proxy_ebpf::Addr;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The port of DNS servers (RFC 1035 section 4.2).
-pub const DNS_PORT: u16 = 53;
+pub(super) const DNS_PORT: u16 = 53;
 /// The longest label (RFC 1035 section 2.3.4).
 const LABEL_LEN: usize = 63;
 
@@ -21,13 +21,13 @@ const LABEL_LEN: usize = 63;
 pub(super) const OTHER_NAMES: [&str; 2] = ["dns-version", "ns.dns"];
 
 /// The endpoints that names stand for, each with its slice: all that are ready.
-pub fn ready_endpoints(slices: &[Arc<Slice>]) -> impl Iterator<Item = (&Slice, &Endpoint)> {
+fn ready_endpoints(slices: &[Arc<Slice>]) -> impl Iterator<Item = (&Slice, &Endpoint)> {
     let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().map(|e| (&**slice, e)));
     endpoints.filter(|(_, endpoint)| endpoint.conditions.ready)
 }
 
 /// The first label of an endpoint's own name: its host name, or else its address with dashes.
-pub fn endpoint_label(endpoint: &Endpoint) -> Cow<'_, str> {
+fn endpoint_label(endpoint: &Endpoint) -> Cow<'_, str> {
     match (&endpoint.hostname, endpoint.addr) {
         (Some(hostname), _) => hostname.to_ascii_lowercase().into(),
         (None, IpAddr::V4(addr)) => addr.to_string().replace('.', "-").into(),
@@ -40,32 +40,6 @@ pub fn endpoint_label(endpoint: &Endpoint) -> Cow<'_, str> {
             label.into()
         }
     }
-}
-
-/// The servers behind the DNS service `service`: its ready endpoints, or else those that
-/// terminate and still serve.
-pub fn upstreams(service: &Service, slices: &[Arc<Slice>]) -> Vec<SocketAddr> {
-    let ports = service.ports.iter().filter(|port| port.port.number() == DNS_PORT);
-    let names: Vec<_> = ports.map(|port| &port.name).collect();
-    let serving = |ready: bool| {
-        let mut found = Vec::new();
-        for slice in slices {
-            let ports =
-                slice.ports.iter().filter(|p| p.proto == Proto::UDP && names.contains(&&p.name));
-            for port in ports {
-                let endpoints = slice.endpoints.iter().filter(|endpoint| {
-                    let conditions = endpoint.conditions;
-                    if ready { conditions.ready } else { conditions.serving }
-                });
-                found.extend(endpoints.map(|e| SocketAddr::new(e.addr, port.port.number())));
-            }
-        }
-        found.sort();
-        found.dedup();
-        found
-    };
-    let ready = serving(true);
-    if ready.is_empty() { serving(false) } else { ready }
 }
 
 /// The name `<namespace>.svc`.

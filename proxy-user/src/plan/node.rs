@@ -35,8 +35,6 @@ pub struct NodePlan {
     pub rows: NodeRows,
     /// The interfaces that the packet path is attached to.
     pub attach: Vec<Interface>,
-    /// The node's primary address of each family that it has.
-    pub primary: Vec<IpAddr>,
     /// What keeps pods from being told from outsiders.
     pub warnings: Vec<Warning>,
 }
@@ -68,8 +66,7 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
     let node_devices = || attach.iter().filter(|i| !is_pod(i) && !is_local(i)).copied();
     let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
 
-    let mut plan =
-        NodePlan { primary: primary.into_iter().flatten().collect(), ..NodePlan::default() };
+    let mut plan = NodePlan::default();
     let pods = match &settings.detect_local {
         DetectLocal::ClusterCidr => &settings.cluster_cidrs[..],
         DetectLocal::NodeCidr => node.map_or(&[][..], |node| &node.pod_cidrs),

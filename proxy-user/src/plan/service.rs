@@ -5,15 +5,12 @@
 
 use super::dns::DNS_PORT;
 use super::remarks::{About, Remarks};
-use super::{Resolver, backends, sources};
+use super::{backends, sources};
 use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
-use crate::tables::{
-    BackendRow, Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe,
-};
+use crate::tables::{Family, FrontendRow, ServiceKey, ServicePortName, ServiceRow, describe};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::service::NAME_LEN;
-use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port, Proto};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -35,8 +32,6 @@ pub(super) struct Place<'a> {
     pub(super) node_ports: NodePortRange,
     /// The DNS service, if queries to it may be answered on their way.
     pub(super) dns_service: Option<&'a ObjectName>,
-    /// Where the node answers DNS queries itself.
-    pub(super) resolver: Option<&'a Resolver>,
 }
 
 /// What one Service needs.
@@ -131,14 +126,6 @@ fn plan_port(
     let policies = [service.internal_policy, service.external_policy];
     let (mut row, left_out) =
         backends::choose(&endpoints, place, policies.contains(&TrafficPolicy::Local));
-    if let Some(backend) = resolver(service, port, family, place) {
-        let serving = BackendFlags::SERVING.with(BackendFlags::READY);
-        let flags = serving.with(BackendFlags::LOCAL).with(BackendFlags::RESOLVER);
-        let others = row.all.iter().filter(|(other, _)| *other != backend).copied();
-        let mut all: Vec<_> = others.chain([(backend, flags)]).collect();
-        all.sort_unstable_by_key(|(backend, _)| *backend);
-        row.all = all.into();
-    }
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
     row.source_ranges = sources::ranges(service, family, place.node_ips);
     if left_out > 0 {
@@ -151,18 +138,6 @@ fn plan_port(
         });
     }
     plan.rows.insert(key, row);
-}
-
-/// The node's resolver in `family`, if `port` is that of the DNS service.
-fn resolver(
-    service: &Service,
-    port: &ServicePort,
-    family: Family,
-    place: Place<'_>,
-) -> Option<BackendRow> {
-    let is_dns = port.port.number() == DNS_PORT && port.proto != Proto::SCTP;
-    let resolver = place.resolver.filter(|r| is_dns && r.service == service.name)?;
-    resolver.backends.iter().find(|backend| Family::of(backend.addr) == family).copied()
 }
 
 /// The frontends of `port` in the family of `cluster_ip`; the first of equal keys counts.
@@ -187,11 +162,7 @@ fn frontends(
         Some(name) if is_dns && *name == service.name => FrontendFlags::DNS,
         _ => FrontendFlags::NONE,
     };
-    let resolver = match resolver(service, port, Family::of(cluster_ip), place) {
-        Some(_) => FrontendFlags::RESOLVER,
-        None => FrontendFlags::NONE,
-    };
-    let mut frontends = vec![(at(cluster_ip), internal.with(dns).with(resolver))];
+    let mut frontends = vec![(at(cluster_ip), internal.with(dns))];
     if let Some(number) = node_port(service, port).filter(|&n| place.node_ports.contains(n)) {
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);
         frontends.push((key, FrontendFlags::NODE_PORT.with(external)));

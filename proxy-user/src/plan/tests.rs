@@ -1,15 +1,13 @@
 //! Facts that the tables of a small case do not show.
 
+use super::Planner;
 use super::backends::MAX_BACKENDS;
-use super::{Planner, Resolver};
 use crate::model::{Change, Service, ServicePort, ServiceType, Slice, Touched, World, examples};
-use crate::tables::{BackendRow, ServiceRow};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Port, Proto};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 
 fn addr(index: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(0x0a00_0000 + index)
@@ -77,32 +75,6 @@ fn queries_to_the_dns_service_are_left_to_the_veth() {
     assert_eq!(left, [FrontendKey::service(addr(1).into(), Port::new(53), Proto::UDP)]);
     let left: Vec<_> = flagged(planner());
     assert_eq!(left, []);
-}
-
-#[test]
-fn resolver_is_added_to_the_endpoints_and_to_cluster_ips_alone() {
-    let mut service = examples::service("kube-dns", addr(1));
-    service.ports[0].port = Port::new(53);
-    service.external_ips = vec![IpAddr::from([192, 0, 2, 8])];
-    let slice = examples::slice("kube-dns-1", "kube-dns", [addr(9)]);
-    let (world, touched) = world(vec![service], vec![slice]);
-    let mut planner = Planner::new("node-a");
-    let without = planner.update(&world, &touched).services;
-    let backend = BackendRow { addr: addr(7).into(), port: Port::new(10_053) };
-    let resolver = Resolver { service: examples::name("kube-dns"), backends: vec![backend] };
-    let touched = planner.set_resolver(Some(resolver));
-    let delta = planner.update(&world, &touched);
-    for (key, row) in delta.services {
-        let all = |row: &Option<Arc<ServiceRow>>| row.as_ref().unwrap().all.to_vec();
-        let (added, others): (Vec<_>, Vec<_>) =
-            all(&row).into_iter().partition(|(_, flags)| flags.has(BackendFlags::RESOLVER));
-        assert_eq!(others, all(&without[&key]));
-        assert!(matches!(added[..], [(row, flags)] if row == backend
-            && flags.has(BackendFlags::SERVING) && flags.without(BackendFlags::SETS) == flags));
-    }
-    let flagged = delta.frontends.into_iter().map(|(key, row)| (key.addr, row.unwrap().flags));
-    let flagged: Vec<_> = flagged.collect();
-    assert_eq!(flagged, [(addr(1).into(), FrontendFlags::RESOLVER)]);
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub struct BackendRow {
     pub state: &'static str,
     /// Whether it runs on this node.
     pub local: bool,
-    /// The sets that it may be chosen from, `cluster` and `local`; `resolver`, which comes before
-    /// these while it listens; or `draining`: it keeps the UDP flows that it has.
+    /// The sets that it may be chosen from, `cluster` and `local`; or `draining`: it keeps the UDP
+    /// flows that it has.
     pub sets: Vec<&'static str>,
     /// The number of the backend in the maps.
     pub id: u32,
@@ -62,7 +62,6 @@ fn sets(range: &Range) -> BTreeMap<BackendId, (&Slot, Vec<&'static str>)> {
         [("cluster", range.cluster()), ("local", range.local()), ("draining", range.draining())];
     for (set, slots) in sets {
         for slot in slots {
-            let set = if slot.flags.has(BackendFlags::RESOLVER) { "resolver" } else { set };
             found.entry(slot.backend).or_insert((slot, Vec::new())).1.push(set);
         }
     }

@@ -1,18 +1,18 @@
 //! `shunt dns`: what a query of a name gets, who answers it, and why.
 //!
 //! The kernel's part is decided by the same code that runs in the kernel, over the same maps. It
-//! asks nobody: what a resolver says is given to it.
+//! asks nobody: what the DNS service says is not known here.
 
 use super::{Document, Output};
 use crate::pinned::{PinnedError, PinnedMaps};
-use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::{Name, RecordType};
 use proxy_ebpf::Addr;
 use proxy_ebpf::dns::zone::ZoneFlags;
 use proxy_ebpf::dns::{Outcome, READ, Work, Zone};
 use proxy_ebpf::node::Device;
 use serde::Serialize;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 /// A question, as a pod would send it.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub struct NameAnswer {
     pub name: String,
     /// The type that is asked for.
     pub r#type: String,
-    /// Who answers: `kernel`, `resolver`, or `DNS service`.
+    /// Who answers: `kernel` or `DNS service`.
     pub answered_by: &'static str,
     /// How the program in the kernel ends.
     pub outcome: &'static str,
@@ -46,7 +46,7 @@ pub struct NameAnswer {
 
 impl NameQuestion {
     /// The query's bytes.
-    pub fn query(&self) -> Option<Vec<u8>> {
+    fn query(&self) -> Option<Vec<u8>> {
         let mut message = Message::query();
         message.metadata.recursion_desired = true;
         message.add_query(Query::query(self.name.clone(), self.kind));
@@ -78,6 +78,10 @@ pub fn name_answer(
         0 => "NOERROR".to_owned(),
         _ => "NXDOMAIN".to_owned(),
     });
+    let mut reasons = vec![reason(outcome, &zone).to_owned()];
+    if !outcome.is_answer() {
+        reasons.push("so it goes on to the endpoints of the DNS service".to_owned());
+    }
     Ok(NameAnswer {
         name: question.name.to_string(),
         r#type: question.kind.to_string(),
@@ -85,7 +89,7 @@ pub fn name_answer(
         outcome: outcome.name(),
         code,
         records: records.into_iter().map(|addr| IpAddr::from(addr).to_string()).collect(),
-        reasons: vec![reason(outcome, &zone).to_owned()],
+        reasons,
     })
 }
 
@@ -135,7 +139,7 @@ const fn reason(outcome: Outcome, zone: &Zone) -> &'static str {
         }
         Outcome::NotPod => "the sender is not known to be a pod of this node",
         Outcome::OtherZone => "the name is not one of the cluster's zone",
-        Outcome::Resolver => "the kernel leaves names and types of this kind to a resolver",
+        Outcome::DnsService => "the kernel leaves names and types of this kind to the DNS service",
         Outcome::Unknown => "the kernel does not know the name, and may not say that it is none",
         Outcome::Shadowed => {
             "the kernel would deny the name, and only counts it (--dns-deny=shadow)"
@@ -155,34 +159,6 @@ impl NameAnswer {
     /// Whether a name was found, with data or without; `None` if it is not known here.
     pub fn exists(&self) -> Option<bool> {
         self.code.as_ref().map(|code| code == "NOERROR")
-    }
-
-    /// Takes what the node's resolver at `resolver` replied, if it did.
-    pub fn resolved(&mut self, resolver: SocketAddr, reply: Option<&[u8]>) {
-        self.answered_by = "resolver";
-        match reply.and_then(|reply| Message::from_vec(reply).ok()) {
-            Some(reply) => {
-                let reason = if reply.metadata.recursion_available {
-                    "asked an upstream"
-                } else {
-                    "answered it"
-                };
-                self.reasons.push(format!("the node's resolver at {resolver} {reason}"));
-                self.code = Some(match reply.metadata.response_code {
-                    ResponseCode::NoError => "NOERROR".to_owned(),
-                    ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
-                    ResponseCode::ServFail => "SERVFAIL".to_owned(),
-                    other => other.to_string(),
-                });
-                self.records = reply.answers.iter().map(ToString::to_string).collect();
-            }
-            None => self.reasons.push(format!("the node's resolver at {resolver} is silent")),
-        }
-    }
-
-    /// Notes where the query goes, since no resolver of the node takes it.
-    pub fn passed(&mut self) {
-        self.reasons.push("so it goes on to the endpoints of the DNS service".to_owned());
     }
 }
 

@@ -71,8 +71,8 @@ pub struct Answer {
     pub caller: &'static str,
     /// `forwarded`, `refused`, `dropped`; `inconsistent` if the maps contradict themselves.
     pub verdict: &'static str,
-    /// The set that is chosen from: `cluster`, `local`, `resolver` (the node's own for the DNS
-    /// service) or, where it does not come to a choice, `none`.
+    /// The set that is chosen from: `cluster`, `local` or, where it does not come to a choice,
+    /// `none`.
     pub set: &'static str,
     /// Why, in a sentence.
     pub reason: String,
@@ -205,11 +205,6 @@ fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'stat
     };
     let set = if local { "local" } else { "cluster" };
     let (verdict, reason) = match choose(snapshot, value, caller, 0, |_, _| None) {
-        Some(Choice::Backend(_, slot)) if slot.flags.has(BackendFlags::RESOLVER) => {
-            let reason = "to the node's resolver, which listens".to_owned();
-            let backends = vec![candidate(&slot)];
-            return Answer { caller: who, verdict: "forwarded", set: "resolver", reason, backends };
-        }
         Some(Choice::Backend(..)) => ("forwarded", forwarded(slots, local)),
         Some(Choice::Refuse(_)) => {
             ("refused", "no endpoint of the service is ready or still serving, on any node".into())

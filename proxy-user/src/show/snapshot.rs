@@ -30,8 +30,6 @@ pub struct Snapshot {
     pub service_cidrs: Vec<IpNetwork>,
     /// The networks that restricted frontends are open to.
     pub source_ranges: BTreeMap<ServiceId, BTreeSet<IpNetwork>>,
-    /// Whether the node's resolver listens. The maps do not say it: an agent does.
-    pub resolver_listens: bool,
 }
 
 /// A service port, and what belongs to it.
@@ -84,7 +82,6 @@ impl Snapshot {
             cluster_cidrs: maps.cluster_cidrs()?,
             service_cidrs: maps.service_cidrs()?,
             source_ranges: maps.source_ranges()?,
-            resolver_listens: false,
         })
     }
 
@@ -155,9 +152,5 @@ impl Tables for Snapshot {
     fn admits(&self, source: &Source) -> bool {
         let ranges = self.source_ranges.get(&source.service);
         ranges.is_some_and(|ranges| ranges.iter().any(|range| range.contains(source.addr.into())))
-    }
-
-    fn resolver_listens(&self, _: &Addr) -> bool {
-        self.resolver_listens
     }
 }

@@ -268,8 +268,6 @@ fn agent() -> Status {
             denies: true,
             reason: "the Corefile answers the zone from the cluster alone".into(),
             ttl: 30,
-            resolver: vec!["10.0.0.1:10053".parse().unwrap()],
-            upstreams: vec!["10.244.0.2:53".parse().unwrap()],
         }),
         warnings: vec![Warning {
             subject: "Service default/web".into(),

@@ -105,7 +105,6 @@ impl Plane {
             snat_ports: 61_000..=65_535,
             log_level: None,
             dns_limit: DnsLimit { rate: 0, burst: 0 },
-            resolver_port: 0,
         };
         adjust(&mut settings);
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");

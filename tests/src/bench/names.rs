@@ -1,7 +1,7 @@
-//! Names: what a pod waits for an answer, and how many it gets, from the kernel, from the agent's
-//! resolver, and from a resolver of Debian with the same zone beside it.
+//! Names: what a pod waits for an answer, and how many it gets, from the kernel, and from an
+//! unbound with the same zone beside it.
 //!
-//! All three are on one node and asked by one pod, in turns. The zone is the same, and what is
+//! Both are on one node and asked by one pod, in turns. The zone is the same, and what is
 //! outside of it is a stand-in's answer for all. A second node, without names, shows what the
 //! program costs the TCP streams that pass it by.
 
@@ -28,8 +28,6 @@ use std::time::Duration;
 const DNS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 /// The port of the stand-in for all other name servers.
 const OUTSIDE: u16 = 1053;
-/// The port of the agent's resolver.
-const RESOLVER: u16 = 10_053;
 /// How many endpoints the large Service has.
 const MANY: u8 = 29;
 /// Queries under way when it is about how many are answered.
@@ -51,8 +49,12 @@ const COREFILE: &str = ".:53 {
 }
 ";
 
-/// Who answers, besides the baseline.
-const OURS: [&str; 2] = ["kernel", "resolver"];
+/// Who answers.
+#[derive(Clone, Copy)]
+enum Server {
+    Kernel,
+    Unbound,
+}
 
 /// What is asked.
 struct Case {
@@ -68,7 +70,7 @@ struct Turn {
     per_cpu: f64,
 }
 
-/// Measures names; nothing if there is no other resolver on this machine.
+/// Measures names; only the streams if there is no unbound on this machine.
 pub(super) async fn run(options: &Options, skipped: &mut Vec<String>) -> Result<Vec<Row>> {
     let scene = Scene::start().await?;
     let (turn, rounds) = options.pick((20, 1), (50, 3), (200, 9));
@@ -125,7 +127,7 @@ fn question(name: &str, kind: u8, code: u8, addrs: Vec<IpAddr>) -> Result<Questi
 }
 
 /// A node that answers names and one that does not, each with a pod that asks and one that serves
-/// streams; on the first, the other resolver and the rest of the world.
+/// streams; on the first, the unbound and the rest of the world.
 struct Scene {
     cluster: Cluster,
     clients: [Pod; 2],
@@ -151,21 +153,17 @@ impl Scene {
         scene
             .cluster
             .start_agents(|node, options| {
-                let names = if node.name() == scene.clients[0].node() { "full" } else { "off" };
+                let names = if node.name() == scene.clients[0].node() { "kernel" } else { "off" };
                 // A pod that asks as fast as it can is what is measured.
                 options.flag("--dns", names).flag("--dns-limit", "0")
             })
             .await?;
         let denies = |status: &Value| status["dns"]["denies"] == json!(true);
-        let listens =
-            |status: &Value| status["dns"]["resolver"].as_array().is_some_and(|a| a.len() == 2);
-        let _ = scene.cluster.agent(0)?.wait_status(|s| denies(s) && listens(s)).await?;
+        let _ = scene.cluster.agent(0)?.wait_status(denies).await?;
         for case in cases()? {
-            for who in OURS {
-                let sprint = || scene.turn(who, &case, 1, Duration::from_millis(1));
-                let right = |turn: &Result<Turn>| matches!(turn, Ok(t) if t.report.failed == 0);
-                let _ = eventually("names are answered", sprint, right).await??;
-            }
+            let sprint = || scene.turn(Server::Kernel, &case, 1, Duration::from_millis(1));
+            let right = |turn: &Result<Turn>| matches!(turn, Ok(t) if t.report.failed == 0);
+            let _ = eventually("names are answered", sprint, right).await??;
         }
         Ok(scene)
     }
@@ -190,7 +188,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Starts a resolver with the same zone; false if this machine has none.
+    /// Starts an unbound with the same zone; false if this machine has none.
     async fn start_unbound(&self) -> Result<bool> {
         let folder = self.cluster.lab.scratch();
         let file = folder.join("unbound.conf");
@@ -218,7 +216,7 @@ impl Scene {
             let name = "many.shop.svc.cluster.local.";
             writeln!(text, "  local-data: \"{name} 30 A 10.244.9.{last}\"")?;
         }
-        // As the agent's resolver, it asks for what is outside each time.
+        // As the stand-in is asked past the kernel, it asks for what is outside each time.
         let outside = self.outside.ipv4();
         write!(
             text,
@@ -245,18 +243,17 @@ remote-control:
         }
         ensure!(output.status == Some(0), "unbound: {}", output.stderr);
         let case = &cases()?[0];
-        let asked = || self.turn("unbound", case, 1, Duration::from_millis(1));
+        let asked = || self.turn(Server::Unbound, case, 1, Duration::from_millis(1));
         let right = |turn: &Result<Turn>| matches!(turn, Ok(turn) if turn.report.failed == 0);
         let _ = eventually("unbound answers", asked, right).await??;
         Ok(true)
     }
 
     /// Where `who` is asked.
-    fn server(&self, who: &str) -> SocketAddr {
+    fn server(&self, who: Server) -> SocketAddr {
         match who {
-            "kernel" => (DNS, 53).into(),
-            "resolver" => (self.node().ipv4(), RESOLVER).into(),
-            _ => (self.unbound.ipv4(), 53).into(),
+            Server::Kernel => (DNS, 53).into(),
+            Server::Unbound => (self.unbound.ipv4(), 53).into(),
         }
     }
 
@@ -268,7 +265,7 @@ remote-control:
     /// processes of the node and in its kernel on their behalf.
     async fn turn(
         &self,
-        who: &str,
+        who: Server,
         case: &Case,
         at_once: usize,
         duration: Duration,
@@ -291,10 +288,10 @@ remote-control:
         Ok(Duration::from_micros(micros))
     }
 
-    /// Four rows: how long the kernel and the resolver take, and how many they answer.
+    /// Two rows: how long the kernel takes, and how many queries it answers.
     async fn compare(&self, case: &Case, turn: Duration, rounds: usize) -> Result<Vec<Row>> {
-        const WHO: [&str; 3] = ["unbound", OURS[0], OURS[1]];
-        let mut turns: [[Vec<Turn>; 2]; 3] = Default::default();
+        const WHO: [Server; 2] = [Server::Unbound, Server::Kernel];
+        let mut turns: [[Vec<Turn>; 2]; 2] = Default::default();
         // One untimed round comes first.
         for round in 0..=rounds {
             for index in 0..WHO.len() {
@@ -307,27 +304,25 @@ remote-control:
                 }
             }
         }
-        let [unbound, ours @ ..] = &turns;
-        let rows = OURS.iter().zip(ours).flat_map(|(who, own)| {
-            let target = |target| (*who == OURS[0] && case.key != "walk").then_some(target);
-            let p50 = |turn: &Turn| turn.report.latency.p50.as_secs_f64() * 1e6;
-            let times = Target::OfDirect { at_least: TIMES, beat_proxies: false };
-            let row = |kind: &str, what: &str, unit| {
-                let key = format!("dns-{}-{kind}-{who}", case.key);
-                Row::new(&key, &format!("{}, {who}{what}", case.what), None, unit)
-            };
-            let latency = row("latency", "", "µs");
-            let latency = filled(
-                latency,
-                &unbound[0],
-                &own[0],
-                p50,
-                target(Target::AtMostOfDirect(1.0 / TIMES)),
-            );
-            let rate = row("rate", " ×32", "/s CPU");
-            [latency, filled(rate, &unbound[1], &own[1], |turn| turn.per_cpu, target(times))]
-        });
-        Ok(rows.collect())
+        let [unbound, kernel] = &turns;
+        let target = |target| (case.key != "walk").then_some(target);
+        let row = |kind: &str, what: &str, unit| {
+            let key = format!("dns-{}-{kind}-kernel", case.key);
+            Row::new(&key, &format!("{}, kernel{what}", case.what), None, unit)
+        };
+        let p50 = |turn: &Turn| turn.report.latency.p50.as_secs_f64() * 1e6;
+        let latency = target(Target::AtMostOfDirect(1.0 / TIMES));
+        let rate = target(Target::OfDirect { at_least: TIMES, beat_proxies: false });
+        Ok(vec![
+            filled(row("latency", "", "µs"), &unbound[0], &kernel[0], p50, latency),
+            filled(
+                row("rate", " ×32", "/s CPU"),
+                &unbound[1],
+                &kernel[1],
+                |turn| turn.per_cpu,
+                rate,
+            ),
+        ])
     }
 
     /// One TCP stream between pods of a node, with and without the program on their devices.

@@ -63,7 +63,7 @@ async fn musl_finds_names_and_asks_two_queries_for_an_outside_name() -> Result<(
     let client = musl_client(&scene)?.display().to_string();
     let output = scene.with_search_list(&format!("{client} www.example.com")).await?;
     ensure!(output.contains("192.0.2.53") && output.contains("2001:db8::53"), "{output}");
-    let asked = scene.upstream.take_asked().await?;
+    let asked = scene.coredns.take_asked().await?;
     ensure!(asked.len() == 2, "{asked:?}");
     ensure!(asked.iter().all(|name| name.starts_with("www.example.com. ")), "{asked:?}");
 
@@ -78,7 +78,7 @@ async fn musl_finds_names_and_asks_two_queries_for_an_outside_name() -> Result<(
         found.sort_unstable();
         ensure!(found == expected, "{name}: {output}");
     }
-    ensure!(scene.upstream.take_asked().await?.is_empty(), "all was answered in the kernel");
+    ensure!(scene.coredns.take_asked().await?.is_empty(), "all was answered in the kernel");
     Ok(())
 }
 
@@ -95,7 +95,7 @@ async fn dig(scene: &Scene, questions: &[(&str, &str, u8)]) -> Result<()> {
             ensure!(!wrong.iter().any(|word| output.contains(word)), "{question}: {output}");
         }
     }
-    let asked = scene.upstream.take_asked().await?;
+    let asked = scene.coredns.take_asked().await?;
     ensure!(asked.is_empty(), "{asked:?}");
     Ok(())
 }
@@ -112,21 +112,6 @@ async fn dig_is_answered_by_the_kernel_with_any_option() -> Result<()> {
         ("nosuch.shop.svc.cluster.local A", "NXDOMAIN", 0),
         ("big.shop.svc.cluster.local A +bufsize=1232", "NOERROR", 60),
         ("big.shop.svc.cluster.local A +bufsize=4096", "NOERROR", 60),
-    ];
-    dig(&scene, &questions).await
-}
-
-#[tokio::test]
-async fn dig_is_answered_on_the_node_over_tcp_and_when_it_does_not_fit() -> Result<()> {
-    let scene = scene("--dns=full").await?;
-    let questions = [
-        ("web.shop.svc.cluster.local A +tcp", "NOERROR", 1),
-        ("nosuch.shop.svc.cluster.local A +tcp +ednsopt=65001:00", "NXDOMAIN", 0),
-        ("web.shop.svc.cluster.local SRV", "NOERROR", 2),
-        ("big.shop.svc.cluster.local A +tcp", "NOERROR", 60),
-        // Dig asks again over TCP.
-        ("big.shop.svc.cluster.local A +bufsize=512", "NOERROR", 60),
-        ("big.shop.svc.cluster.local A +noedns", "NOERROR", 60),
     ];
     dig(&scene, &questions).await
 }
@@ -157,7 +142,7 @@ async fn answers_of_the_kernel_arrive_without_offloads_too() -> Result<()> {
             }
         }
     }
-    ensure!(scene.upstream.take_asked().await?.is_empty(), "all was answered in the kernel");
+    ensure!(scene.coredns.take_asked().await?.is_empty(), "all was answered in the kernel");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The objects of the vectors.
-const WORLD: &str = include_str!("../../../proxy-user/src/dns/tests/world.yaml");
+const WORLD: &str = include_str!("world.yaml");
 
 /// The Corefile that kubeadm writes.
 pub(crate) const KUBEADM: &str = ".:53 {
@@ -39,15 +39,7 @@ pub(crate) const KUBEADM: &str = ".:53 {
 ";
 
 /// The port of the DNS service's pods.
-const UPSTREAM: u16 = 1053;
-
-/// Who answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum By {
-    Kernel,
-    Resolver,
-    Service,
-}
+const COREDNS_PORT: u16 = 1053;
 
 /// A cluster of two nodes, a pod that asks, and the DNS service's pod on the other node.
 pub(crate) struct Scene {
@@ -55,7 +47,7 @@ pub(crate) struct Scene {
     client: Pod,
     dns: Pod,
     /// The stand-in for CoreDNS.
-    pub(crate) upstream: NameServer,
+    pub(crate) coredns: NameServer,
 }
 
 impl Scene {
@@ -70,16 +62,13 @@ impl Scene {
             lab.add_pod(lab.node(0), "client"),
             lab.add_pod(lab.node(1), "dns")
         )?;
-        let upstream = dns.serve_names(UPSTREAM).await?;
-        Ok(Self { cluster, client, dns, upstream })
+        let coredns = dns.serve_names(COREDNS_PORT).await?;
+        Ok(Self { cluster, client, dns, coredns })
     }
 
     /// Publishes the objects of the vectors, with the stand-in behind the DNS service.
     pub(crate) fn publish_world(&self) -> Result<()> {
-        for document in serde_yaml_ng::Deserializer::from_str(WORLD) {
-            let mut object = Value::deserialize(document)?;
-            let is_slice = object["kind"] == "EndpointSlice";
-            object["apiVersion"] = json!(if is_slice { "discovery.k8s.io/v1" } else { "v1" });
+        for mut object in world()? {
             if object["metadata"]["name"] == "kube-dns-1" {
                 object["endpoints"] = json!([objects::endpoint(&self.dns, self.dns.ipv4())]);
                 let mut v6 = object.clone();
@@ -94,8 +83,8 @@ impl Scene {
     }
 
     /// Publishes the IPv4 endpoints of the headless Service `shop/db`: host name, last byte of
-    /// the address, and whether it is ready.
-    pub(crate) fn publish_db(&self, endpoints: &[(&str, u8, bool)]) -> Result<()> {
+    /// the address, and whether it is ready. Gives the EndpointSlice.
+    pub(crate) fn publish_db(&self, endpoints: &[(&str, u8, bool)]) -> Result<Value> {
         let endpoints: Vec<_> = endpoints
             .iter()
             .map(|(hostname, last, ready)| {
@@ -106,7 +95,7 @@ impl Scene {
                 })
             })
             .collect();
-        self.cluster.api.apply(&json!({
+        let slice = json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
@@ -117,7 +106,9 @@ impl Scene {
             "addressType": "IPv4",
             "ports": [{ "name": "pg", "port": 5432, "protocol": "TCP" }],
             "endpoints": endpoints,
-        }))
+        });
+        self.cluster.api.apply(&slice)?;
+        Ok(slice)
     }
 
     /// Starts the agents with `flags`, and waits until the first one answers names and denies.
@@ -127,14 +118,12 @@ impl Scene {
             pairs.iter().fold(options, |options, (flag, value)| options.flag(flag, value))
         });
         starting.await?;
-        let full = flags.contains(&"--dns=full");
         let is_up = |status: &Value| {
             let dns = &status["dns"];
             let attached = status["attachments"].as_array().is_some_and(|attached| {
                 attached.iter().any(|attachment| attachment["program"] == "names")
             });
-            let listens = dns["resolver"].as_array().is_some_and(|addrs| addrs.len() == 2);
-            dns["denies"] == json!(true) && attached && (!full || listens)
+            dns["denies"] == json!(true) && attached
         };
         let _ = self.cluster.agent(0)?.wait_status(is_up).await?;
         // The pod's address is found a moment after its device.
@@ -145,17 +134,12 @@ impl Scene {
             found.is_some_and(|found| found == "8500 1/0/0 10.96.1.1")
         };
         let _ = lab::cluster::eventually("names are answered", asked, answered).await??;
-        let _ = self.upstream.take_asked().await?;
+        let _ = self.coredns.take_asked().await?;
         Ok(())
     }
 
     pub(crate) fn dns_v4(&self) -> SocketAddr {
         ([10, 96, 0, 10], 53).into()
-    }
-
-    /// The resolver of the client's node.
-    pub(crate) fn resolver(&self) -> SocketAddr {
-        (self.cluster.lab.node(0).ipv4(), 10_053).into()
     }
 
     /// The DNS service over IPv4 and IPv6, and whether over TCP.
@@ -174,16 +158,15 @@ impl Scene {
         asked.with_context(|| format!("ask {to}, TCP {tcp}"))
     }
 
-    /// Who answers the pod, by the command line.
-    pub(crate) async fn answered_by(&self, name: &str, kind: RecordType) -> Result<By> {
+    /// Whether the kernel answers the pod, by the command line.
+    pub(crate) async fn is_kernels(&self, name: &str, kind: RecordType) -> Result<bool> {
         let (kind, from) = (kind.to_string(), self.client.ipv4().to_string());
         let answer = self.cluster.shunt(0, &["dns", name, &kind, "--from", &from]).await?;
-        Ok(match answer["answered_by"].as_str() {
-            Some("kernel") => By::Kernel,
-            Some("resolver") => By::Resolver,
-            Some("DNS service") => By::Service,
+        match answer["answered_by"].as_str() {
+            Some("kernel") => Ok(true),
+            Some("DNS service") => Ok(false),
             _ => bail!("{answer}"),
-        })
+        }
     }
 
     /// What glibc finds in the pod, with a resolv.conf like the kubelet's for the namespace
@@ -219,6 +202,18 @@ impl Scene {
     }
 }
 
+/// The objects of the vectors.
+pub(crate) fn world() -> Result<Vec<Value>> {
+    let documents = serde_yaml_ng::Deserializer::from_str(WORLD);
+    let objects = documents.map(|document| {
+        let mut object = Value::deserialize(document)?;
+        let is_slice = object["kind"] == "EndpointSlice";
+        object["apiVersion"] = json!(if is_slice { "discovery.k8s.io/v1" } else { "v1" });
+        Ok(object)
+    });
+    objects.collect()
+}
+
 /// A query's bytes.
 pub(crate) fn query(name: &str, kind: RecordType) -> Result<Vec<u8>> {
     let mut message = Message::query();
@@ -243,9 +238,7 @@ pub(crate) fn normal(reply: &[u8]) -> Result<String> {
     let owners: BTreeSet<_> = message.answers.iter().map(|r| (r.name.to_string(), r.ttl)).collect();
     let authorities: Vec<_> =
         message.authorities.iter().map(|r| (r.name.to_string(), r.ttl)).collect();
-    // A part of a long answer is any part.
-    let data = if message.metadata.truncation { "a part".to_owned() } else { describe(reply)? };
-    Ok(format!("{data} {owners:?} {authorities:?}"))
+    Ok(format!("{} {owners:?} {authorities:?}", describe(reply)?))
 }
 
 /// Questions about names that exist, nearly exist, and do not, in letters of either case; the

@@ -24,7 +24,7 @@ const MODULES: [(&str, &[&str]); 22] = [
     ("pinned", &["loader", "tables"]),
     ("sockets", &["loader", "model", "pinned"]),
     ("status", &["model"]),
-    ("dns", &["config", "metrics", "model", "plan"]),
+    ("dns", &["config", "model"]),
     ("config", &["model", "source"]),
     ("preflight", &["config", "loader", "model"]),
     ("http", &["model"]),

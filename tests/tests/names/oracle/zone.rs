@@ -1,49 +1,48 @@
-//! The cluster zone in memory: what a name stands for, to the resolver.
+//! The cluster zone in memory: what a name stands for, to CoreDNS.
 //!
 //! Takes the world after each pass, gives what CoreDNS's plugin `kubernetes` would find for a
 //! name (plugin/kubernetes/kubernetes.go: `parseRequest`, `findServices`, `findPods`,
 //! `serviceRecordForIP`). It knows no packets and no record types but those of its own names.
 
-use crate::model::{Endpoint, ObjectName, Service, ServiceType, Slice, Touched, World};
-use crate::plan::dns::{endpoint_label, ready_endpoints};
 use proxy_ebpf::Proto;
+use proxy_user::model::{Endpoint, ObjectName, Service, ServiceType, Slice, Touched, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The settings of the zone.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ZoneSettings {
+pub(crate) struct ZoneSettings {
     /// Its name in lower case, without a dot at the end, such as `cluster.local`.
-    pub zone: String,
+    pub(crate) zone: String,
     /// The time to live of answers, in seconds.
-    pub ttl: u32,
+    pub(crate) ttl: u32,
     /// The serial number in the SOA record.
-    pub serial: u32,
+    pub(crate) serial: u32,
     /// Whether it may be said of a name that it does not exist.
-    pub deny: bool,
+    pub(crate) deny: bool,
     /// How names of pods are answered.
-    pub pods: PodNames,
+    pub(crate) pods: PodNames,
     /// The DNS service, which is the name server of the zone.
-    pub service: ObjectName,
+    pub(crate) service: ObjectName,
 }
 
 /// How names below `pod` are answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PodNames {
+pub(crate) enum PodNames {
     /// Every address in a Namespace that exists is a name (`pods insecure`).
     Insecure,
     /// There are none (`pods disabled`).
     Absent,
-    /// It is not known, or takes a list of the pods: the upstream is asked.
+    /// It takes a list of the pods (`pods verified`).
     Unknown,
 }
 
 /// All names of the cluster.
 #[derive(Debug)]
-pub struct Zone {
+pub(crate) struct Zone {
     /// What does not come from the world.
-    pub settings: ZoneSettings,
+    pub(crate) settings: ZoneSettings,
     /// By namespace and name.
     services: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Entry>>,
     namespaces: Option<BTreeSet<Arc<str>>>,
@@ -124,12 +123,12 @@ impl Part<'_> {
 
 impl Zone {
     /// A zone without names.
-    pub fn new(settings: ZoneSettings) -> Self {
+    pub(crate) fn new(settings: ZoneSettings) -> Self {
         Self { settings, services: BTreeMap::new(), namespaces: None, owners: BTreeMap::new() }
     }
 
     /// Takes what was `touched` in `world`.
-    pub fn update(&mut self, world: &World, touched: &Touched) {
+    pub(crate) fn update(&mut self, world: &World, touched: &Touched) {
         for name in &touched.services {
             self.remove(name);
             if let Some(service) = world.service(name) {
@@ -295,6 +294,25 @@ impl Entry {
             targets.extend(matching(ports, part).into_iter().map(target));
         }
         targets
+    }
+}
+
+/// The endpoints that have names, each with its slice: all that are ready.
+fn ready_endpoints(slices: &[Arc<Slice>]) -> impl Iterator<Item = (&Slice, &Endpoint)> {
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().map(|e| (&**slice, e)));
+    endpoints.filter(|(_, endpoint)| endpoint.conditions.ready)
+}
+
+/// The first label of an endpoint's own name (plugin/kubernetes, `endpointHostname`).
+fn endpoint_label(endpoint: &Endpoint) -> String {
+    match (&endpoint.hostname, endpoint.addr) {
+        (Some(hostname), _) => hostname.to_ascii_lowercase(),
+        (None, IpAddr::V4(addr)) => addr.to_string().replace('.', "-"),
+        (None, IpAddr::V6(addr)) => {
+            let label = addr.to_string().replace(':', "-");
+            // No label ends in a dash.
+            if label.ends_with('-') { label + "0" } else { label }
+        }
     }
 }
 

@@ -1,22 +1,18 @@
-//! A query's bytes in, the reply's bytes out, or what else has to be done for it.
+//! A query in, CoreDNS's reply out, or that CoreDNS would ask another server.
 //!
 //! The rules are those of CoreDNS's plugin `kubernetes` and its helpers (plugin/backend_lookup.go),
-//! with its quirks: clients were built against them. What CoreDNS would leave to a plugin behind
-//! it is for the upstream. No I/O.
+//! with its quirks: clients were built against them. It takes only queries that are well formed,
+//! and its replies are as long as they get. No I/O.
 
 use super::zone::{Found, Target, Zone};
-use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use rand::seq::SliceRandom as _;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// The size of replies that this side accepts and sends over UDP (DNS Flag Day 2020).
-pub(super) const UDP_SIZE: u16 = 1232;
-/// The size of replies to who does not say more (RFC 1035 section 4.2.1).
-const UDP_SIZE_LEAST: u16 = 512;
-const HEADER_LEN: usize = 12;
+/// The size of messages that a server accepts over UDP (DNS Flag Day 2020).
+const UDP_SIZE: u16 = 1232;
 /// The longest time to live of the SOA in a negative answer.
 const SOA_TTL: u32 = 300;
 /// The version of the Kubernetes DNS specification, and how long it may be kept.
@@ -24,99 +20,21 @@ const DNS_VERSION: (&str, u32) = ("1.1.0", 28_800);
 /// How many aliases in a row are followed.
 const ALIASES: usize = 8;
 
-/// How a query came.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Transport {
-    /// In one datagram.
-    Udp,
-    /// Over a connection.
-    Tcp,
-}
-
-/// What to do for a query.
+/// What CoreDNS does for a query.
 #[derive(Debug)]
-pub enum Action {
-    /// Send this.
-    Reply(Reply),
-    /// Ask the upstream the same.
+pub(crate) enum Action {
+    /// It sends this.
+    Reply(Message),
+    /// It asks another server the same.
     Forward,
-    /// Ask the upstream for what the alias stands for, and [`complete`](Reply::complete) the reply.
-    Resolve(Reply, Query),
-    /// Nothing: it is no query.
-    Ignore,
+    /// It asks another server for what the alias stands for, and adds that to the reply.
+    Resolve(Message, Query),
 }
 
-/// A reply, and what its encoding depends on.
-#[derive(Debug)]
-pub struct Reply {
-    message: Message,
-    limit: usize,
-}
-
-impl Reply {
-    /// Adds what the upstream found.
-    pub fn complete(&mut self, answers: Vec<Record>) {
-        self.message.add_answers(answers);
-    }
-
-    /// Makes it say that no answer could be found.
-    pub fn fail(&mut self) {
-        self.message.answers.clear();
-        self.message.metadata.response_code = ResponseCode::ServFail;
-        self.message.metadata.authoritative = false;
-    }
-
-    /// The code of the reply.
-    pub fn code(&self) -> ResponseCode {
-        self.message.metadata.response_code
-    }
-
-    /// Its bytes, of which there are no more than the client takes; what does not fit is left
-    /// out, and the reply says so (RFC 2181 section 9). `None` if it cannot be encoded.
-    pub fn encode(mut self) -> Option<Vec<u8>> {
-        loop {
-            let bytes = self.message.to_vec().ok()?;
-            if bytes.len() <= self.limit {
-                return Some(bytes);
-            }
-            self.message.metadata.truncation = true;
-            if !self.message.additionals.is_empty() {
-                self.message.additionals.clear();
-                continue;
-            }
-            let answers = &mut self.message.answers;
-            let fit = answers.len() * self.limit / bytes.len();
-            if answers.is_empty() {
-                return None;
-            }
-            answers.truncate(fit.min(answers.len() - 1));
-        }
-    }
-}
-
-/// Says what to do for the query `bytes`.
-pub fn answer(zone: &Zone, bytes: &[u8], transport: Transport) -> Action {
-    let is_query = bytes.len() >= HEADER_LEN && bytes[2] & 0x80 == 0;
-    if !is_query {
-        return Action::Ignore;
-    }
-    let Ok(query) = Message::from_vec(bytes) else {
-        return Action::Reply(refusal(bytes, ResponseCode::FormErr));
-    };
-    if query.metadata.op_code != OpCode::Query {
-        return Action::Reply(refusal(bytes, ResponseCode::NotImp));
-    }
-    let [question] = query.queries.as_slice() else {
-        return Action::Reply(refusal(bytes, ResponseCode::FormErr));
-    };
-    let mut reply = reply_to(&query, question, transport);
-    if query.edns.as_ref().is_some_and(|edns| edns.version() != 0) {
-        reply.message.metadata.response_code = ResponseCode::BADVERS;
-        reply.message.metadata.authoritative = false;
-        return Action::Reply(reply);
-    }
-    let plain = query.answers.is_empty() && query.authorities.is_empty();
-    if !plain || question.query_class() != DNSClass::IN {
+/// What CoreDNS does for `query`, which has one question.
+pub(crate) fn answer(zone: &Zone, query: &Message) -> Action {
+    let [question] = query.queries.as_slice() else { return Action::Forward };
+    if question.query_class() != DNSClass::IN {
         return Action::Forward;
     }
     match question.query_type() {
@@ -126,20 +44,20 @@ pub fn answer(zone: &Zone, bytes: &[u8], transport: Transport) -> Action {
     let Ok(apex) = Name::from_ascii(format!("{}.", zone.settings.zone)) else {
         return Action::Forward;
     };
-    let found = Lookup { zone, apex: &apex, question }.run();
-    match found {
+    let mut reply = reply_to(query, question);
+    match (Lookup { zone, apex: &apex, question }).run() {
         Answer::Records(answers, extra) => {
-            reply.message.answers = answers;
-            reply.message.additionals = extra;
+            reply.answers = answers;
+            reply.additionals = extra;
             Action::Reply(reply)
         }
         Answer::Alias(answers, target) => {
-            reply.message.answers = answers;
+            reply.answers = answers;
             Action::Resolve(reply, Query::query(target, question.query_type()))
         }
         Answer::NoData => Action::Reply(negative(reply, zone, &apex)),
         Answer::NoName if zone.settings.deny => {
-            reply.message.metadata.response_code = ResponseCode::NXDomain;
+            reply.metadata.response_code = ResponseCode::NXDomain;
             Action::Reply(negative(reply, zone, &apex))
         }
         Answer::NoName | Answer::NotOurs => Action::Forward,
@@ -249,9 +167,8 @@ impl Lookup<'_> {
                 if addrs.is_empty() {
                     return Answer::NoData;
                 }
-                let mut found: Vec<_> =
+                let found: Vec<_> =
                     addrs.into_iter().map(|addr| self.address(&name, addr)).collect();
-                found.shuffle(&mut rand::rng());
                 answers.extend(found);
                 Answer::Records(answers, Vec::new())
             }
@@ -370,58 +287,28 @@ fn soa(zone: &Zone, apex: &Name) -> Record {
     Record::from_rdata(apex.clone(), settings.ttl.min(SOA_TTL), RData::SOA(data))
 }
 
-fn negative(mut reply: Reply, zone: &Zone, apex: &Name) -> Reply {
-    reply.message.answers.clear();
-    let name = reply.message.queries.first().map(Query::name);
+fn negative(mut reply: Message, zone: &Zone, apex: &Name) -> Message {
+    reply.answers.clear();
+    let name = reply.queries.first().map(Query::name);
     // Written as the client wrote it, so that it need not be written twice.
     let owner =
         name.map_or_else(|| apex.clone(), |name| name.trim_to(usize::from(apex.num_labels())));
-    reply.message.add_authority(soa(zone, &owner));
+    reply.add_authority(soa(zone, &owner));
     reply
 }
 
-fn reply_to(query: &Message, question: &Query, transport: Transport) -> Reply {
+fn reply_to(query: &Message, question: &Query) -> Message {
     let asked = &query.metadata;
-    let mut message = Message::new(asked.id, MessageType::Response, OpCode::Query);
-    message.metadata.authoritative = true;
-    message.metadata.recursion_desired = asked.recursion_desired;
-    message.metadata.checking_disabled = asked.checking_disabled;
-    message.add_query(question.clone());
-    let mut size = UDP_SIZE_LEAST;
+    let mut reply = Message::new(asked.id, MessageType::Response, OpCode::Query);
+    reply.metadata.authoritative = true;
+    reply.metadata.recursion_desired = asked.recursion_desired;
+    reply.metadata.checking_disabled = asked.checking_disabled;
+    reply.add_query(question.clone());
     if let Some(edns) = &query.edns {
-        size = edns.max_payload().clamp(UDP_SIZE_LEAST, UDP_SIZE);
         let mut own = Edns::new();
         own.set_max_payload(UDP_SIZE);
         own.set_dnssec_ok(edns.flags().dnssec_ok);
-        message.set_edns(own);
+        reply.set_edns(own);
     }
-    let limit = if transport == Transport::Tcp { u16::MAX } else { size };
-    Reply { message, limit: limit.into() }
-}
-
-/// The reply to `bytes` that says that no answer can be had now. It repeats the question, without
-/// which a client takes it for a reply to something else.
-pub(super) fn failure(bytes: &[u8], transport: Transport) -> Reply {
-    let query = Message::from_vec(bytes).ok();
-    let question = query.as_ref().and_then(|query| Some((query, query.queries.first()?)));
-    match question {
-        Some((query, question)) => {
-            let mut reply = reply_to(query, question, transport);
-            reply.fail();
-            reply
-        }
-        None => refusal(bytes, ResponseCode::ServFail),
-    }
-}
-
-/// A reply without a question, to a query that has none that can be read. `bytes` hold a header.
-fn refusal(bytes: &[u8], code: ResponseCode) -> Reply {
-    let id = u16::from_be_bytes([bytes[0], bytes[1]]);
-    let op_code = OpCode::from_u8(bytes[2] >> 3 & 0xf);
-    let mut metadata = Metadata::new(id, MessageType::Response, op_code);
-    metadata.recursion_desired = bytes[2] & 1 != 0;
-    metadata.response_code = code;
-    let mut message = Message::new(id, MessageType::Response, op_code);
-    message.metadata = metadata;
-    Reply { message, limit: UDP_SIZE_LEAST.into() }
+    reply
 }
