@@ -290,7 +290,7 @@ impl Agent {
             Change::Service(_) | Change::ServiceGone(_) => self.metrics.changes(1, 0),
             Change::Slice(slice) => {
                 self.metrics.changes(0, 1);
-                self.triggers.extend(slice.triggered);
+                self.triggers.extend(slice.triggered.filter(|&at| self.report.has_seen(at)));
             }
             Change::SliceGone(_) => self.metrics.changes(0, 1),
             _ => {}

@@ -94,8 +94,11 @@ async fn metrics_move_with_traffic_changes_and_refusals() -> Result<()> {
     }
     let mut new = objects::slices("empty", &HTTP, &[&web.pods[0]])[0].clone();
     let trigger = "endpoints.kubernetes.io/last-change-trigger-time";
-    new["metadata"]["annotations"] = json!({ trigger: "2026-01-01T00:00:00Z" });
+    let mut old = objects::slices("old", &HTTP, &[&web.pods[0]])[0].clone();
+    old["metadata"]["annotations"] = json!({ trigger: "2026-01-01T00:00:00Z" });
+    new["metadata"]["annotations"] = json!({ trigger: jiff::Timestamp::now().to_string() });
     web.cluster.api.apply(&objects::service("new", &["10.96.7.2"], &HTTP))?;
+    web.cluster.api.apply(&old)?;
     web.cluster.api.apply(&new)?;
     let reached = async || web.client.tcp("10.96.7.1:80").await;
     eventually("served", reached, Result::is_ok).await??;
@@ -104,6 +107,8 @@ async fn metrics_move_with_traffic_changes_and_refusals() -> Result<()> {
         let after = metric(node, sample)?;
         assert!(after >= before + more, "{sample}: {before}, then {after}");
     }
+    let seconds = metric(node, &family("kubeproxy_network_programming_duration_seconds_sum"))?;
+    assert!(seconds < 60.0, "months before the agent's start do not count: {seconds}");
     for name in ["shunt_build_info", "shunt_map_entries", "shunt_map_max_entries"] {
         assert!(get(node, METRICS, "/metrics")?.1.contains(name), "{name}");
     }
@@ -293,7 +298,9 @@ async fn a_node_without_a_manifest_of_its_own_is_healthy() -> Result<()> {
     let agent = web.cluster.start_agent(0, &options)?;
     let _status = agent.wait_synced().await?;
     let healthz = agent.healthz();
-    assert_eq!(get(&web.outside, healthz, "/healthz")?.0, 200);
+    // Once its devices are known, too.
+    let healthy = async || get(&web.outside, healthz, "/healthz");
+    eventually("healthy", healthy, |a| a.as_ref().is_ok_and(|a| a.0 == 200)).await??;
     let external = web.cluster.lab.node(0).shunt(&["explain", "192.0.2.7:80"]).await?;
     assert_eq!(external.status, Some(3), "external IPs are off: {external:?}");
     Ok(())

@@ -88,6 +88,12 @@ impl Report {
         Self { status, problems, published }
     }
 
+    /// Whether the agent ran `at` these milliseconds since 1970; what was triggered before says
+    /// nothing of how long this agent took, and whoever writes a slice may write any time into it.
+    pub(super) fn has_seen(&self, at: i64) -> bool {
+        at >= self.status.started.as_millisecond()
+    }
+
     /// Whether the maps hold, at `now`, all that they should.
     pub(super) fn written(&mut self, all: bool, now: Timestamp) {
         match (all, self.status.synced) {
