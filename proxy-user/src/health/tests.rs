@@ -1,3 +1,5 @@
+//! The health of a node as its agent's loop, passes, failures and Node object make it.
+
 use super::*;
 
 fn at(second: i64) -> Timestamp {

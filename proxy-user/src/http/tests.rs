@@ -1,3 +1,5 @@
+//! Listeners on real sockets: busy ports, idle and slow clients, both families.
+
 use super::*;
 use axum::routing::get as on_get;
 use std::net::IpAddr;

@@ -30,7 +30,7 @@ const MODULES: [(&str, &[&str]); 22] = [
     ("http", &["model"]),
     ("health", &["http", "metrics", "model", "tables"]),
     ("metrics", &["http", "model", "pinned"]),
-    ("control", &["status"]),
+    ("control", &["http", "status"]),
     ("show", &["model", "pinned", "status"]),
     ("cli", &["config", "control", "loader", "pinned", "show"]),
 ];
