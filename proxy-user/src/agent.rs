@@ -5,11 +5,13 @@
 //! again; on SIGTERM everything is left forwarding.
 
 mod clock;
+mod contests;
 mod dns;
 mod judge;
 mod node;
 mod opt_out;
 mod report;
+mod retry;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
 use crate::config::{AgentConfig, PortRange};
@@ -26,6 +28,7 @@ use crate::preflight::{self, PreflightError};
 use crate::source::{self, SourceConfig, SourceError, Wanted};
 use crate::sweep;
 use clock::{at, finished, fresh_until, now, ticker};
+use contests::Contests;
 use dns::DnsState;
 use jiff::Timestamp;
 use node::NodeState;
@@ -33,7 +36,7 @@ use opt_out::OptOut;
 use proxy_ebpf::Proto;
 use proxy_ebpf::choose::NodePortRange;
 
-use report::{Report, chain};
+use report::{Report, bounded, chain};
 use std::fs::File;
 
 use std::path::Path;
@@ -119,7 +122,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let udp_changed = Arc::new(Notify::new());
     report.spawn_close_stale(&mut tasks, &config, &metrics, &udp_changed, sockets, pinned);
     let (health_checks, checks) = watch::channel(HealthChecks::new());
-    report.spawn_health_checks(&mut tasks, &listeners, &config, &health, checks);
+    let notices = report::spawn_notices(&mut tasks, &config);
+    report.spawn_health_checks(&listeners, &health, checks, notices.clone());
 
     let dns = config.dns.clone().map(DnsState::new);
     if dns.is_none()
@@ -148,8 +152,11 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         last_pass: None,
         next_publish: None,
         node_retry: None,
+        next_retry: None,
+        retry_delay: retry::FIRST_DELAY,
         reclaim: None,
         opt_out: OptOut::default(),
+        contests: Contests::new(notices),
         udp_changed,
         health_checks,
         health,
@@ -223,9 +230,13 @@ struct Agent {
     next_publish: Option<Instant>,
     /// When the node is brought to what it should be once more, after that failed.
     node_retry: Option<Instant>,
+    /// When rows are tried again that the maps did not take, if there are some.
+    next_retry: Option<Instant>,
+    retry_delay: Duration,
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
     opt_out: OptOut,
+    contests: Contests,
     /// Tells that UDP sockets may have lost their backend.
     udp_changed: Arc<Notify>,
     health_checks: watch::Sender<HealthChecks>,
@@ -261,6 +272,7 @@ impl Agent {
                     None => return,
                 },
                 () = at(self.next_pass) => self.pass(),
+                () = at(self.next_retry) => self.retry(),
                 Ok(()) = interfaces.changed() => {
                     self.node.set_interfaces(interfaces.borrow_and_update().clone());
                     self.update_node();
@@ -272,6 +284,8 @@ impl Agent {
                 _ = drift.tick() => self.check_drift(),
                 _ = sweep.tick() => self.sweep(),
                 _ = vouch.tick() => {
+                    self.contests.tick(Instant::now());
+                    self.contests.update(&mut self.planner);
                     self.vouch();
                     continue;
                 }
@@ -334,13 +348,13 @@ impl Agent {
         let touched = std::mem::take(&mut self.touched);
         let delta = self.planner.update(&self.world, &touched);
         let udp = !self.synced || delta.services.keys().any(|key| key.port.proto == Proto::UDP);
-        let errors = if self.synced {
-            self.applier.apply(delta)
+        if self.synced {
+            self.applier.apply(delta);
         } else {
             // The tables hold all of it; a second time would be the most memory ever.
             drop(delta);
-            self.applier.apply_all(self.planner.tables())
-        };
+            self.applier.apply_all(self.planner.tables());
+        }
         self.update_dns(&touched);
         if !self.synced {
             self.synced = true;
@@ -360,40 +374,18 @@ impl Agent {
             }
             changed
         });
-        self.finish_pass(began, &errors);
+        self.finish_pass(began);
     }
 
-    fn finish_pass(&mut self, began: Instant, errors: &[ApplyError]) {
+    fn finish_pass(&mut self, began: Instant) {
         let now = Timestamp::now();
         self.last_pass = Some(Instant::now());
         self.report.changed(now);
-        self.judge(errors);
+        self.judge();
         self.metrics.pending(0, 0);
         self.metrics.sync_finished(began.elapsed(), now);
         for trigger in self.triggers.drain(..) {
             self.metrics.programmed(trigger, now.as_millisecond());
-        }
-        self.reclaim();
-    }
-
-    /// Lets what was replaced wait for its last readers, apart from this task.
-    fn reclaim(&mut self) {
-        if self.reclaim.is_some() {
-            return;
-        }
-        let quarantine = self.applier.take_quarantine();
-        if !quarantine.is_empty() {
-            self.reclaim = Some(tokio::task::spawn_blocking(move || {
-                sys::wait_for_programs().is_ok().then_some(quarantine)
-            }));
-        }
-    }
-
-    /// Frees what has no readers any more. If the kernel cannot tell, nothing is freed.
-    fn release(&mut self, quarantine: Option<Quarantine>) {
-        match quarantine {
-            Some(quarantine) => self.applier.release(quarantine),
-            None => tracing::warn!("the kernel cannot tell when programs have ended; slots leak"),
         }
         self.reclaim();
     }
@@ -436,8 +428,8 @@ impl Agent {
         self.udp_changed.notify_one();
         self.search_opted_out();
         match self.applier.heal(self.planner.tables()) {
-            Ok((rows, errors)) => {
-                self.judge(&errors);
+            Ok((rows, _)) => {
+                self.judge();
                 self.report.drift(rows + repaired);
                 self.failing("drift", Vec::new(), Vec::new());
             }
@@ -461,8 +453,9 @@ impl Agent {
     /// Tells everyone who asks.
     fn publish(&mut self) {
         self.next_publish = None;
-        let mut warnings = self.world.warnings();
-        warnings.extend(self.planner.warnings());
+        let mut warnings = bounded(self.world.warnings(), self.world.warning_count());
+        warnings.extend(bounded(self.planner.warnings(), self.planner.warning_count()));
+        self.contests.update(&mut self.planner);
         self.report.publish(&self.world, self.node.attachments(), warnings);
     }
 }

@@ -13,8 +13,8 @@
 //! 5. names of the cluster zone, as `names` has it;
 //! 6. old ranges and ids wait in quarantine until no program can still read them.
 //!
-//! A row that cannot be written (a table is full) is kept and tried again at every pass; the
-//! others are written all the same.
+//! A row that cannot be written (a table is full) is kept, and tried again when there may be room,
+//! or when somebody asks for it; the others are written all the same.
 
 mod clients;
 mod names;
@@ -23,12 +23,13 @@ mod pool;
 mod restore;
 mod retired;
 mod store;
+mod unwritten;
 
 pub use retired::Retired;
 pub use store::{FULL, NameStore, Store, StoreError};
 
 use crate::tables::{
-    BackendRow, DnsName, DnsRow, FrontendRow, Prefix, ServiceKey, TableDelta, describe,
+    BackendRow, DnsName, DnsRow, FrontendRow, Prefix, ServiceKey, ServiceRow, TableDelta, describe,
 };
 use names::Names;
 use pool::{IdPool, RangePool};
@@ -40,6 +41,7 @@ use proxy_ebpf::service::ServiceId;
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use unwritten::Unwritten;
 
 /// Something that could not be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +164,16 @@ impl Placed {
     }
 }
 
+/// What a pass has done so far, and what that asks for.
+#[derive(Debug, Default)]
+struct Step {
+    /// Services that are placed.
+    placed: Vec<(ServiceKey, Arc<ServiceRow>)>,
+    /// Frontends to write.
+    publish: BTreeMap<FrontendKey, (ServiceKey, FrontendValue)>,
+    departed: Departed,
+}
+
 /// Backends that leave in a pass.
 #[derive(Debug, Default)]
 struct Departed {
@@ -217,63 +229,101 @@ pub struct Applier<S> {
     affinity_ended: BTreeMap<ServiceId, ServiceKey>,
     names: Names,
     /// Rows that could not be written, to be tried again.
-    unwritten: TableDelta,
+    unwritten: Unwritten,
+    /// Whether numbers or slots have come back since services were tried again.
+    has_room: bool,
+    /// How many frontends have left the map since others were tried again.
+    frontends_left: usize,
+    /// Services that the last of their frontends has left in this pass.
+    vacated: BTreeSet<ServiceKey>,
+    /// What went wrong in the last pass beside `unwritten`, and is done in every pass anyway.
+    passing: Vec<ApplyError>,
     /// Rows written or removed so far.
     writes: u64,
 }
 
 impl<S: Store> Applier<S> {
-    /// Takes the step `delta`, and tries again what failed before. Returns what could not be
-    /// written; the rest is.
+    /// Takes the step `delta`, and tries again what failed before and may have room now. Returns
+    /// what could not be written; the rest is.
     pub fn apply(&mut self, delta: TableDelta) -> Vec<ApplyError> {
-        let TableDelta { services, frontends, names } = self.with_unwritten(delta);
+        let TableDelta { services, mut frontends, names } = delta;
+        for key in services.keys() {
+            self.unwritten.forget_service(key);
+        }
+        for key in frontends.keys() {
+            self.unwritten.forget_frontend(key);
+        }
         let mut errors = Vec::new();
-        let mut publish = BTreeMap::new();
-        let mut placed_rows = Vec::new();
-        let mut departed = Departed::default();
+        let mut step = Step::default();
         let (kept, gone): (Vec<_>, Vec<_>) =
             services.into_iter().partition(|(_, row)| row.is_some());
 
         for (key, row) in kept {
-            let Some(row) = row else { continue };
-            match self.place(&key, &row, &mut departed) {
-                Ok(moved) => {
-                    if moved {
-                        self.republish(&key, &mut publish);
-                    }
-                    self.admit(&key, &row, &mut errors);
-                    placed_rows.push((key, row));
-                }
-                Err(error) => {
-                    errors.push(error);
-                    self.unwritten.services.insert(key, Some(row));
-                }
+            if let Some(row) = row {
+                self.keep(key, row, &mut step, &mut errors);
+            }
+        }
+        self.keep_smallest(&mut step, &mut errors);
+        for (key, _) in &step.placed {
+            let waiting = self.unwritten.take_waiting(key);
+            let waiting = waiting.into_iter().map(|(key, row)| (key, Some(row)));
+            for (key, row) in waiting {
+                frontends.entry(key).or_insert(row);
             }
         }
         let mut removals = Vec::new();
         for (key, row) in frontends {
             match row {
-                Some(row) => self.claim(key, row, &mut publish, &mut errors),
+                Some(row) => self.claim(key, row, &mut step.publish, &mut errors),
                 None => removals.push(key),
             }
         }
-        self.store.retire(&departed.retired, &departed.returned);
-        self.put_frontends(publish, &mut errors);
+        self.store.retire(&step.departed.retired, &step.departed.returned);
+        self.put_frontends(step.publish, &mut errors);
         self.remove_frontends(removals, &mut errors);
-        for (key, row) in placed_rows {
+        self.put_refused(&mut errors);
+        for (key, row) in step.placed {
             self.settle(&key, &row, &mut errors);
         }
-        for id in departed.backends {
+        for id in step.departed.backends {
             self.store.write_backend(id, BackendState::default());
             self.quarantine.backends.push(id);
         }
-        for (key, _) in gone {
+        let vacated = std::mem::take(&mut self.vacated).into_iter();
+        let vacated = vacated.filter(|key| self.unwritten.removes(key)).collect::<Vec<_>>();
+        for key in gone.into_iter().map(|(key, _)| key).chain(vacated) {
             self.remove_service(&key, &mut errors);
         }
-        self.forget_clients(&mut errors);
+        let mut passing = Vec::new();
+        self.forget_clients(&mut passing);
         let (store, quarantine) = (&mut self.store, &mut self.quarantine);
-        self.writes += self.names.apply(store, names, quarantine, &mut errors);
+        self.writes += self.names.apply(store, names, quarantine, &mut passing);
+        errors.extend(passing.iter().cloned());
+        self.passing = passing;
         errors
+    }
+
+    /// Places a service, or notes why it cannot be.
+    fn keep(
+        &mut self,
+        key: ServiceKey,
+        row: Arc<ServiceRow>,
+        step: &mut Step,
+        errors: &mut Vec<ApplyError>,
+    ) {
+        match self.place(&key, &row, &mut step.departed) {
+            Ok(moved) => {
+                if moved {
+                    self.republish(&key, &mut step.publish);
+                }
+                self.admit(&key, &row, errors);
+                step.placed.push((key, row));
+            }
+            Err(error) => {
+                errors.push(error.clone());
+                self.unwritten.add_service(key, Some(row), error);
+            }
+        }
     }
 
     /// Takes over everything that was replaced so far. Its ids and slots are free again when it
@@ -286,6 +336,7 @@ impl<S: Store> Applier<S> {
 
     /// Frees what no program can still read.
     pub fn release(&mut self, quarantine: Quarantine) {
+        self.has_room |= !quarantine.is_empty();
         for (range, len) in quarantine.ranges {
             self.ranges.release(range, len);
         }
@@ -317,19 +368,6 @@ impl<S: Store> Applier<S> {
         self.writes
     }
 
-    /// How many rows wait to be written.
-    pub fn unwritten(&self) -> usize {
-        self.unwritten.services.len() + self.unwritten.frontends.len() + self.names.unwritten()
-    }
-
-    fn with_unwritten(&mut self, delta: TableDelta) -> TableDelta {
-        let mut all = std::mem::take(&mut self.unwritten);
-        all.services.extend(delta.services);
-        all.frontends.extend(delta.frontends);
-        all.names = delta.names;
-        all
-    }
-
     /// Points all frontends of the service at its range.
     fn republish(
         &self,
@@ -354,8 +392,9 @@ impl<S: Store> Applier<S> {
         errors: &mut Vec<ApplyError>,
     ) {
         let Some(placed) = self.services.get(&row.service) else {
-            errors.push(ApplyError::FrontendWaits(key, row.service.clone()));
-            self.unwritten.frontends.insert(key, Some(row));
+            let error = ApplyError::FrontendWaits(key, row.service.clone());
+            errors.push(error.clone());
+            self.unwritten.add_frontend(key, Some(row), error);
             return;
         };
         let value = FrontendValue::new(&key, placed.range, row.flags);
@@ -379,9 +418,10 @@ impl<S: Store> Applier<S> {
         for (key, error) in self.store.put_frontends(&rows) {
             // Only a new key can fail: the kernel keeps room for the update of one that is there.
             if let Some((service, value)) = publish.remove(&key) {
-                errors.push(ApplyError::Frontend(key, service.clone(), error.into()));
+                let error = ApplyError::Frontend(key, service.clone(), error.into());
+                errors.push(error.clone());
                 let row = FrontendRow { service, flags: value.flags() };
-                self.unwritten.frontends.insert(key, Some(row));
+                self.unwritten.add_frontend(key, Some(row), error);
             }
         }
         self.writes += publish.len() as u64;
@@ -395,6 +435,9 @@ impl<S: Store> Applier<S> {
                 && let Some(placed) = self.services.get_mut(&old)
             {
                 placed.remove_frontend(&key);
+                if placed.frontends.is_empty() {
+                    self.vacated.insert(old);
+                }
             }
         }
     }
@@ -404,17 +447,22 @@ impl<S: Store> Applier<S> {
         let failed = self.store.remove_frontends(&keys);
         for (key, error) in failed {
             keys.retain(|other| *other != key);
-            self.unwritten.frontends.insert(key, None);
             if let Some((service, _)) = self.frontends.get(&key) {
-                errors.push(ApplyError::Frontend(key, service.clone(), error.into()));
+                let error = ApplyError::Frontend(key, service.clone(), error.into());
+                errors.push(error.clone());
+                self.unwritten.add_frontend(key, None, error);
             }
         }
         self.writes += keys.len() as u64;
+        self.frontends_left += keys.len();
         for key in keys {
             if let Some((service, _)) = self.frontends.remove(&key)
                 && let Some(placed) = self.services.get_mut(&service)
             {
                 placed.remove_frontend(&key);
+                if placed.frontends.is_empty() {
+                    self.vacated.insert(service);
+                }
             }
         }
     }
@@ -431,10 +479,11 @@ impl<S: Store> Applier<S> {
                 .map_err(|error| ApplyError::Service(key.clone(), error)),
         };
         if let Err(error) = removed {
-            errors.push(error);
-            self.unwritten.services.insert(key.clone(), None);
+            errors.push(error.clone());
+            self.unwritten.add_service(key.clone(), None, error);
             return;
         }
+        self.unwritten.forget_service(key);
         let Some(mut placed) = self.services.remove(key) else { return };
         self.recall(&mut placed);
         self.writes += 1;

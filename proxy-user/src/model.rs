@@ -270,6 +270,8 @@ pub struct Notice {
     pub reason: &'static str,
     /// What happened.
     pub message: String,
+    /// Whether it is so on this node alone. What every node finds alike becomes one Event.
+    pub of_node: bool,
 }
 
 /// A step from one state of the cluster to the next.

@@ -140,7 +140,8 @@ impl Planner {
         let plans = self.remarks.iter().flat_map(move |(name, remarks)| {
             remarks.sentences().map(move |message| warning(name, message))
         });
-        plans.chain(self.contests().map(move |(name, message)| warning(name, message)))
+        let contests = self.claims.contests();
+        plans.chain(contests.map(move |(name, message)| warning(name, message)))
     }
 
     /// How many Services there are warnings about, at most.
@@ -148,10 +149,16 @@ impl Planner {
         self.remarks.len() + self.claims.contest_count()
     }
 
-    /// The Services that do not get every address and port they claim, since others do, each with
-    /// a sentence about it.
-    pub fn contests(&self) -> impl Iterator<Item = (&ObjectName, String)> {
-        self.claims.contests()
+    /// Why the Service `name` does not get every address and port that it claims; `None` if it
+    /// does.
+    pub fn contest(&self, name: &ObjectName) -> Option<String> {
+        self.claims.contest(name)
+    }
+
+    /// The Services of which [`Planner::contest`] may say something new: those that have begun or
+    /// ceased to lose addresses since the last call.
+    pub fn take_contest_changes(&mut self) -> BTreeSet<ObjectName> {
+        self.claims.take_changes()
     }
 
     /// How many times a Service was planned; shows that a change costs no more than it touches.

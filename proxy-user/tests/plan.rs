@@ -138,7 +138,7 @@ fn run(steps: &[Step], names: bool) -> anyhow::Result<String> {
         } else {
             describe(&mut output, &before, &delta)?;
         }
-        let mut warnings: Vec<_> = world.warnings().into_iter().chain(planner.warnings()).collect();
+        let mut warnings: Vec<_> = world.warnings().chain(planner.warnings()).collect();
         warnings.sort();
         for warning in warnings {
             writeln!(output, "! {}: {}", warning.subject, warning.message)?;

@@ -2,7 +2,6 @@
 
 use super::Agent;
 use super::node::NodeUpdate;
-use crate::apply::ApplyError;
 use crate::model::Warning;
 use jiff::Timestamp;
 use std::time::Duration;
@@ -12,19 +11,21 @@ use tokio::time::Instant;
 const NODE_RETRY: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// Tells whether the maps say what they should, but for the rows of `errors`.
+    /// Tells whether the maps say what they should, but for the rows that they did not take, and
+    /// lets these be tried again.
     ///
     /// What there is no room for is its Service's trouble: no other node would serve it, so it is
     /// no reason to send this one nothing.
-    pub(super) fn judge(&mut self, errors: &[ApplyError]) {
+    pub(super) fn judge(&mut self) {
         let now = Timestamp::now();
-        self.report.apply_errors(errors);
-        self.report.written(self.applier.unwritten() == 0 && errors.is_empty(), now);
-        if errors.iter().all(ApplyError::is_for_want_of_room) {
+        self.report.apply_errors(&mut self.applier);
+        self.report.written(self.applier.holds_everything(), now);
+        if self.applier.lacks_only_room() {
             self.health.synced(now);
         } else {
             self.health.queued(now);
         }
+        self.schedule_retry();
     }
 
     /// Brings devices and addresses to what is planned for the node, and again soon if that fails.

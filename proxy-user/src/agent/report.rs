@@ -1,13 +1,13 @@
 //! What the agent says of itself: status, health, metrics, logs, warnings.
 
-use crate::apply::ApplyError;
+use crate::apply::{Applier, ApplyError, Store};
 use crate::config::AgentConfig;
 use crate::control;
 use crate::health::checks::{self, HealthChecks};
 use crate::health::{self, Health};
 use crate::loader::{Dataplane, LoadError, SocketTable, devices};
 use crate::metrics::{self, Metrics};
-use crate::model::{Interface, Warning, World};
+use crate::model::{Interface, Notice, Warning, World};
 use crate::pinned::PinnedMaps;
 use crate::preflight;
 use crate::sockets;
@@ -31,6 +31,8 @@ const CONTROL_RETRY: Duration = Duration::from_secs(1);
 const KUBE_PROXY_PERIOD: Duration = Duration::from_secs(30);
 /// How many Services are named when a table has no room for them.
 const SERVICES_NAMED: usize = 10;
+/// How many warnings of one origin are shown.
+const WARNINGS_SHOWN: usize = 100;
 /// How many notices may wait for the API server; what is more is in the status alone.
 const NOTICES: usize = 64;
 
@@ -52,7 +54,7 @@ impl Problems {
 
     fn all(&self) -> Vec<Warning> {
         let by_origin = self.by_origin.lock().unwrap_or_else(PoisonError::into_inner);
-        by_origin.values().flatten().cloned().collect()
+        by_origin.values().flat_map(|all| bounded(all.iter().cloned(), all.len())).collect()
     }
 }
 
@@ -123,8 +125,12 @@ impl Report {
         self.problem("drift", Vec::new());
     }
 
-    pub(super) fn apply_errors(&self, errors: &[ApplyError]) {
-        self.problem("apply", apply_warnings(errors));
+    /// Says what the maps did not take; sorts that only if it has changed.
+    pub(super) fn apply_errors<S: Store>(&self, applier: &mut Applier<S>) {
+        self.problem("apply", apply_warnings(applier.passing_errors().iter()));
+        if let Some(errors) = applier.changed_failures() {
+            self.problem("unwritten", apply_warnings(errors));
+        }
     }
 
     /// Replaces the warnings of `origin`.
@@ -150,7 +156,8 @@ impl Report {
         let status = Status { objects, attachments, warnings, ..self.status.clone() };
         self.published.send_if_modified(|published| {
             for warning in &status.warnings {
-                if !published.warnings.contains(warning) {
+                // Both are sorted; there may be hundreds.
+                if published.warnings.binary_search(warning).is_err() {
                     tracing::warn!(subject = warning.subject, "{}", warning.message);
                 }
             }
@@ -241,18 +248,14 @@ impl Report {
     /// Answers load balancers that ask about Services, on the thread of `listeners`.
     pub(super) fn spawn_health_checks(
         &self,
-        tasks: &mut JoinSet<()>,
         listeners: &Handle,
-        config: &AgentConfig,
         health: &Health,
         checks: watch::Receiver<HealthChecks>,
+        notices: mpsc::Sender<Notice>,
     ) {
-        let (notices_in, notices) = mpsc::channel(NOTICES);
         let problems = self.problems.clone();
         let tell = move |warnings| problems.set("health checks", warnings);
-        listeners.spawn(checks::serve(checks, health.clone(), tell, notices_in));
-        let (source, node) = (config.source.clone(), config.node_name.clone());
-        tasks.spawn(async move { source::publish(&source, &node, notices).await });
+        listeners.spawn(checks::serve(checks, health.clone(), tell, notices));
     }
 
     /// Answers health checks, scrapes and the command line, on the thread of `listeners`.
@@ -286,9 +289,28 @@ impl Report {
     }
 }
 
+/// Tells the owners of Services of the notices that come to the sender.
+pub(super) fn spawn_notices(tasks: &mut JoinSet<()>, config: &AgentConfig) -> mpsc::Sender<Notice> {
+    let (notices_in, notices) = mpsc::channel(NOTICES);
+    let (source, node) = (config.source.clone(), config.node_name.clone());
+    tasks.spawn(async move { source::publish(&source, &node, notices).await });
+    notices_in
+}
+
+/// The first warnings, and how many of the `count` there are in all are left out. A tenant may
+/// have thousands, and whoever reads the status looks for the others.
+pub(super) fn bounded(warnings: impl Iterator<Item = Warning>, count: usize) -> Vec<Warning> {
+    let mut shown: Vec<_> = warnings.take(WARNINGS_SHOWN).collect();
+    if let Some(more @ 1..) = count.checked_sub(shown.len()) {
+        let message = format!("{more} more warnings are not shown; they come when others go");
+        shown.push(Warning { subject: "status".to_owned(), message });
+    }
+    shown
+}
+
 /// One warning for each Service that is not served as it should be, and one for all Services
 /// beyond the first ones: a full table would otherwise give thousands.
-fn apply_warnings(errors: &[ApplyError]) -> Vec<Warning> {
+fn apply_warnings<'a>(errors: impl Iterator<Item = &'a ApplyError>) -> Vec<Warning> {
     let mut services: BTreeMap<String, (usize, &ApplyError)> = BTreeMap::new();
     for error in errors {
         let subject = match error.service() {
@@ -339,4 +361,22 @@ pub(super) fn spawn_log(tasks: &mut JoinSet<()>, dataplane: &mut Dataplane, leve
 pub(super) fn chain(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_beyond_the_first_ones_are_counted() {
+        let warning = |number: usize| Warning {
+            subject: format!("Service default/s{number}"),
+            message: "is faulty".to_owned(),
+        };
+        let shown = |count| bounded((0..count).map(warning), count);
+        assert_eq!(shown(WARNINGS_SHOWN).len(), WARNINGS_SHOWN);
+        let shown = shown(10_000);
+        assert_eq!(shown.len(), WARNINGS_SHOWN + 1);
+        assert!(shown[WARNINGS_SHOWN].message.starts_with("9900 more "), "{shown:?}");
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A source range is written before a frontend is restricted to it and removed after, so that
 //! nobody is shut out by the order of writes. One that cannot be written shuts out its own
-//! sources, and the next pass tries again.
+//! sources, and is tried again.
 
 use super::{Applier, ApplyError, Store};
 use crate::tables::{Prefix, ServiceKey, ServiceRow};
@@ -26,32 +26,37 @@ impl<S: Store> Applier<S> {
                     placed.source_ranges.insert(range);
                 }
                 Err(error) => {
-                    errors.push(ApplyError::SourceRanges(key.clone(), error));
-                    self.unwritten.services.insert(key.clone(), Some(Arc::clone(row)));
+                    let error = ApplyError::SourceRanges(key.clone(), error);
+                    errors.push(error.clone());
+                    self.unwritten.add_service(key.clone(), Some(Arc::clone(row)), error);
                     return;
                 }
             }
         }
     }
 
-    /// Closes the service to all source ranges but `wanted`.
+    /// Closes the service to all source ranges but `wanted`; returns why it could not.
     pub(super) fn close(
         &mut self,
         key: &ServiceKey,
         wanted: &BTreeSet<Prefix>,
         errors: &mut Vec<ApplyError>,
-    ) {
-        let Some(placed) = self.services.get_mut(key) else { return };
+    ) -> Option<ApplyError> {
+        let mut failed = None;
+        let placed = self.services.get_mut(key)?;
         let old: Vec<_> = placed.source_ranges.difference(wanted).copied().collect();
         for range in old {
             match self.store.remove_source_range(placed.id, range) {
                 Ok(()) => {
                     self.writes += 1;
+                    self.has_room = true;
                     placed.source_ranges.remove(&range);
                 }
-                Err(error) => errors.push(ApplyError::SourceRanges(key.clone(), error)),
+                Err(error) => failed = Some(ApplyError::SourceRanges(key.clone(), error)),
             }
         }
+        errors.extend(failed.clone());
+        failed
     }
 
     /// Ends what `row` no longer has, once no frontend leads to it.
@@ -61,11 +66,10 @@ impl<S: Store> Applier<S> {
         row: &Arc<ServiceRow>,
         errors: &mut Vec<ApplyError>,
     ) {
-        self.close(key, &row.source_ranges, errors);
-        let Some(placed) = self.services.get_mut(key) else { return };
-        if !placed.source_ranges.is_subset(&row.source_ranges) {
-            self.unwritten.services.insert(key.clone(), Some(Arc::clone(row)));
+        if let Some(error) = self.close(key, &row.source_ranges, errors) {
+            self.unwritten.add_service(key.clone(), Some(Arc::clone(row)), error);
         }
+        let Some(placed) = self.services.get_mut(key) else { return };
         let affinity = row.affinity_seconds != 0;
         if placed.affinity && !affinity {
             self.affinity_ended.insert(placed.id, key.clone());

@@ -53,6 +53,11 @@ impl RangePool {
         pool
     }
 
+    /// How long the longest free range is.
+    pub(super) fn longest(&self) -> u32 {
+        self.by_len.last().map_or(0, |(len, _)| *len)
+    }
+
     /// A range of `len` elements: from the shortest gap that is long enough.
     pub(super) fn take(&mut self, len: u32) -> Option<u32> {
         let &(gap, start) = self.by_len.range((len, 0)..).next()?;

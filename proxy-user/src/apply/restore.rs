@@ -6,6 +6,7 @@
 use super::names::Names;
 use super::place::{info, slots, states};
 use super::pool::{IdPool, RangePool};
+use super::unwritten::Unwritten;
 use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
 use crate::tables::{BackendRow, Family, Prefix, ServiceKey, ServicePortName, TableDelta, Tables};
 use crate::tree::pack;
@@ -75,7 +76,11 @@ impl<S: Store> Applier<S> {
             quarantine: Quarantine::default(),
             affinity_ended: BTreeMap::new(),
             names: name_tables,
-            unwritten: TableDelta::default(),
+            unwritten: Unwritten::default(),
+            has_room: false,
+            frontends_left: 0,
+            vacated: BTreeSet::new(),
+            passing: Vec::new(),
             writes: 0,
         };
         applier.find_source_ranges()?;
@@ -94,7 +99,7 @@ impl<S: Store> Applier<S> {
         for key in known {
             delta.frontends.entry(key).or_insert(None);
         }
-        self.unwritten = TableDelta::default();
+        drop(self.unwritten.take());
         let errors = self.apply(delta);
         pack(&mut self.services);
         errors

@@ -1,6 +1,7 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
 mod clients;
+mod unwritten;
 
 use super::*;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
@@ -21,6 +22,8 @@ struct Fake {
     services: BTreeMap<ServiceId, ServiceInfo>,
     frontends: BTreeMap<FrontendKey, FrontendValue>,
     frontend_room: Option<usize>,
+    /// How many frontends were to be written.
+    tried: usize,
     source_ranges: BTreeSet<(ServiceId, Prefix)>,
     source_room: Option<usize>,
     forgotten: Vec<ServiceId>,
@@ -98,6 +101,7 @@ impl Store for Fake {
         &mut self,
         rows: &[(FrontendKey, FrontendValue)],
     ) -> Vec<(FrontendKey, StoreError)> {
+        self.tried += rows.len();
         let mut failed = Vec::new();
         for (key, value) in rows {
             let full = self.frontend_room.is_some_and(|room| self.frontends.len() >= room);
@@ -314,39 +318,6 @@ fn a_service_can_be_renamed_at_one_frontend_without_a_gap() {
     assert_eq!(applier.apply_all(&renamed), []);
     assert_eq!(read_back(&applier.store), wanted(&renamed));
     assert_eq!(applier.services.len(), 1);
-}
-
-#[test]
-fn a_full_frontend_map_keeps_what_works_and_takes_the_rest_when_there_is_room() {
-    let mut applier = applier();
-    applier.store.frontend_room = Some(2);
-    let three = tables(&[("a", 1, &[11]), ("b", 2, &[21]), ("c", 3, &[31])]);
-    let errors = applier.apply_all(&three);
-    assert_eq!(errors.len(), 1, "{errors:?}");
-    assert!(errors[0].to_string().contains("the map is full"), "{}", errors[0]);
-    assert_eq!(read_back(&applier.store).len(), 2);
-    // An update of what is there goes through although the map is full.
-    let moved = tables(&[("a", 1, &[12]), ("b", 2, &[21]), ("c", 3, &[31])]);
-    let _full = applier.apply_all(&moved);
-    assert_eq!(read_back(&applier.store)[&frontend(1)].2, [backend(12)]);
-    applier.store.frontend_room = None;
-    assert_eq!(applier.apply(TableDelta::default()), []);
-    assert_eq!(read_back(&applier.store), wanted(&moved));
-    assert_eq!(applier.unwritten(), 0);
-}
-
-#[test]
-fn a_service_that_does_not_fit_keeps_its_last_state_and_comes_when_there_is_room() {
-    let mut applier = applier();
-    applier.ranges = RangePool::new(8, &BTreeMap::new());
-    assert_eq!(applier.apply_all(&tables(&[("web", 1, &[11, 12])])), []);
-    let large = tables(&[("web", 1, &[11, 12, 13, 14, 15])]);
-    let errors = applier.apply_all(&large);
-    assert!(matches!(errors[..], [ApplyError::SlotsFull(_, 5)]), "{errors:?}");
-    assert_eq!(read_back(&applier.store)[&frontend(1)].2.len(), 2);
-    applier.ranges.release(8, 8);
-    assert_eq!(applier.apply(TableDelta::default()), []);
-    assert_eq!(read_back(&applier.store), wanted(&large));
 }
 
 /// Scenario 111.

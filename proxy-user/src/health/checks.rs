@@ -118,7 +118,7 @@ impl Report {
         if let Some(Warning { message, .. }) = warning {
             let service = key.service.clone();
             // Nobody waits for it; what is too much is in the status still.
-            let notice = Notice { service, reason: FAILED_TO_START, message };
+            let notice = Notice { service, reason: FAILED_TO_START, message, of_node: true };
             drop(self.notices.try_send(notice));
         }
     }

@@ -10,6 +10,9 @@ use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// How many sentences are said about one object; it may have a fault in each of 10,000 ports.
+const SENTENCES: usize = 5;
+
 /// All objects of the cluster that matter here.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -185,24 +188,31 @@ impl World {
         self.endpoints
     }
 
-    /// What is wrong with the objects, and what the source itself finds wrong.
-    pub fn warnings(&self) -> Vec<Warning> {
+    /// What is wrong with the objects, and what the source itself finds wrong: a few sentences for
+    /// each object. Made as they are taken.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
         let services = self
             .faulty_services
             .iter()
             .filter_map(|name| self.services.get(name))
-            .map(|service| (format!("Service {}", service.name), &service.warnings));
+            .map(|service| ("Service", &service.name, &service.warnings));
         let slices = self
             .faulty_slices
             .iter()
             .filter_map(|name| self.slices.get(name))
-            .map(|slice| (format!("EndpointSlice {}", slice.name), &slice.warnings));
-        let objects = services.chain(slices).flat_map(|(subject, messages)| {
-            messages
-                .iter()
-                .map(move |message| Warning { subject: subject.clone(), message: message.clone() })
+            .map(|slice| ("EndpointSlice", &slice.name, &slice.warnings));
+        let objects = services.chain(slices).flat_map(|(kind, name, messages)| {
+            let more = messages.len().saturating_sub(SENTENCES);
+            let more = (more > 0).then(|| format!("{more} more faults"));
+            let messages = messages.iter().take(SENTENCES).cloned().chain(more);
+            messages.map(move |message| Warning { subject: format!("{kind} {name}"), message })
         });
-        self.source_warnings.iter().cloned().chain(objects).collect()
+        self.source_warnings.iter().cloned().chain(objects)
+    }
+
+    /// How many objects there are warnings about, and what the source itself finds wrong.
+    pub fn warning_count(&self) -> usize {
+        self.source_warnings.len() + self.faulty_services.len() + self.faulty_slices.len()
     }
 
     fn put_service(&mut self, service: Arc<Service>, touched: &mut Touched) {
@@ -387,7 +397,7 @@ mod tests {
         let _ = world.apply(Change::Service(Box::new(faulty_service)));
         let _ = world.apply(Change::Slice(Box::new(faulty_slice)));
         let warnings = |world: &World| -> Vec<_> {
-            let warnings = world.warnings().into_iter();
+            let warnings = world.warnings();
             warnings.map(|warning| format!("{}: {}", warning.subject, warning.message)).collect()
         };
         assert_eq!(

@@ -27,6 +27,8 @@ pub(super) struct Claims {
     /// Invariant: exactly the claims of `by_frontend` that are not their frontend's owner, no
     /// entry empty.
     lost: BTreeMap<ObjectName, BTreeSet<FrontendKey>>,
+    /// The Services that have come into `lost` or left it since somebody asked.
+    changed: BTreeSet<ObjectName>,
 }
 
 #[derive(PartialEq, Debug)]
@@ -111,11 +113,16 @@ impl Claims {
         let mut claims = self.by_frontend.get(&key).into_iter().flatten();
         let claimed = claims.any(|claim| is_of(&claim.row.service, name));
         if claimed && !self.owner(&key).is_some_and(|row| is_of(&row.service, name)) {
-            self.lost.entry(name.clone()).or_default().insert(key);
+            let lost = self.lost.entry(name.clone()).or_default();
+            if lost.is_empty() {
+                self.changed.insert(name.clone());
+            }
+            lost.insert(key);
         } else if let Some(lost) = self.lost.get_mut(name) {
             lost.remove(&key);
             if lost.is_empty() {
                 self.lost.remove(name);
+                self.changed.insert(name.clone());
             }
         }
     }
@@ -157,14 +164,22 @@ impl Claims {
 
     /// The Services that do not get all that they claim, each with a sentence about it.
     pub(super) fn contests(&self) -> impl Iterator<Item = (&ObjectName, String)> {
-        self.lost.iter().filter_map(|(name, lost)| {
-            let key = lost.first()?;
-            let more = match lost.len() - 1 {
-                0 => String::new(),
-                more => format!("; so it is with {more} more of its addresses and ports"),
-            };
-            Some((name, self.contest(name, key)? + &more))
-        })
+        self.lost.keys().filter_map(|name| Some((name, self.contest(name)?)))
+    }
+
+    /// The same of one Service.
+    pub(super) fn contest(&self, name: &ObjectName) -> Option<String> {
+        let lost = self.lost.get(name)?;
+        let more = match lost.len() - 1 {
+            0 => String::new(),
+            more => format!("; so it is with {more} more of its addresses and ports"),
+        };
+        Some(self.loss(name, lost.first()?)? + &more)
+    }
+
+    /// The Services that have begun or ceased to lose since the last call.
+    pub(super) fn take_changes(&mut self) -> BTreeSet<ObjectName> {
+        std::mem::take(&mut self.changed)
     }
 
     /// How many Services do not get all that they claim.
@@ -173,7 +188,7 @@ impl Claims {
     }
 
     /// Says why the Service `name` does not get the frontend `key`.
-    fn contest(&self, name: &ObjectName, key: &FrontendKey) -> Option<String> {
+    fn loss(&self, name: &ObjectName, key: &FrontendKey) -> Option<String> {
         let claims = self.by_frontend.get(key)?;
         let own = claims.iter().find(|claim| is_of(&claim.row.service, name))?;
         let frontend = describe(key);

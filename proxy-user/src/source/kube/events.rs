@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Error, ResourceExt as _};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::Path;
 use tokio::sync::mpsc::Receiver;
 
@@ -38,9 +39,17 @@ async fn create(client: kube::Client, node_name: &str, notice: Notice) -> Result
     let services: Api<Service> = Api::namespaced(client.clone(), &namespace);
     let uid = services.get_opt(&name).await?.and_then(|service| service.uid());
     let now = Timestamp::now();
+    let (number, message) = if notice.of_node {
+        (now.as_nanosecond(), format!("node {node_name}: {}", notice.message))
+    } else {
+        // Every node makes the same Event, and the first one is taken.
+        let mut digest = DefaultHasher::new();
+        (&uid, notice.reason, &notice.message).hash(&mut digest);
+        (digest.finish().into(), notice.message)
+    };
     let event = Event {
         metadata: ObjectMeta {
-            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            name: Some(format!("{name}.{number:x}")),
             namespace: Some(namespace.clone()),
             ..ObjectMeta::default()
         },
@@ -54,7 +63,7 @@ async fn create(client: kube::Client, node_name: &str, notice: Notice) -> Result
         },
         type_: Some("Warning".into()),
         reason: Some(notice.reason.into()),
-        message: Some(format!("node {node_name}: {}", notice.message)),
+        message: Some(message),
         source: Some(EventSource {
             component: Some(COMPONENT.into()),
             host: Some(node_name.into()),
@@ -65,5 +74,8 @@ async fn create(client: kube::Client, node_name: &str, notice: Notice) -> Result
         ..Event::default()
     };
     let events: Api<Event> = Api::namespaced(client, &namespace);
-    events.create(&PostParams::default(), &event).await.map(drop)
+    match events.create(&PostParams::default(), &event).await {
+        Err(Error::Api(status)) if status.is_already_exists() => Ok(()),
+        result => result.map(drop),
+    }
 }
