@@ -8,7 +8,7 @@
 pub(crate) mod examples;
 mod world;
 
-pub use world::{Touched, World};
+pub use world::{Extent, Touched, World};
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::{Port, Proto};

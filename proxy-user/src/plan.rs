@@ -21,10 +21,10 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-use crate::model::{ObjectName, Touched, Warning, World};
+use crate::model::{Extent, ObjectName, Service, Slice, Touched, Warning, World};
 use crate::tables::{
-    DnsName, Family, HealthCheck, NameKind, NameRow, ServiceKey, ServicePortName, TableDelta,
-    Tables,
+    DnsName, Family, HealthCheck, NameKind, NameRow, ServiceKey, ServicePortName, ServiceRow,
+    TableDelta, Tables,
 };
 use claims::Claims;
 use proxy_ebpf::Proto;
@@ -45,7 +45,10 @@ pub struct Planner {
     claims: Claims,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     remarks: BTreeMap<ObjectName, Remarks>,
+    /// How many endpoints of these do not fit; those of which all fit are not here.
+    left_out: BTreeMap<ServiceKey, usize>,
     services_planned: u64,
+    rows_planned: u64,
     /// The names that each Service has rows of; `None` if names are not planned.
     names: Option<BTreeMap<ObjectName, Vec<DnsName>>>,
     /// The DNS service, if names are planned.
@@ -63,7 +66,9 @@ impl Planner {
             claims: Claims::default(),
             health_checks: BTreeMap::new(),
             remarks: BTreeMap::new(),
+            left_out: BTreeMap::new(),
             services_planned: 0,
+            rows_planned: 0,
             names: None,
             dns_service: None,
         }
@@ -96,15 +101,26 @@ impl Planner {
 
     /// Plans again what is `touched` in `world`, and gives the rows that have changed.
     ///
-    /// Takes time in proportion to the touched Services, whatever the size of the world. Correct
+    /// Takes time in proportion to the touched Services, and to the touched ports of those of which
+    /// only slices are touched, whatever the size of the world. Correct
     /// only if everything that has changed since the last update is touched.
     pub fn update(&mut self, world: &World, touched: &Touched) -> TableDelta {
         let mut delta = TableDelta::default();
         let mut affected = BTreeSet::new();
-        let all = touched.everything.then(|| world.services().map(|service| &service.name));
-        let names: BTreeSet<_> = all.into_iter().flatten().chain(&touched.services).collect();
-        for name in names {
-            self.plan_service(world, name, &mut delta, &mut affected);
+        let mut services: BTreeMap<_, _> = touched.services.iter().collect();
+        if touched.everything {
+            let all = world.services().map(|service| &service.name).chain(touched.services.keys());
+            services = all.map(|name| (name, &Extent::Whole)).collect();
+        }
+        for (name, extent) in services {
+            self.services_planned += 1;
+            match (world.service(name), extent) {
+                (Some(service), Extent::Slices(slices)) => {
+                    self.plan_slices(world, service, slices, &mut delta);
+                }
+                (service, _) => self.plan_service(world, name, service, &mut delta, &mut affected),
+            }
+            self.plan_health_check(world, name);
             self.plan_names(world, name, &mut delta);
         }
         self.plan_namespaces(world, touched, &mut delta);
@@ -140,13 +156,20 @@ impl Planner {
         let plans = self.remarks.iter().flat_map(move |(name, remarks)| {
             remarks.sentences().map(move |message| warning(name, message))
         });
-        let contests = self.claims.contests();
-        plans.chain(contests.map(move |(name, message)| warning(name, message)))
+        let contests = self.claims.contests().map(move |(name, message)| warning(name, message));
+        let left_out = self.left_out.iter().map(move |(key, count)| {
+            let (port, family, most) = (&key.port, key.family, backends::MAX_BACKENDS);
+            let message = format!(
+                "{port} ({family}): {count} endpoints are left out, more than {most} do not fit"
+            );
+            warning(&object(key), message)
+        });
+        plans.chain(contests).chain(left_out)
     }
 
-    /// How many Services there are warnings about, at most.
+    /// How many Services and ports there are warnings about, at most.
     pub fn warning_count(&self) -> usize {
-        self.remarks.len() + self.claims.contest_count()
+        self.remarks.len() + self.claims.contest_count() + self.left_out.len()
     }
 
     /// Why the Service `name` does not get every address and port that it claims; `None` if it
@@ -166,56 +189,96 @@ impl Planner {
         self.services_planned
     }
 
-    /// Plans the Service `name`: its rows go to `delta`, the frontends that it claims, or claims
-    /// no longer, to `affected`.
-    fn plan_service(
-        &mut self,
-        world: &World,
-        name: &ObjectName,
-        delta: &mut TableDelta,
-        affected: &mut BTreeSet<FrontendKey>,
-    ) {
-        self.services_planned += 1;
-        let place = Place {
+    /// How many times a row was planned: one port of a Service in one family.
+    pub fn rows_planned(&self) -> u64 {
+        self.rows_planned
+    }
+
+    fn place<'a>(&'a self, world: &'a World) -> Place<'a> {
+        Place {
             node: &self.node_name,
             zone: world.node().and_then(|node| node.zone.as_deref()),
             node_ips: world.node().map_or(&[], |node| &node.internal_ips),
             external_ips: self.external_ips,
             node_ports: self.node_ports,
             dns_service: self.dns_service.as_ref(),
-        };
-        let service = world.service(name);
+        }
+    }
+
+    /// Plans the rows of `service` that the versions `touched` of its slices may have changed.
+    fn plan_slices(
+        &mut self,
+        world: &World,
+        service: &Service,
+        touched: &[Arc<Slice>],
+        delta: &mut TableDelta,
+    ) {
+        let slices = world.slices_of(&service.name);
+        let rows = service::plan_touched(service, slices, touched, self.place(world));
+        self.put_rows(rows, delta);
+    }
+
+    /// Adds what differs from the planned rows.
+    fn put_rows(
+        &mut self,
+        rows: BTreeMap<ServiceKey, (ServiceRow, usize)>,
+        delta: &mut TableDelta,
+    ) {
+        self.rows_planned += rows.len() as u64;
+        for (key, (row, left_out)) in rows {
+            // Of equal keys the old one goes on, which the frontends share.
+            let known = self.tables.services.get_key_value(&key);
+            let is_known = known.is_some_and(|(_, planned)| **planned == row);
+            let key = known.map_or(key, |(known, _)| known.clone());
+            match left_out {
+                0 => drop(self.left_out.remove(&key)),
+                _ => drop(self.left_out.insert(key.clone(), left_out)),
+            }
+            if !is_known {
+                delta.services.insert(key, Some(Arc::new(row)));
+            }
+        }
+    }
+
+    /// Plans the Service `name`: its rows go to `delta`, the frontends that it claims, or claims
+    /// no longer, to `affected`.
+    fn plan_service(
+        &mut self,
+        world: &World,
+        name: &ObjectName,
+        service: Option<&Arc<Service>>,
+        delta: &mut TableDelta,
+        affected: &mut BTreeSet<FrontendKey>,
+    ) {
         let plan = service.map_or_else(ServicePlan::default, |service| {
-            service::plan(service, world.slices_of(name), place)
+            service::plan(service, world.slices_of(name), self.place(world))
         });
 
         let planned = self.tables.services.range(first_key(name)..).map(|(key, _)| key);
         for key in planned.take_while(|key| is_of(key, name)) {
             if !plan.rows.contains_key(key) {
+                self.left_out.remove(key);
                 delta.services.insert(key.clone(), None);
             }
         }
-        for (key, row) in plan.rows {
-            // Of equal keys the old one goes on, which the frontends share.
-            let key = match self.tables.services.get_key_value(&key) {
-                Some((_, planned)) if **planned == row => continue,
-                Some((known, _)) => known.clone(),
-                None => key,
-            };
-            delta.services.insert(key, Some(Arc::new(row)));
-        }
+        self.put_rows(plan.rows, delta);
         let created = service.map_or(0, |service| service.created);
         self.claims.replace(name, created, plan.frontends, affected);
-        let check = service
-            .and_then(|service| health::plan(service, world.slices_of(name), &self.node_name));
-        match check {
-            Some(check) => drop(self.health_checks.insert(name.clone(), check)),
-            None => drop(self.health_checks.remove(name)),
-        }
         if plan.remarks.is_empty() {
             self.remarks.remove(name);
         } else {
             self.remarks.insert(name.clone(), plan.remarks);
+        }
+    }
+
+    /// Plans what load balancers may ask about the Service `name`.
+    fn plan_health_check(&mut self, world: &World, name: &ObjectName) {
+        let check = world
+            .service(name)
+            .and_then(|service| health::plan(service, world.slices_of(name), &self.node_name));
+        match check {
+            Some(check) => drop(self.health_checks.insert(name.clone(), check)),
+            None => drop(self.health_checks.remove(name)),
         }
     }
 

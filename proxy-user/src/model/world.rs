@@ -7,6 +7,7 @@
 use super::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
 use crate::tree::pack;
 use ipnetwork::IpNetwork;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -50,14 +51,45 @@ struct Arrived {
 #[must_use = "what is touched has to be planned again"]
 pub struct Touched {
     /// The Services that are new, gone or different, or whose slices are.
-    pub services: BTreeSet<ObjectName>,
+    pub services: BTreeMap<ObjectName, Extent>,
     /// The Namespaces that are new or gone.
     pub namespaces: BTreeSet<Arc<str>>,
     /// Whether the node's name, zone or addresses have changed, on which every Service depends.
     pub everything: bool,
 }
 
+/// How much of a Service is touched.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// All of it.
+    Whole,
+    /// The ports and families of these slices, as they were and as they are.
+    Slices(Vec<Arc<Slice>>),
+}
+
+/// How many versions of slices are kept for the sake of an [`Extent`].
+const VERSIONS: usize = 16;
+
+impl Extent {
+    fn merge(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Slices(known), Self::Slices(more)) if known.len() + more.len() <= VERSIONS => {
+                known.extend(more);
+            }
+            _ => *self = Self::Whole,
+        }
+    }
+}
+
 impl Touched {
+    /// Adds that the Service `name` is touched.
+    pub fn touch(&mut self, name: ObjectName, extent: Extent) {
+        match self.services.entry(name) {
+            Entry::Vacant(entry) => drop(entry.insert(extent)),
+            Entry::Occupied(mut entry) => entry.get_mut().merge(extent),
+        }
+    }
+
     /// Whether nothing is touched.
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && self.namespaces.is_empty() && !self.everything
@@ -65,7 +97,9 @@ impl Touched {
 
     /// Adds what `other` touches: several changes can be planned in one pass.
     pub fn merge(&mut self, other: Self) {
-        self.services.extend(other.services);
+        for (name, extent) in other.services {
+            self.touch(name, extent);
+        }
         self.namespaces.extend(other.namespaces);
         self.everything |= other.everything;
     }
@@ -222,13 +256,13 @@ impl World {
         let name = service.name.clone();
         mark(&mut self.faulty_services, &name, !service.warnings.is_empty());
         self.services.insert(name.clone(), service);
-        touched.services.insert(name);
+        touched.touch(name, Extent::Whole);
     }
 
     fn remove_service(&mut self, name: &ObjectName, touched: &mut Touched) {
         if self.services.remove(name).is_some() {
             mark(&mut self.faulty_services, name, false);
-            touched.services.insert(name.clone());
+            touched.touch(name.clone(), Extent::Whole);
         }
     }
 
@@ -241,8 +275,10 @@ impl World {
             _ => {}
         }
         mark(&mut self.faulty_slices, &slice.name, !slice.warnings.is_empty());
-        touched.services.insert(slice.service.clone());
         let slice = Arc::new(slice);
+        let versions = self.slices.get(&slice.name).into_iter().chain([&slice]);
+        let versions = Extent::Slices(versions.cloned().collect());
+        touched.touch(slice.service.clone(), versions);
         // Nearly every Service has one slice; a growing vector would reserve four.
         let siblings =
             self.slices_of.entry(slice.service.clone()).or_insert_with(|| Vec::with_capacity(1));
@@ -260,7 +296,7 @@ impl World {
         let Some(slice) = self.slices.remove(name) else { return };
         self.endpoints -= slice.endpoints.len();
         mark(&mut self.faulty_slices, name, false);
-        touched.services.insert(slice.service.clone());
+        touched.touch(slice.service.clone(), Extent::Slices(vec![Arc::clone(&slice)]));
         if let Some(siblings) = self.slices_of.get_mut(&slice.service) {
             siblings.retain(|sibling| sibling.name != *name);
             if siblings.is_empty() {
@@ -303,7 +339,7 @@ mod tests {
     const POD: [u8; 4] = [10, 1, 0, 1];
 
     fn services(touched: &Touched) -> Vec<String> {
-        touched.services.iter().map(ToString::to_string).collect()
+        touched.services.keys().map(ToString::to_string).collect()
     }
 
     fn node(zone: &str) -> Node {

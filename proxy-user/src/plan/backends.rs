@@ -4,8 +4,9 @@
 //! policies choose between its two sets elsewhere.
 
 use super::service::Place;
-use crate::model::{Endpoint, Placement, ServicePort, Slice};
+use crate::model::{Endpoint, Placement, Slice};
 use crate::tables::{BackendRow, Family, ServiceRow};
+use proxy_ebpf::Port;
 use proxy_ebpf::slot::BackendFlags;
 use std::sync::Arc;
 
@@ -49,27 +50,27 @@ impl Candidate<'_> {
     }
 }
 
-/// The endpoints of `port` in `family`, usable or not, by address and port.
+/// Slices, and the number that a service port has in each.
+pub(super) type Targets<'a> = [(&'a Slice, Port)];
+
+/// The endpoints in `family` at `targets`, in the order of the slices, usable or not, by address
+/// and port.
 ///
 /// Of several records of one address and port, a running one wins over a terminating one, because
 /// an address may be given to a new pod while the old one's record lingers; then ready over
 /// unready and serving over not; the order of the slices' names decides the rest.
 pub(super) fn endpoints<'a>(
-    slices: &'a [Arc<Slice>],
-    port: &ServicePort,
+    targets: &Targets<'a>,
     family: Family,
     node: &str,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    for slice in slices.iter().filter(|slice| !slice.headless) {
-        let ports = slice.ports.iter().filter(|p| p.name == port.name && p.proto == port.proto);
-        for port in ports.map(|p| p.port) {
-            for endpoint in &slice.endpoints {
-                let row = BackendRow { addr: endpoint.addr.into(), port };
-                if Family::of(row.addr) == family {
-                    let local = endpoint.placement.node.as_deref() == Some(node);
-                    candidates.push(Candidate { row, endpoint, local });
-                }
+    for &(slice, port) in targets {
+        for endpoint in &slice.endpoints {
+            let row = BackendRow { addr: endpoint.addr.into(), port };
+            if Family::of(row.addr) == family {
+                let local = endpoint.placement.node.as_deref() == Some(node);
+                candidates.push(Candidate { row, endpoint, local });
             }
         }
     }

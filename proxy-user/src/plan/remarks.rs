@@ -14,8 +14,6 @@ pub(super) enum About {
     TwoPorts,
     /// A NodePort that is not served.
     NodePort,
-    /// Endpoints that are left out.
-    Endpoints,
 }
 
 /// The remarks on one Service.

@@ -12,8 +12,8 @@ use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::service::NAME_LEN;
 use proxy_ebpf::{Addr, Port, Proto};
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -37,8 +37,8 @@ pub(super) struct Place<'a> {
 /// What one Service needs.
 #[derive(Debug, Default)]
 pub(super) struct ServicePlan {
-    /// A row for each port and family, with backends or without.
-    pub(super) rows: BTreeMap<ServiceKey, ServiceRow>,
+    /// A row for each port and family, with backends or without, and how many of them do not fit.
+    pub(super) rows: BTreeMap<ServiceKey, (ServiceRow, usize)>,
     /// The frontends that the Service claims; each names one of `rows`.
     pub(super) frontends: BTreeMap<FrontendKey, FrontendRow>,
     /// What cannot be served as it was asked for.
@@ -47,11 +47,11 @@ pub(super) struct ServicePlan {
 
 /// Plans `service` with its `slices`, which are sorted by name.
 ///
-/// A Service without a ClusterIP gets nothing, nor does that of another proxy. Any other is served in the families of its
-/// ClusterIPs; an external address of another family is not.
+/// A Service without a ClusterIP gets nothing, nor does that of another proxy. Any other is served
+/// in the families of its ClusterIPs; an external address of another family is not.
 pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -> ServicePlan {
     let mut plan = ServicePlan::default();
-    if service.cluster_ips.is_empty() || service.other_proxy {
+    if !is_served(service) {
         return plan;
     }
     if let Some(name) = too_long(service) {
@@ -59,9 +59,13 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -
         plan.remarks.add(About::Name, not_served);
         return plan;
     }
+    let targets = targets(slices, |_| true);
     for &cluster_ip in &service.cluster_ips {
         for port in &service.ports {
-            plan_port(&mut plan, service, port, cluster_ip.into(), slices, place);
+            let key = key(service, port, Family::of(cluster_ip.into()));
+            plan_frontends(&mut plan, service, port, &key, cluster_ip.into(), place);
+            let row = plan_row(service, port, key.family, &targets, place);
+            plan.rows.insert(key, row);
         }
     }
     for addr in external_addrs(service, place).map(|(addr, _)| addr) {
@@ -75,28 +79,80 @@ pub(super) fn plan(service: &Service, slices: &[Arc<Slice>], place: Place<'_>) -
     plan
 }
 
-/// Adds the row of `port` in the family of `cluster_ip`, and its frontends.
-fn plan_port(
+/// The rows of `service` that `touched` versions of its slices say something of. Its frontends and
+/// the remarks on it are not for slices to say.
+pub(super) fn plan_touched(
+    service: &Service,
+    slices: &[Arc<Slice>],
+    touched: &[Arc<Slice>],
+    place: Place<'_>,
+) -> BTreeMap<ServiceKey, (ServiceRow, usize)> {
+    let mut rows = BTreeMap::new();
+    if !is_served(service) || too_long(service).is_some() {
+        return rows;
+    }
+    let ports = touched.iter().flat_map(|slice| &slice.ports).map(|port| (&*port.name, port.proto));
+    let ports: BTreeSet<_> = ports.collect();
+    let endpoints = touched.iter().flat_map(|slice| &slice.endpoints);
+    let families: BTreeSet<_> =
+        endpoints.map(|endpoint| Family::of(endpoint.addr.into())).collect();
+    let targets = targets(slices, |port| ports.contains(port));
+    let served = service.cluster_ips.iter().map(|&ip| Family::of(ip.into()));
+    for family in served.filter(|family| families.contains(family)) {
+        for port in service.ports.iter().filter(|p| ports.contains(&(&*p.name, p.proto))) {
+            let row = plan_row(service, port, family, &targets, place);
+            rows.insert(key(service, port, family), row);
+        }
+    }
+    rows
+}
+
+/// Whether `service` is one that a proxy serves, and this one.
+fn is_served(service: &Service) -> bool {
+    !service.cluster_ips.is_empty() && !service.other_proxy
+}
+
+fn key(service: &Service, port: &ServicePort, family: Family) -> ServiceKey {
+    let ObjectName { namespace, name } = service.name.clone();
+    let name = ServicePortName { namespace, name, port: port.name.clone(), proto: port.proto };
+    ServiceKey { port: name.into(), family }
+}
+
+/// By name and protocol, the ports that are `wanted`, in each slice that has them.
+///
+/// Made once for all ports of a Service: it may have 10,000, and so may its slices.
+fn targets(
+    slices: &[Arc<Slice>],
+    wanted: impl Fn(&(&str, Proto)) -> bool,
+) -> BTreeMap<(&str, Proto), Vec<(&Slice, Port)>> {
+    let mut targets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for slice in slices.iter().filter(|slice| !slice.headless) {
+        for port in &slice.ports {
+            let name = (&*port.name, port.proto);
+            if wanted(&name) {
+                targets.entry(name).or_default().push((&**slice, port.port));
+            }
+        }
+    }
+    targets
+}
+
+/// Adds the frontends of `port` in the family of `cluster_ip`, which lead to `key`.
+fn plan_frontends(
     plan: &mut ServicePlan,
     service: &Service,
     port: &ServicePort,
+    key: &ServiceKey,
     cluster_ip: Addr,
-    slices: &[Arc<Slice>],
     place: Place<'_>,
 ) {
-    let ObjectName { namespace, name } = service.name.clone();
-    let (port_name, proto) = (port.name.clone(), port.proto);
-    let family = Family::of(cluster_ip);
-    let port_name = ServicePortName { namespace, name, port: port_name, proto };
-    let key = ServiceKey { port: port_name.into(), family };
-
     for (frontend, flags) in frontends(service, port, cluster_ip, place) {
         match plan.frontends.entry(frontend) {
             Entry::Vacant(entry) => {
                 entry.insert(FrontendRow { service: key.clone(), flags });
             }
             // The same address twice, as an external IP that is also the balancer's.
-            Entry::Occupied(entry) if entry.get().service == key => {}
+            Entry::Occupied(entry) if entry.get().service == *key => {}
             Entry::Occupied(entry) => plan.remarks.add(About::TwoPorts, || {
                 format!(
                     "{} goes to port `{}`, though port `{}` asks for it too",
@@ -111,8 +167,9 @@ fn plan_port(
         let NodePortRange { first, last } = place.node_ports;
         plan.remarks.add(About::NodePort, || {
             format!(
-                "NodePort {number}/{proto} is not served: it is not in --node-port-range \
-                 {first}-{last}; give the flag the API server's --service-node-port-range"
+                "NodePort {number}/{} is not served: it is not in --node-port-range \
+                 {first}-{last}; give the flag the API server's --service-node-port-range",
+                port.proto,
             )
         });
     }
@@ -121,23 +178,24 @@ fn plan_port(
     plan.frontends
         .entry(FrontendKey::address(cluster_ip))
         .or_insert(FrontendRow { service: key.clone(), flags: FrontendFlags::REFUSED });
+}
 
-    let endpoints = backends::endpoints(slices, port, family, place.node);
+/// The row of `port` in `family`, and how many endpoints do not fit into it.
+fn plan_row(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    targets: &BTreeMap<(&str, Proto), Vec<(&Slice, Port)>>,
+    place: Place<'_>,
+) -> (ServiceRow, usize) {
+    let targets = targets.get(&(&*port.name, port.proto)).map_or(&[][..], Vec::as_slice);
+    let endpoints = backends::endpoints(targets, family, place.node);
     let policies = [service.internal_policy, service.external_policy];
     let (mut row, left_out) =
         backends::choose(&endpoints, place, policies.contains(&TrafficPolicy::Local));
     row.affinity_seconds = service.affinity_seconds.unwrap_or(0);
     row.source_ranges = sources::ranges(service, family, place.node_ips);
-    if left_out > 0 {
-        plan.remarks.add(About::Endpoints, || {
-            format!(
-                "{} ({family}): {left_out} endpoints are left out, more than {} do not fit",
-                key.port,
-                backends::MAX_BACKENDS,
-            )
-        });
-    }
-    plan.rows.insert(key, row);
+    (row, left_out)
 }
 
 /// The frontends of `port` in the family of `cluster_ip`; the first of equal keys counts.

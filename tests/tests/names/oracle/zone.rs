@@ -129,7 +129,7 @@ impl Zone {
 
     /// Takes what was `touched` in `world`.
     pub(crate) fn update(&mut self, world: &World, touched: &Touched) {
-        for name in &touched.services {
+        for name in touched.services.keys() {
             self.remove(name);
             if let Some(service) = world.service(name) {
                 let entry =
