@@ -1,11 +1,13 @@
-//! Netfilter over netlink: tables, chains, rules and sets of nftables, and the events of their
-//! changes.
+//! Netfilter over netlink: tables, chains, rules and sets of nftables, the events of their changes,
+//! and the entries of conntrack.
 //!
 //! Takes typed rules and elements, and gives typed lists, without the program `nft` and without
-//! the libraries that it stands on (the kernel's `linux/netfilter/nf_tables.h`). Knows nothing of Services: which rules there are, and
+//! the libraries that it stands on (the kernel's `linux/netfilter/nf_tables.h` and
+//! `linux/netfilter/nfnetlink_conntrack.h`). Knows nothing of Services: which rules there are, and
 //! when they are written, is decided by its callers.
 
 mod batch;
+pub mod conntrack;
 mod data;
 mod dump;
 mod events;

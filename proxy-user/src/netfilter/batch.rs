@@ -31,8 +31,8 @@ const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
-const NFTA_SET_ELEM_FLAGS: u16 = 3;
-const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+pub(super) const NFTA_SET_ELEM_FLAGS: u16 = 3;
+pub(super) const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 pub(super) const NFTA_DATA_VALUE: u16 = 1;
 
 /// A list of elements is one attribute, which must be shorter than 64 KiB. An element takes at most

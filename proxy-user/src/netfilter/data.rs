@@ -109,6 +109,14 @@ impl Data {
         data
     }
 
+    /// The first bytes of a value that the kernel gave; it has no longer ones.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let mut data = Self { bytes: [0; MAX], len: bytes.len().min(MAX) as u8 };
+        let len = usize::from(data.len);
+        data.bytes[..len].copy_from_slice(&bytes[..len]);
+        data
+    }
+
     fn push(&mut self, field: Field) {
         let mut put = |bytes: &[u8]| {
             let start = usize::from(self.len);

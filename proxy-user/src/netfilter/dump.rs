@@ -3,11 +3,16 @@
 //! Each list is that of one moment: the kernel says if somebody changed the rule set meanwhile, and
 //! then it is read again.
 
-use super::batch::{NFTA_DATA_VALUE, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_KEY};
+use super::batch::{
+    NFT_SET_ELEM_INTERVAL_END, NFTA_DATA_VALUE, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_FLAGS,
+    NFTA_SET_ELEM_KEY,
+};
+use super::data::Data;
 use super::expr::{NFTA_EXPR_DATA, NFTA_EXPR_NAME};
+use super::set::Interval;
 use super::set::{NFTA_SET_DATA_LEN, NFTA_SET_KEY_LEN, NFTA_SET_NAME, NFTA_SET_TABLE};
-use super::socket::Request;
-use super::wire::Attributes;
+use super::socket::{ATTEMPTS, Request};
+use super::wire::{Attributes, Writer};
 use super::{Family, NFTABLES, NetfilterError, Socket, Table};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
@@ -43,7 +48,7 @@ pub struct RuleRow {
 
 /// The elements of a set or map; keys and values side by side, so that a million of them is no
 /// million allocations.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Elements {
     key_len: usize,
     data_len: usize,
@@ -65,6 +70,13 @@ impl Elements {
     /// [`super::Data`].
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.bytes.chunks_exact(self.row_len()).map(|row| row.split_at(self.key_len))
+    }
+
+    /// Whether no key is there twice.
+    fn are_different(&self) -> bool {
+        let mut keys: Vec<&[u8]> = self.iter().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        keys.windows(2).all(|pair| pair[0] != pair[1])
     }
 
     fn row_len(&self) -> usize {
@@ -128,41 +140,82 @@ impl Socket {
         rules.map_err(|e| NetfilterError::Kernel(format!("list the rules of {table}"), e))
     }
 
-    /// The elements of a set of `table`. Those of a set of intervals are their ends, one by one.
+    /// The elements of a set of `table` that is none of intervals.
     ///
     /// The kernel begins at the first element again for every 32 KiB of the list, so it takes 2 s
     /// of CPU for 250,000 elements and 32 s for a million. While [`Socket::generation`] says what
     /// it said, there is no need to.
     pub fn elements(&mut self, table: &Table, set: &str) -> Result<Elements, NetfilterError> {
-        let failed = |e| NetfilterError::Kernel(format!("list the set {set} of {table}"), e);
-        let family = table.family.number();
-        let name = |w: &mut super::wire::Writer| {
+        let failed = |e| NetfilterError::Kernel(format!("list set {set} of {table}"), e);
+        let name = |w: &mut Writer| {
             w.text(NFTA_SET_TABLE, &table.name);
             w.text(NFTA_SET_NAME, set);
         };
-        let mut lens = None;
-        self.ask(Request { kind: GETSET, family }, name, |message| {
-            let attributes = message.attributes();
-            let len = |kind| attributes.word(kind).unwrap_or_default() as usize;
-            lens = Some((len(NFTA_SET_KEY_LEN), len(NFTA_SET_DATA_LEN)));
+        let mut lens = (0, 0);
+        self.ask(Request { kind: GETSET, family: table.family.number() }, name, |message| {
+            let len = |kind| message.attributes().word(kind).unwrap_or_default() as usize;
+            lens = (len(NFTA_SET_KEY_LEN), len(NFTA_SET_DATA_LEN));
         })
         .map_err(failed)?;
-        let Some((key_len, data_len)) = lens.filter(|(key_len, _)| *key_len > 0) else {
-            return Err(failed(io::ErrorKind::InvalidData.into()));
-        };
-        let list = Request { kind: GETSETELEM, family };
-        let bytes = self.collect(list, name, |bytes: &mut Vec<u8>, message| {
-            for (_, element) in message.attributes().nest(3).iter() {
-                let element = Attributes(element);
-                let value = |kind| element.nest(kind).find(NFTA_DATA_VALUE).unwrap_or_default();
-                let (key, data) = (value(NFTA_SET_ELEM_KEY), value(NFTA_SET_ELEM_DATA));
+        let (key_len, data_len) = lens;
+        for _ in 0..ATTEMPTS {
+            let bytes = self.walk(table, set, |bytes: &mut Vec<u8>, key, data, _| {
                 if key.len() == key_len && data.len() == data_len {
                     bytes.extend(key);
                     bytes.extend(data);
                 }
+            });
+            let elements = Elements { key_len, data_len, bytes: bytes.map_err(failed)? };
+            // The kernel's table grew meanwhile, and with it the order changed: as many elements
+            // are missing as are there twice.
+            if elements.are_different() {
+                return Ok(elements);
             }
+        }
+        Err(failed(io::Error::other("the kernel's table grows while it is read")))
+    }
+
+    /// The intervals of a set of intervals of `table`, in order.
+    pub fn intervals(&mut self, table: &Table, set: &str) -> Result<Vec<Interval>, NetfilterError> {
+        let ends = self.walk(table, set, |ends: &mut Vec<_>, key, _, flags| {
+            ends.push((Data::from_bytes(key), flags & NFT_SET_ELEM_INTERVAL_END == 0));
         });
-        Ok(Elements { key_len, data_len, bytes: bytes.map_err(failed)? })
+        let mut ends =
+            ends.map_err(|e| NetfilterError::Kernel(format!("list set {set} of {table}"), e))?;
+        // Where one ends and the next begins, the end comes first.
+        ends.sort_unstable();
+        let mut intervals: Vec<Interval> = Vec::new();
+        for (key, is_first) in ends {
+            match intervals.last_mut() {
+                _ if is_first => intervals.push(Interval { first: key, end: None }),
+                Some(last) => last.end = Some(key),
+                // nft says by an end at zero that the set does not begin there.
+                None => {}
+            }
+        }
+        Ok(intervals)
+    }
+
+    /// Collects what the kernel has in a set: `take` gets key, data and flags of each element.
+    fn walk<T: Default>(
+        &mut self,
+        table: &Table,
+        set: &str,
+        take: impl Fn(&mut T, &[u8], &[u8], u32),
+    ) -> io::Result<T> {
+        let list = Request { kind: GETSETELEM, family: table.family.number() };
+        let name = |w: &mut Writer| {
+            w.text(NFTA_SET_TABLE, &table.name);
+            w.text(NFTA_SET_NAME, set);
+        };
+        self.collect(list, name, |found, message| {
+            for (_, element) in message.attributes().nest(3).iter() {
+                let element = Attributes(element);
+                let value = |kind| element.nest(kind).find(NFTA_DATA_VALUE).unwrap_or_default();
+                let flags = element.word(NFTA_SET_ELEM_FLAGS).unwrap_or_default();
+                take(found, value(NFTA_SET_ELEM_KEY), value(NFTA_SET_ELEM_DATA), flags);
+            }
+        })
     }
 }
 
@@ -192,4 +245,16 @@ fn comment(data: Option<&[u8]>) -> String {
         rest = tail;
     }
     String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_there_twice_is_found() {
+        let elements = |bytes: &[u8]| Elements { key_len: 2, data_len: 1, bytes: bytes.to_vec() };
+        assert!(elements(&[1, 2, 9, 1, 3, 9]).are_different());
+        assert!(!elements(&[1, 2, 9, 1, 3, 9, 1, 2, 8]).are_different());
+    }
 }

@@ -40,7 +40,7 @@ pub enum ConntrackKey {
     State = 0,
     /// Which way the packet goes: 0 as the first one went, else 1; one byte.
     Direction = 1,
-    /// The bits `IPS_…`, in the machine's byte order.
+    /// The bits of [`super::conntrack::Status`], in the machine's byte order.
     Status = 2,
 }
 

@@ -30,7 +30,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// The kernel fills at most 32 KiB at a time with a list, and only if so much is asked for.
 const DATAGRAM: usize = 1 << 16;
 /// How often a list that changed while it was read is read again.
-const ATTEMPTS: usize = 8;
+pub(super) const ATTEMPTS: usize = 8;
 /// Requests are numbered from here, so that their answers are not taken for a batch's.
 const FIRST_REQUEST: u32 = 1 << 31;
 

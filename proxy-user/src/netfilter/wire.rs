@@ -81,6 +81,10 @@ impl Writer {
         self.bytes(kind, &[value]);
     }
 
+    pub(super) fn half(&mut self, kind: u16, value: u16) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
     pub(super) fn word(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
@@ -182,6 +186,14 @@ impl<'a> Attributes<'a> {
     /// The attributes in the first attribute of type `kind`; none if it is not there.
     pub(super) fn nest(self, kind: u16) -> Self {
         Self(self.find(kind).unwrap_or_default())
+    }
+
+    pub(super) fn byte(self, kind: u16) -> Option<u8> {
+        self.find(kind)?.first().copied()
+    }
+
+    pub(super) fn half(self, kind: u16) -> Option<u16> {
+        self.find(kind)?.first_chunk().map(|value| u16::from_be_bytes(*value))
     }
 
     pub(super) fn word(self, kind: u16) -> Option<u32> {

@@ -1,6 +1,7 @@
 //! Netfilter over netlink, against the kernel: what is written is what nft prints and what packets
 //! meet; what is read is what is there; what others change is told of.
 
+mod conntrack;
 mod events;
 mod rules;
 mod sets;

@@ -1,10 +1,10 @@
 //! Elements of sets and maps: many at once, read back, changed, and refused.
 
 use crate::translation::mark;
-use crate::{open, table};
+use crate::{nft, open, table};
 use anyhow::Result;
 use lab::{Lab, LabConfig};
-use proxy_user::netfilter::{Batch, Data, Field, Set, Socket, Type};
+use proxy_user::netfilter::{Batch, Data, Field, Interval, Set, Socket, Type};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -98,6 +98,36 @@ async fn a_key_gets_another_value_in_one_transaction() -> Result<()> {
     assert_eq!(elements.iter().next(), Some((mark(1).as_ref(), backend(7).1.as_ref())));
     // What is there already may be written again.
     socket.commit(add([(mark(1), backend(7).1)]))?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn intervals_are_read_back_as_they_were_written() -> Result<()> {
+    let (lab, mut socket) = one_node().await?;
+    let set = Set {
+        name: "cidrs".to_owned(),
+        key: vec![Type::Ipv4Addr],
+        data: Vec::new(),
+        interval: true,
+        size: None,
+    };
+    let cidrs = ["10.96.0.0/12", "192.0.2.0/25", "192.0.2.128/25", "255.0.0.0/8"];
+    let cidrs = cidrs.map(|cidr| Interval::of(cidr.parse().unwrap()));
+    let mut batch = Batch::new();
+    batch.add_set(&table(), &set);
+    batch.add_intervals(&table(), "cidrs", cidrs);
+    socket.commit(batch)?;
+    assert_eq!(socket.intervals(&table(), "cidrs")?, cidrs);
+    let mut batch = Batch::new();
+    batch.delete_intervals(&table(), "cidrs", [cidrs[1]]);
+    socket.commit(batch)?;
+    assert_eq!(socket.intervals(&table(), "cidrs")?, [cidrs[0], cidrs[2], cidrs[3]]);
+    // Those of nft, which has an end at zero besides.
+    let add = ["add", "element", "ip", "shunt", "cidrs", "{ 198.51.100.7 }"];
+    let _ = nft(lab.node(0), &["flush", "set", "ip", "shunt", "cidrs"]).await?;
+    let _ = nft(lab.node(0), &add).await?;
+    let only = Interval::of("198.51.100.7/32".parse()?);
+    assert_eq!(socket.intervals(&table(), "cidrs")?, [only]);
     Ok(())
 }
 
