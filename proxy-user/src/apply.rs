@@ -303,29 +303,6 @@ impl<S: Store> Applier<S> {
         errors
     }
 
-    /// Places a service, or notes why it cannot be.
-    fn keep(
-        &mut self,
-        key: ServiceKey,
-        row: Arc<ServiceRow>,
-        step: &mut Step,
-        errors: &mut Vec<ApplyError>,
-    ) {
-        match self.place(&key, &row, &mut step.departed) {
-            Ok(moved) => {
-                if moved {
-                    self.republish(&key, &mut step.publish);
-                }
-                self.admit(&key, &row, errors);
-                step.placed.push((key, row));
-            }
-            Err(error) => {
-                errors.push(error.clone());
-                self.unwritten.add_service(key, Some(row), error);
-            }
-        }
-    }
-
     /// Takes over everything that was replaced so far. Its ids and slots are free again when it
     /// comes back to [`Applier::release`], which must be after every program that runs now has
     /// ended.

@@ -3,13 +3,36 @@
 //! Writes only where nothing reads: to a free range, to the states of backends. What is replaced
 //! goes to the quarantine.
 
-use super::{Applier, ApplyError, Departed, Placed, Quarantine, Store, udp_ends};
+use super::{Applier, ApplyError, Departed, Placed, Quarantine, Step, Store, udp_ends};
 use crate::tables::{BackendRow, Family, ServiceKey, ServiceRow};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 use std::sync::Arc;
 
 impl<S: Store> Applier<S> {
+    /// Places a service, or notes why it cannot be.
+    pub(super) fn keep(
+        &mut self,
+        key: ServiceKey,
+        row: Arc<ServiceRow>,
+        step: &mut Step,
+        errors: &mut Vec<ApplyError>,
+    ) {
+        match self.place(&key, &row, &mut step.departed) {
+            Ok(moved) => {
+                if moved {
+                    self.republish(&key, &mut step.publish);
+                }
+                self.admit(&key, &row, errors);
+                step.placed.push((key, row));
+            }
+            Err(error) => {
+                errors.push(error.clone());
+                self.unwritten.add_service(key, Some(row), error);
+            }
+        }
+    }
+
     /// Gives the service an id and a range that holds `row`. Returns whether the range is
     /// another one than before. After an error everything is as it was.
     pub(super) fn place(
