@@ -25,7 +25,7 @@ use crate::model::{Change, Interface, Node, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
-use crate::source::{self, SourceConfig, SourceError, Wanted};
+use crate::source::{self, Heard, SourceConfig, SourceError, Wanted};
 use crate::sweep;
 use clock::{at, finished, fresh_until, now, ticker};
 use contests::Contests;
@@ -105,7 +105,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
     let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
-    let source = source::run(&config.source, wanted, changes_in);
+    let source = source::run(&config.source, wanted, changes_in, Heard::default());
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));

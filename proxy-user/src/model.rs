@@ -285,6 +285,11 @@ pub enum Change {
     AllServices(Vec<Service>),
     /// The complete EndpointSlices of the cluster.
     AllSlices(Vec<Slice>),
+    /// Services that the next `AllServices` lacks because they cannot be read: what is known of
+    /// them stays.
+    KeptServices(BTreeSet<ObjectName>),
+    /// The same of EndpointSlices.
+    KeptSlices(BTreeSet<ObjectName>),
     /// The own Node; `None` if it does not exist, or was deleted.
     Node(Option<Node>),
     /// The complete Namespaces of the cluster; sent only to who asked for names.

@@ -7,7 +7,13 @@
 
 pub mod convert;
 mod files;
+mod heard;
 mod kube;
+pub mod objects;
+#[cfg(test)]
+mod tests;
+
+pub use heard::Heard;
 
 use crate::model::{Change, Notice, Warning};
 use ::kube::config::{InferConfigError, KubeconfigError};
@@ -72,7 +78,7 @@ pub struct Wanted<'a> {
 }
 
 /// Sends what `config` says of the cluster, as far as it is `wanted`, to `changes`, until the
-/// receiver is dropped.
+/// receiver is dropped. Tells `heard` when it is current.
 ///
 /// # Errors
 ///
@@ -81,10 +87,11 @@ pub async fn run(
     config: &SourceConfig,
     wanted: Wanted<'_>,
     changes: Sender<Change>,
+    heard: Heard,
 ) -> Result<(), SourceError> {
     match config {
         SourceConfig::Kube { kubeconfig } => {
-            kube::run(kubeconfig.as_deref(), wanted, &changes).await
+            kube::run(kubeconfig.as_deref(), wanted, &changes, &heard).await
         }
         SourceConfig::Files { manifests } => files::run(manifests, wanted, &changes).await,
     }

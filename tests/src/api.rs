@@ -48,6 +48,8 @@ struct State {
     store: Store,
     faults: Vec<Fault>,
     token: Option<String>,
+    /// Watches end in the middle of an event that has this text; lists have it.
+    poison: Option<String>,
     /// The version that the last watch of each resource began at.
     watched_from: BTreeMap<&'static str, u64>,
 }
@@ -60,6 +62,8 @@ struct Signal {
     drops: u64,
     truncations: u64,
     expirations: u64,
+    /// Whether open watches send nothing, and do not end.
+    frozen: bool,
 }
 
 impl Shared {
@@ -87,6 +91,7 @@ impl ApiServer {
             store: Store::default(),
             faults: Vec::new(),
             token: None,
+            poison: None,
             watched_from: BTreeMap::new(),
         };
         let (signal, _) = signal::channel(Signal::default());
@@ -139,6 +144,23 @@ impl ApiServer {
         let object = serde_json::to_value(object)?;
         let kind = kinds::of_object(&object).context("an object of a kind that is not served")?;
         self.shared.write(|store| store.apply(kind, object))
+    }
+
+    /// Stores `object` as it is, but for a new version in its metadata if it has some: what a client
+    /// of another version of the API would call no object of its kind.
+    pub fn apply_raw(
+        &self,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        object: Value,
+    ) -> Result<()> {
+        let kind = kinds::KINDS.iter().find(|kind| kind.plural == resource);
+        let kind = kind.context("a resource that is not served")?;
+        let namespace = if kind.namespaced { namespace } else { "" };
+        self.shared
+            .write(|store| store.put_raw((kind.plural, namespace.into(), name.into()), object));
+        Ok(())
     }
 
     /// Deletes an object, such as `("services", "default", "web")`; whether it was there.
@@ -210,6 +232,17 @@ impl ApiServer {
     /// Ends every watch in the middle of the next object that it sends.
     pub fn truncate_watches(&self) {
         self.shared.signal.send_modify(|signal| signal.truncations += 1);
+    }
+
+    /// Ends every watch, now and later, in the middle of a change of an object that has `text`.
+    pub fn truncate_lines_with(&self, text: &str) {
+        self.shared.state().poison = Some(text.into());
+    }
+
+    /// Lets all watches fall silent, those that are opened later too, as behind a proxy that has
+    /// lost the server; `false` lets them go on.
+    pub fn freeze_watches(&self, frozen: bool) {
+        self.shared.signal.send_modify(|signal| signal.frozen = frozen);
     }
 
     /// Sends every watch the event that its version is too old, and ends it.

@@ -8,7 +8,7 @@ use lab::{AgentOptions, Pod, Serve};
 use proxy_user::loader::pin_directory;
 use serde_json::{Value, json};
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 const HTTP: [Port<'static>; 1] = [Port { name: "http", protocol: "TCP", port: 80, target: 8080 }];
@@ -163,6 +163,56 @@ async fn faulty_objects_are_named_and_the_others_are_served() -> Result<()> {
     }
     assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
     web.wait_reached().await.context("the rest is served, and the NodePort by the oldest")
+}
+
+#[tokio::test]
+async fn objects_that_cannot_be_read_hold_up_no_other() -> Result<()> {
+    let mut web = Web::start(1).await?;
+    let put = |i: usize| {
+        let mut bad = objects::service(&format!("bad-{i}"), &["10.96.6.1"], &HTTP);
+        bad["status"] = json!({"conditions": [{"type": "X", "lastTransitionTime": null}]});
+        // Every other one is served, as what is wrong with it does not matter.
+        if i.is_multiple_of(2) {
+            bad["spec"]["ports"][0]["port"] = json!("http");
+        }
+        web.cluster.api.apply_raw("services", "default", &format!("bad-{i}"), bad)
+    };
+    (0..20).try_for_each(put)?;
+    let is_named = |status: &Value, count: usize| {
+        let warnings = status["warnings"].as_array().into_iter().flatten();
+        let subjects: Vec<_> = warnings.filter_map(|warning| warning["subject"].as_str()).collect();
+        let named =
+            (0..20).step_by(2).filter(|i| subjects.contains(&&*format!("Service default/bad-{i}")));
+        named.count() == count
+    };
+    web.cluster.agent(0)?.wait_status(|status| is_named(status, 10)).await?;
+    let status = web.cluster.agent(0)?.status().await?;
+    // The stand-in's, and half of the twenty.
+    assert_eq!(status["objects"]["services"], json!(1 + 10), "{status}");
+
+    // A change beside them is served within a second, and so it is by an agent that starts anew.
+    for (i, restart) in [false, true].into_iter().enumerate() {
+        if restart {
+            let agent = web.cluster.take_agent(0)?;
+            let _ = agent.terminate().await?;
+            let options = web.cluster.options();
+            let _ = web.cluster.start_agent(0, &options)?.wait_synced().await?;
+        }
+        let (name, ip) = (format!("after-{i}"), format!("10.96.7.{i}"));
+        let service = objects::service(&name, &[&ip], &HTTP);
+        web.cluster.publish(&service, &HTTP, &[&web.pods[0]])?;
+        let began = Instant::now();
+        let ask = async || web.client.tcp(&format!("{ip}:80")).await;
+        eventually("the change is served", ask, Result::is_ok).await??;
+        // A SYN that comes too soon is lost, the next ones come after one second and after three.
+        ensure!(began.elapsed() < Duration::from_secs(2), "only after {:?}", began.elapsed());
+    }
+    web.cluster.agent(0)?.wait_status(|status| is_named(status, 10)).await?;
+    for i in 0..20 {
+        web.cluster.api.delete("services", "default", &format!("bad-{i}"));
+    }
+    web.cluster.agent(0)?.wait_status(|status| is_named(status, 0)).await?;
+    web.wait_reached().await
 }
 
 #[tokio::test]

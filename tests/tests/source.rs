@@ -3,14 +3,18 @@
 
 #[path = "source/cluster.rs"]
 mod cluster;
+#[path = "source/heard.rs"]
+mod heard;
 #[path = "source/names.rs"]
 mod names;
+#[path = "source/unreadable.rs"]
+mod unreadable;
 
 use anyhow::{Context as _, Result, bail};
 use cluster::{Cluster, NODE, PATIENCE, Seen, WANTED, WATCHES, always, kube, service, slice, wait};
 use lab::api::{ApiServer, Fault, Refusal};
 use proxy_user::model::Slice;
-use proxy_user::source::{self, SourceConfig};
+use proxy_user::source::{self, Heard, SourceConfig};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
@@ -409,7 +413,8 @@ async fn the_source_ends_when_nobody_listens() -> Result<()> {
         [kube(&dir, &api.url(), None)?, SourceConfig::Files { manifests: dir.path().into() }]
     {
         let (sender, mut receiver) = channel(16);
-        let task = tokio::spawn(async move { source::run(&config, WANTED, sender).await });
+        let heard = Heard::default();
+        let task = tokio::spawn(async move { source::run(&config, WANTED, sender, heard).await });
         for _ in 0..3 {
             timeout(PATIENCE, receiver.recv()).await?.context("the source ended")?;
         }
@@ -427,7 +432,8 @@ async fn a_kubeconfig_that_cannot_be_used_ends_the_source_with_the_flag_to_mend(
     for path in [dir.path().join("missing"), broken] {
         let (sender, _receiver) = channel(1);
         let config = SourceConfig::Kube { kubeconfig: Some(path.clone()) };
-        let error = timeout(PATIENCE, source::run(&config, WANTED, sender)).await?;
+        let error =
+            timeout(PATIENCE, source::run(&config, WANTED, sender, Heard::default())).await?;
         let error = error.err().context("it began")?.to_string();
         assert!(error.contains("--kubeconfig"), "{error}");
         assert!(error.contains(&path.display().to_string()), "{error}");

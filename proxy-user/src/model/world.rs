@@ -9,6 +9,7 @@ use crate::tree::pack;
 use ipnetwork::IpNetwork;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::take;
 use std::sync::Arc;
 
 /// How many sentences are said about one object; it may have a fault in each of 10,000 ports.
@@ -35,6 +36,9 @@ pub struct World {
     faulty_services: BTreeSet<ObjectName>,
     faulty_slices: BTreeSet<ObjectName>,
     opted_out_pods: Option<OptedOut>,
+    /// What the next list lacks and still exists.
+    kept_services: BTreeSet<ObjectName>,
+    kept_slices: BTreeSet<ObjectName>,
     source_warnings: Vec<Warning>,
 }
 
@@ -114,8 +118,11 @@ impl World {
                 self.arrived.services = true;
                 let listed: BTreeMap<_, _> =
                     services.into_iter().map(|service| (service.name.clone(), service)).collect();
+                let kept = take(&mut self.kept_services);
                 for name in absent(&self.services, &listed) {
-                    self.remove_service(&name, &mut touched);
+                    if !kept.contains(&name) {
+                        self.remove_service(&name, &mut touched);
+                    }
                 }
                 for service in listed.into_values() {
                     self.put_service(Arc::new(service), &mut touched);
@@ -126,8 +133,11 @@ impl World {
                 self.arrived.slices = true;
                 let listed: BTreeMap<_, _> =
                     slices.into_iter().map(|slice| (slice.name.clone(), slice)).collect();
+                let kept = take(&mut self.kept_slices);
                 for name in absent(&self.slices, &listed) {
-                    self.remove_slice(&name, &mut touched);
+                    if !kept.contains(&name) {
+                        self.remove_slice(&name, &mut touched);
+                    }
                 }
                 for slice in listed.into_values() {
                     self.put_slice(slice, &mut touched);
@@ -135,6 +145,8 @@ impl World {
                 pack(&mut self.slices);
                 pack(&mut self.slices_of);
             }
+            Change::KeptServices(names) => self.kept_services = names,
+            Change::KeptSlices(names) => self.kept_slices = names,
             Change::Node(node) => {
                 self.arrived.node = true;
                 self.put_node(node, &mut touched);
@@ -375,6 +387,20 @@ mod tests {
         let touched = world.apply(Change::AllServices(vec![service("d", VIP), b, a]));
         assert_eq!(services(&touched), ["default/b", "default/c", "default/d"]);
         assert_eq!(world.services().len(), 3);
+    }
+
+    #[test]
+    fn what_is_kept_outlives_the_next_list_and_no_more() {
+        let mut world = World::default();
+        let (a, b) = (service("a", VIP), service("b", VIP));
+        let _ = world.apply(Change::AllServices(vec![a.clone(), b]));
+        let _ = world.apply(Change::AllSlices(vec![slice("s", "b", [POD])]));
+        let _ = world.apply(Change::KeptServices(BTreeSet::from([name("b"), name("c")])));
+        let _ = world.apply(Change::KeptSlices(BTreeSet::from([name("s")])));
+        assert!(world.apply(Change::AllServices(vec![a.clone()])).is_empty());
+        assert!(world.apply(Change::AllSlices(vec![])).is_empty());
+        assert_eq!(services(&world.apply(Change::AllServices(vec![a]))), ["default/b"]);
+        assert_eq!(services(&world.apply(Change::AllSlices(vec![]))), ["default/b"]);
     }
 
     #[test]

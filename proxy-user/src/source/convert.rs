@@ -10,16 +10,13 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+use super::objects::{self, Metadata};
 use crate::model::{
     Conditions, Endpoint, Node, ObjectName, OptedOut, Placement, Service, ServicePort, ServiceType,
     Slice, SlicePort, TrafficPolicy,
 };
 use intern::Interner;
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use proxy_ebpf::{Port, Proto};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -65,13 +62,12 @@ impl Converter {
     }
 
     /// The Service, or `None` if another proxy serves it and names are not needed.
-    pub fn service(&mut self, object: &core::Service) -> Option<Service> {
+    pub fn service(&mut self, object: &objects::Service) -> Option<Service> {
         let other_proxy = has_label(&object.metadata, SERVICE_PROXY_NAME);
         if other_proxy && !self.names {
             return None;
         }
-        let empty = core::ServiceSpec::default();
-        let spec = object.spec.as_ref().unwrap_or(&empty);
+        let spec = &object.spec;
         let mut warnings = Vec::new();
         let kind = service::service_type(spec, &mut warnings);
         let cluster_ips = service::cluster_ips(spec, kind, &mut warnings);
@@ -83,7 +79,7 @@ impl Converter {
             if served { service::load_balancer_ips(object, &mut warnings) } else { Vec::new() };
         let reached_from_outside =
             matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer)
-                || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
+                || !spec.external_ips.is_empty();
         let external_policy = match service::policy(spec.external_traffic_policy.as_deref()) {
             TrafficPolicy::Local if reached_from_outside => TrafficPolicy::Local,
             _ => TrafficPolicy::Cluster,
@@ -117,13 +113,13 @@ impl Converter {
     }
 
     /// The EndpointSlice, or `None` if it belongs to no Service or holds DNS names.
-    pub fn slice(&mut self, object: &discovery::EndpointSlice) -> Option<Slice> {
+    pub fn slice(&mut self, object: &objects::EndpointSlice) -> Option<Slice> {
         let service = label(&object.metadata, SERVICE_NAME).filter(|name| !name.is_empty())?;
         if object.address_type == "FQDN" {
             return None;
         }
         let mut warnings = Vec::new();
-        let endpoints = object.endpoints.as_deref().unwrap_or_default().iter();
+        let endpoints = object.endpoints.iter();
         let mut endpoints: Vec<_> = endpoints
             .filter_map(|endpoint| match endpoint_addr(&object.address_type, &endpoint.addresses) {
                 Ok(addr) => Some(self.endpoint(endpoint, addr)),
@@ -153,44 +149,38 @@ impl Converter {
 
     /// The networks of the ServiceCIDR. One that makes no sense is left out: nothing is dropped
     /// for it.
-    pub fn service_cidrs(&mut self, object: &networking::ServiceCIDR) -> Vec<IpNetwork> {
-        let cidrs = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref());
-        cidrs.unwrap_or_default().iter().filter_map(|cidr| address::range(cidr)).collect()
+    pub fn service_cidrs(&mut self, object: &objects::ServiceCidr) -> Vec<IpNetwork> {
+        object.spec.cidrs.iter().filter_map(|cidr| address::range(cidr)).collect()
     }
 
     /// The Node.
-    pub fn node(&mut self, object: &core::Node) -> Node {
-        let addresses = object.status.as_ref().and_then(|status| status.addresses.as_deref());
+    pub fn node(&mut self, object: &objects::Node) -> Node {
+        let addresses = object.status.addresses.iter();
         let internal_ips = addresses
-            .unwrap_or_default()
-            .iter()
             .filter(|address| address.type_ == "InternalIP")
             .filter_map(|address| address::virtual_ip(&address.address).ok())
             .collect();
-        let spec = object.spec.as_ref();
-        let pod_cidrs = match spec.and_then(|spec| spec.pod_cidrs.as_deref()) {
-            Some(cidrs) if !cidrs.is_empty() => cidrs,
-            _ => spec.and_then(|spec| spec.pod_cidr.as_ref()).map_or(&[][..], std::slice::from_ref),
+        let pod_cidrs = match object.spec.pod_cidrs.as_slice() {
+            [] => object.spec.pod_cidr.as_slice(),
+            cidrs => cidrs,
         };
-        let taints = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
         Node {
-            name: self.strings.intern(object.metadata.name.as_deref().unwrap_or_default()),
+            name: self.strings.intern(object.metadata.name()),
             zone: label(&object.metadata, ZONE)
                 .filter(|zone| !zone.is_empty())
                 .map(|zone| self.strings.intern(zone)),
             internal_ips,
             pod_cidrs: pod_cidrs.iter().filter_map(|cidr| address::range(cidr)).collect(),
             deleting: object.metadata.deletion_timestamp.is_some(),
-            to_be_deleted: taints.iter().any(|taint| taint.key == TO_BE_DELETED),
+            to_be_deleted: object.spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED),
         }
     }
 
     /// What the pod opts out of, if it runs, or will.
-    pub fn opted_out(&mut self, object: &core::Pod) -> OptedOut {
-        let (metadata, status) = (&object.metadata, object.status.as_ref());
+    pub fn opted_out(&mut self, object: &objects::Pod) -> OptedOut {
+        let metadata = &object.metadata;
         let mut opted_out = OptedOut::default();
-        let phase = status.and_then(|status| status.phase.as_deref());
-        if matches!(phase, Some("Succeeded" | "Failed")) {
+        if matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             return opted_out;
         }
         if annotation(metadata, SOCKET_PATH) == Some("off") {
@@ -198,38 +188,38 @@ impl Converter {
             opted_out.socket_path.extend(uid.map(|uid| self.strings.intern(uid)));
         }
         if annotation(metadata, DNS) == Some("off") {
-            let addrs = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
-            let addrs = addrs.iter().filter_map(|addr| addr.ip.parse::<IpAddr>().ok());
+            let addrs =
+                object.status.pod_ips.iter().filter_map(|addr| addr.ip.parse::<IpAddr>().ok());
             opted_out.names.extend(addrs);
         }
         opted_out
     }
 
     /// The name of a Namespace.
-    pub fn namespace(&mut self, object: &core::Namespace) -> Arc<str> {
-        self.strings.intern(object.metadata.name.as_deref().unwrap_or_default())
+    pub fn namespace(&mut self, object: &objects::Namespace) -> Arc<str> {
+        self.strings.intern(object.metadata.name())
     }
 
     /// The Corefile, if the ConfigMap is that of CoreDNS and has one.
-    pub fn corefile(&mut self, object: &core::ConfigMap) -> Option<Arc<str>> {
+    pub fn corefile(&mut self, object: &objects::ConfigMap) -> Option<Arc<str>> {
         let (namespace, name) = object_key(&object.metadata);
         let is_core_dns = (namespace, name) == (COREDNS_NAMESPACE, COREDNS_NAME);
-        let data = object.data.as_ref().filter(|_| is_core_dns)?;
-        data.get("Corefile").map(|text| text.as_str().into())
+        let text = object.data.get("Corefile").filter(|_| is_core_dns)?;
+        Some(text.as_str().into())
     }
 
     /// The name of an object; without a namespace it is in `default`.
-    pub fn name(&mut self, metadata: &ObjectMeta) -> ObjectName {
+    pub fn name(&mut self, metadata: &Metadata) -> ObjectName {
         let (namespace, name) = object_key(metadata);
         ObjectName { namespace: self.strings.intern(namespace), name: self.strings.intern(name) }
     }
 
     fn service_ports(
         &mut self,
-        spec: &core::ServiceSpec,
+        spec: &objects::ServiceSpec,
         warnings: &mut Vec<String>,
     ) -> Vec<ServicePort> {
-        let ports = spec.ports.as_deref().unwrap_or_default().iter();
+        let ports = spec.ports.iter();
         let ports: Box<[_]> = ports
             .filter_map(|port| {
                 let Some(number) = port_number(port.port) else {
@@ -253,10 +243,10 @@ impl Converter {
 
     fn slice_ports(
         &mut self,
-        object: &discovery::EndpointSlice,
+        object: &objects::EndpointSlice,
         warnings: &mut Vec<String>,
     ) -> Vec<SlicePort> {
-        let ports = object.ports.as_deref().unwrap_or_default().iter();
+        let ports = object.ports.iter();
         let ports: Box<[_]> = ports
             .filter_map(|port| {
                 // Absent means all ports, which no proxy serves.
@@ -277,11 +267,8 @@ impl Converter {
         ports.into_vec()
     }
 
-    fn endpoint(&mut self, endpoint: &discovery::Endpoint, addr: IpAddr) -> Endpoint {
-        let conditions = endpoint.conditions.as_ref();
-        let hints = endpoint.hints.as_ref();
-        let zones = hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default();
-        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+    fn endpoint(&mut self, endpoint: &objects::Endpoint, addr: IpAddr) -> Endpoint {
+        let objects::EndpointHints { for_zones: zones, for_nodes: nodes } = &endpoint.hints;
         let placement = Placement {
             node: self.optional(endpoint.node_name.as_deref()),
             zone_hints: zones.iter().map(|zone| self.strings.intern(zone.name.as_str())).collect(),
@@ -290,11 +277,9 @@ impl Converter {
         Endpoint {
             addr,
             conditions: Conditions {
-                ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
-                serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
-                terminating: conditions
-                    .and_then(|conditions| conditions.terminating)
-                    .unwrap_or(false),
+                ready: endpoint.conditions.ready.unwrap_or(true),
+                serving: endpoint.conditions.serving.unwrap_or(true),
+                terminating: endpoint.conditions.terminating.unwrap_or(false),
             },
             placement: self.placements.intern(placement),
             hostname: self.optional(endpoint.hostname.as_deref()),
@@ -307,21 +292,21 @@ impl Converter {
 }
 
 /// The namespace and name of an object.
-pub(super) fn object_key(metadata: &ObjectMeta) -> (&str, &str) {
+pub(super) fn object_key(metadata: &Metadata) -> (&str, &str) {
     let namespace = metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty());
-    (namespace.unwrap_or("default"), metadata.name.as_deref().unwrap_or_default())
+    (namespace.unwrap_or("default"), metadata.name())
 }
 
-fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    metadata.labels.as_ref()?.get(key).map(String::as_str)
+fn label<'a>(metadata: &'a Metadata, key: &str) -> Option<&'a str> {
+    metadata.labels.get(key).map(String::as_str)
 }
 
-fn has_label(metadata: &ObjectMeta, key: &str) -> bool {
+fn has_label(metadata: &Metadata, key: &str) -> bool {
     label(metadata, key).is_some()
 }
 
-fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    metadata.annotations.as_ref()?.get(key).map(String::as_str)
+fn annotation<'a>(metadata: &'a Metadata, key: &str) -> Option<&'a str> {
+    metadata.annotations.get(key).map(String::as_str)
 }
 
 /// The UID of the static pod that `object` mirrors, if the kubelet made it.
@@ -329,21 +314,23 @@ fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
 /// Whoever makes a pod chooses its annotations and its owners, but not its status: the kubelet does
 /// not acknowledge (`startTime`) a mirror without a static pod of its own, it deletes it. So nobody
 /// speaks for another pod.
-fn static_uid(object: &core::Pod) -> Option<&str> {
+fn static_uid(object: &objects::Pod) -> Option<&str> {
     let metadata = &object.metadata;
-    let node = object.spec.as_ref()?.node_name.as_deref()?;
-    let mut owners = metadata.owner_references.iter().flatten();
+    let node = object.spec.node_name.as_deref()?;
+    let mut owners = metadata.owner_references.iter();
     let of_node = owners
         .any(|owner| (&*owner.api_version, &*owner.kind, &*owner.name) == ("v1", "Node", node));
-    let acknowledged = object.status.as_ref().is_some_and(|status| status.start_time.is_some());
+    let acknowledged = object.status.start_time.is_some();
     let is_mirror = annotation(metadata, MIRROR).is_some() && of_node && acknowledged;
     // A digest; the UIDs that the API server gives have dashes.
     let is_digest = |uid: &&str| uid.len() == 32 && uid.bytes().all(|b| b.is_ascii_hexdigit());
     annotation(metadata, STATIC_UID).filter(|_| is_mirror).filter(is_digest)
 }
 
-fn created(metadata: &ObjectMeta) -> i64 {
-    metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+fn created(metadata: &Metadata) -> i64 {
+    let time = metadata.creation_timestamp.as_deref();
+    let time = time.and_then(|time| time.parse::<jiff::Timestamp>().ok());
+    time.map_or(0, jiff::Timestamp::as_second)
 }
 
 fn endpoint_addr(address_type: &str, addresses: &[String]) -> Result<IpAddr, String> {

@@ -3,37 +3,52 @@
 //! Each kind is listed, then watched from the list's version on. This is what `kube::runtime`'s
 //! watcher does as well, but that one retries for ever when a watch is answered with HTTP 410,
 //! opens watches without a pause when a server ends each at once, passes over an event that it
-//! cannot read, and lets a list on a dead connection hang.
+//! cannot read, and lets a list on a dead connection hang. `kube`'s client decodes whole objects,
+//! and takes a list with one that it cannot decode for unreadable; so it only carries the bytes.
 
 mod backoff;
 pub(super) mod events;
 mod explain;
 mod feed;
+mod reader;
 mod watch;
 
-use super::{Closed, SourceError, Wanted, send};
+use super::{Closed, Heard, SourceError, Wanted, send};
 use crate::model::{Change, Warning};
+use events::ObjectEvent;
 use feed::{Corefile, Feed, Namespaces, OwnNode, OwnPods, ServiceCidrs, Services, Slices};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::BTreeMap;
 use std::env;
 use std::path::Path;
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{Sender, channel};
 use tokio::sync::{Mutex, Notify};
 use watch::Watch;
+
+/// How many events may wait for the API server; what is more is in the status alone.
+const EVENTS: usize = 64;
 
 /// Sends what the API server of `kubeconfig` says, until the receiver is dropped.
 pub(super) async fn run(
     kubeconfig: Option<&Path>,
     wanted: Wanted<'_>,
     changes: &Sender<Change>,
+    heard: &Heard,
 ) -> Result<(), SourceError> {
     let connection = connect(kubeconfig).await?;
-    let report = Report { changes, warnings: Mutex::default(), answered: Notify::new() };
+    let (events, told) = channel(EVENTS);
+    let report = Report {
+        changes,
+        warnings: Mutex::default(),
+        answered: Notify::new(),
+        events,
+        heard: wanted.names.then_some(heard),
+    };
     let at = (kubeconfig, &connection, &report);
     let Closed = tokio::select! {
         () = changes.closed() => Closed,
+        closed = events::tell(kubeconfig, wanted.node_name, told) => closed,
         closed = follow(Services::new(wanted.names), at) => closed,
         closed = follow(Slices::default(), at) => closed,
         closed = follow(OwnNode::new(wanted.node_name), at) => closed,
@@ -87,23 +102,25 @@ async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, SourceError> {
 /// The warnings of all watches, sent together whenever one of them changes.
 struct Report<'a> {
     changes: &'a Sender<Change>,
-    warnings: Mutex<BTreeMap<&'static str, Warning>>,
+    warnings: Mutex<BTreeMap<&'static str, Vec<Warning>>>,
     /// Wakes those whom the server did not answer, when it answers one of them.
     answered: Notify,
+    /// What owners of objects should see.
+    events: Sender<ObjectEvent>,
+    /// Told when a watch is current, if names are wanted.
+    heard: Option<&'a Heard>,
 }
 
 impl Report<'_> {
-    async fn set(&self, resource: &'static str, warning: Option<Warning>) -> Result<(), Closed> {
+    async fn set(&self, resource: &'static str, of_resource: Vec<Warning>) -> Result<(), Closed> {
         // Held while sending, so that the last report sent is the last one made.
         let mut warnings = self.warnings.lock().await;
-        if warnings.get(resource) == warning.as_ref() {
+        let known = warnings.entry(resource).or_default();
+        if *known == of_resource {
             return Ok(());
         }
-        match warning {
-            Some(warning) => drop(warnings.insert(resource, warning)),
-            None => drop(warnings.remove(resource)),
-        }
-        let mut all: Vec<_> = warnings.values().cloned().collect();
+        *known = of_resource;
+        let mut all: Vec<_> = warnings.values().flatten().cloned().collect();
         all.sort();
         all.dedup();
         send(self.changes, Change::SourceWarnings(all)).await

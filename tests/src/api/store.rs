@@ -98,6 +98,20 @@ impl Store {
         metadata["uid"] = uid;
         metadata["creationTimestamp"] = created;
         metadata["resourceVersion"] = self.version.to_string().into();
+        self.insert(key, before, object)
+    }
+
+    /// Stores `object` at `key` as it is, but for its version.
+    pub(super) fn put_raw(&mut self, key: Key, mut object: Value) {
+        let before = self.objects.get(&key).cloned();
+        self.version += 1;
+        if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
+            metadata.insert("resourceVersion".into(), self.version.to_string().into());
+        }
+        self.insert(key, before, object);
+    }
+
+    fn insert(&mut self, key: Key, before: Option<Arc<Value>>, object: Value) -> Arc<Value> {
         let after = Arc::new(object);
         self.objects.insert(key.clone(), after.clone());
         let step = Step {
@@ -116,7 +130,9 @@ impl Store {
         let before = self.objects.remove(key)?;
         self.version += 1;
         let mut last = (*before).clone();
-        last["metadata"]["resourceVersion"] = self.version.to_string().into();
+        if let Some(Value::Object(metadata)) = last.get_mut("metadata") {
+            metadata.insert("resourceVersion".into(), self.version.to_string().into());
+        }
         let after = Arc::new(last);
         self.history.push(Step {
             version: self.version,

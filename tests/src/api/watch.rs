@@ -14,6 +14,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch as signal};
 use tokio::time::{Instant, sleep_until};
 
+/// How long before the end of a watch its last bookmark is sent
+/// (`cacheWatcher.nextBookmarkTime` in k8s.io/apiserver).
+const BEFORE_END: Duration = Duration::from_secs(2);
+
 /// A watch that a client asked for.
 pub(super) struct Watch {
     pub(super) kind: &'static Kind,
@@ -53,7 +57,10 @@ impl Watch {
         out: &mut Out,
         end: Instant,
     ) -> Result<std::convert::Infallible, Over> {
+        self.thaw(&mut signal, out).await?;
         let mut seen = *signal.borrow_and_update();
+        // An API server sends a bookmark before it ends a watch.
+        let mut bookmark_at = end.checked_sub(BEFORE_END);
         let mut version = match self.version {
             Some(version) => version,
             None => self.send_all(shared, out).await?,
@@ -65,19 +72,24 @@ impl Watch {
             };
             let Some((now, steps)) = steps else { return self.expire(out).await };
             version = now;
+            let poison = shared.state().poison.clone();
             for step in steps {
                 if let Some(event) = self.event(&step) {
+                    out.truncate |=
+                        poison.as_ref().is_some_and(|text| step.after.to_string().contains(text));
                     out.send(event, &step.after).await?;
                 }
             }
             tokio::select! {
                 changed = signal.changed() => changed.map_err(|_| Over)?,
                 () = out.lines.closed() => return Err(Over),
-                () = sleep_until(end) => {
+                () = sleep_until(bookmark_at.unwrap_or(end)), if bookmark_at.is_some() => {
+                    bookmark_at = None;
                     self.bookmark(out, version, false).await?;
-                    return Err(Over);
                 }
+                () = sleep_until(end) => return Err(Over),
             }
+            self.thaw(&mut signal, out).await?;
             let now = *signal.borrow_and_update();
             if now.drops != seen.drops {
                 return out.break_off().await;
@@ -90,6 +102,14 @@ impl Watch {
                 self.bookmark(out, version, false).await?;
             }
             seen = now;
+        }
+    }
+
+    /// Waits while watches are frozen.
+    async fn thaw(&self, signal: &mut signal::Receiver<Signal>, out: &Out) -> Result<(), Over> {
+        tokio::select! {
+            thawed = signal.wait_for(|signal| !signal.frozen) => thawed.map(drop).map_err(|_| Over),
+            () = out.lines.closed() => Err(Over),
         }
     }
 

@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result, bail};
 use ipnetwork::IpNetwork;
 use lab::api::{ApiServer, Fault, Refusal};
 use proxy_user::model::{Change, Node, ObjectName, Service, Slice, Warning};
-use proxy_user::source::{self, SourceConfig, SourceError, Wanted};
-use std::collections::BTreeMap;
+use proxy_user::source::{self, Heard, SourceConfig, SourceError, Wanted};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -27,6 +27,8 @@ pub(super) struct Seen {
     pub(super) node: Option<Option<Node>>,
     pub(super) service_cidrs: Option<Vec<IpNetwork>>,
     pub(super) warnings: Vec<Warning>,
+    /// Services that the last list lacked, though they exist.
+    pub(super) kept: BTreeSet<ObjectName>,
     /// How often everything of a kind came: Services, EndpointSlices.
     pub(super) lists: (usize, usize),
 }
@@ -40,10 +42,12 @@ impl Drop for Seen {
 impl Seen {
     pub(super) fn start(config: SourceConfig) -> Self {
         let (sender, changes) = channel(16);
-        let task = tokio::spawn(async move { source::run(&config, WANTED, sender).await });
+        let heard = Heard::default();
+        let running = async move { source::run(&config, WANTED, sender, heard).await };
+        let task = tokio::spawn(running);
         let (services, slices, node, service_cidrs) = (None, None, None, None);
-        let (warnings, lists) = (Vec::new(), (0, 0));
-        Self { changes, task, services, slices, node, service_cidrs, warnings, lists }
+        let (warnings, kept, lists) = (Vec::new(), BTreeSet::new(), (0, 0));
+        Self { changes, task, services, slices, node, service_cidrs, warnings, kept, lists }
     }
 
     fn take(&mut self, change: Change) {
@@ -71,7 +75,8 @@ impl Seen {
                 self.slices.as_mut().expect(FIRST).remove(&name);
             }
             Change::ServiceCidrs(cidrs) => self.service_cidrs = Some(cidrs),
-            Change::OptedOutPods(_) => {}
+            Change::KeptServices(names) => self.kept = names,
+            Change::OptedOutPods(_) | Change::KeptSlices(_) => {}
             Change::SourceWarnings(warnings) => self.warnings = warnings,
             Change::AllNamespaces(_)
             | Change::Namespace(_)

@@ -4,7 +4,7 @@ use super::cluster::{NODE, PATIENCE, WANTED, kube, service};
 use anyhow::{Context as _, Result};
 use lab::api::ApiServer;
 use proxy_user::model::{Change, World};
-use proxy_user::source::{self, SourceConfig, Wanted};
+use proxy_user::source::{self, Heard, SourceConfig, Wanted};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::timeout;
 
@@ -60,7 +60,10 @@ async fn names_come_from_both_sources_to_who_wants_them() -> Result<()> {
     {
         let (sender, mut changes) = channel(64);
         let wanted = Wanted { names: true, ..WANTED };
-        let task = tokio::spawn(async move { source::run(&config, wanted, sender).await });
+        let task =
+            tokio::spawn(
+                async move { source::run(&config, wanted, sender, Heard::default()).await },
+            );
         let mut world = World::default();
         until(&mut world, &mut changes, everything("one")).await?;
         // And what changes.

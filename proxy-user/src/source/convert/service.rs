@@ -4,8 +4,8 @@
 
 use super::address;
 use crate::model::{ServiceType, TrafficPolicy};
+use crate::source::objects::{Service, ServiceSpec};
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use std::net::IpAddr;
 
 /// `DefaultClientIPServiceAffinitySeconds` in k8s.io/api/core/v1.
@@ -40,11 +40,11 @@ pub(super) fn cluster_ips(
     if kind == ServiceType::ExternalName {
         return Vec::new();
     }
-    let texts = match spec.cluster_ips.as_deref() {
-        Some(texts) if !texts.is_empty() => texts,
-        _ => spec.cluster_ip.as_slice(),
+    let texts = match spec.cluster_ips.as_slice() {
+        [] => spec.cluster_ip.as_slice(),
+        texts => texts,
     };
-    let families = spec.ip_families.as_deref().unwrap_or_default();
+    let families = &spec.ip_families;
     let mut addrs: Vec<IpAddr> = Vec::new();
     for (i, text) in texts.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
         if text == "None" {
@@ -76,7 +76,7 @@ pub(super) fn cluster_ips(
 
 /// Whether the Service asks for no ClusterIP.
 pub(super) fn is_headless(spec: &ServiceSpec, kind: ServiceType) -> bool {
-    let mut texts = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let mut texts = spec.cluster_ips.iter().chain(&spec.cluster_ip);
     kind != ServiceType::ExternalName && texts.any(|text| text == "None")
 }
 
@@ -85,8 +85,8 @@ pub(super) fn family(addr: IpAddr) -> &'static str {
 }
 
 pub(super) fn external_ips(spec: &ServiceSpec, warnings: &mut Vec<String>) -> Vec<IpAddr> {
-    let texts = spec.external_ips.as_deref().unwrap_or_default().iter();
-    texts
+    spec.external_ips
+        .iter()
         .filter_map(|text| {
             address::unicast_ip(text)
                 .map_err(|reason| warnings.push(format!("externalIP {text} is ignored: {reason}")))
@@ -97,8 +97,7 @@ pub(super) fn external_ips(spec: &ServiceSpec, warnings: &mut Vec<String>) -> Ve
 
 /// Only addresses whose mode is VIP (KEP-1860); the others are the load balancer's to answer.
 pub(super) fn load_balancer_ips(object: &Service, warnings: &mut Vec<String>) -> Vec<IpAddr> {
-    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default().iter();
+    let ingress = object.status.load_balancer.ingress.iter();
     ingress
         .filter(|ingress| matches!(ingress.ip_mode.as_deref(), None | Some("" | "VIP")))
         .filter_map(|ingress| ingress.ip.as_deref().filter(|ip| !ip.is_empty()))
@@ -116,8 +115,8 @@ pub(super) fn affinity_seconds(spec: &ServiceSpec, warnings: &mut Vec<String>) -
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return None;
     }
-    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
+    let seconds = spec.session_affinity_config.client_ip.timeout_seconds;
+    let seconds = seconds.unwrap_or(AFFINITY_SECONDS);
     let clamped = seconds.clamp(1, AFFINITY_SECONDS_MAX);
     if clamped != seconds {
         warnings.push(format!(
@@ -129,7 +128,7 @@ pub(super) fn affinity_seconds(spec: &ServiceSpec, warnings: &mut Vec<String>) -
 
 /// Ranges none of which can be read admit nobody: an empty list would admit everybody.
 pub(super) fn source_ranges(spec: &ServiceSpec, warnings: &mut Vec<String>) -> Vec<IpNetwork> {
-    let texts = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let texts = &spec.load_balancer_source_ranges;
     let mut ranges = Vec::with_capacity(texts.len());
     for text in texts {
         match address::range(text) {

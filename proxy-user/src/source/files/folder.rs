@@ -1,7 +1,7 @@
 //! The manifests of a folder: which files there are, what each last said, and what all of them
 //! together say.
 
-use super::manifest::{self, Manifest};
+use super::manifest::{self, Fault, Manifest};
 use crate::model::{Change, Node, ObjectName, OptedOut, Service, Slice, Warning};
 use crate::source::Wanted;
 use crate::source::convert::Converter;
@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io;
+use std::mem::take;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use std::time::{Duration, SystemTime};
 
 /// A file younger than this may change again without a new time stamp.
 const RACY: Duration = Duration::from_millis(100);
+/// How many objects of a file are named that cannot be read.
+const FAULTS_NAMED: usize = 10;
 
 /// A folder, and what was last read of it.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ struct File {
     /// What the file looked like when it was read; `None` if it must be read again.
     stamp: Option<Stamp>,
     manifest: Manifest,
-    warning: Option<Warning>,
+    warnings: Vec<Warning>,
 }
 
 /// Inode, size and time of modification in nanoseconds.
@@ -100,7 +103,7 @@ impl Folder {
         }
         self.stale = false;
         self.trouble = trouble;
-        let files = self.files.values().filter_map(|file| file.warning.as_ref());
+        let files = self.files.values().flat_map(|file| &file.warnings);
         let mut warnings: Vec<_> = self.trouble.iter().chain(files).cloned().collect();
         let objects = self.merge(&mut warnings);
         let mut changes = match &self.sent {
@@ -213,28 +216,40 @@ impl File {
         }
         self.stamp = None;
         let read = looked.and_then(|looked| Ok((looked, fs::read_to_string(path)?)));
-        let message = match read {
+        let messages = match read {
             Ok(((stamp, modified), text)) => {
                 let age =
                     modified.ok().and_then(|time| SystemTime::now().duration_since(time).ok());
                 self.stamp = age.filter(|&age| age > RACY).map(|_| stamp);
-                match manifest::read(&text, converter) {
-                    Ok(manifest) => {
-                        self.manifest = manifest;
-                        self.warning = None;
-                        return true;
-                    }
-                    Err(error) => format!(
-                        "line {} cannot be read, so what the file last held stays: {}",
-                        error.line, error.reason
-                    ),
+                let (mut manifest, faults) = manifest::read(&text, converter);
+                if !faults.is_empty() {
+                    manifest.keep(take(&mut self.manifest));
                 }
+                self.manifest = manifest;
+                describe(&faults)
             }
-            Err(error) => format!("it cannot be read, so what it last held stays: {error}"),
+            Err(error) => vec![format!("it cannot be read, so what it last held stays: {error}")],
         };
-        self.warning = Some(Warning { subject: format!("file {}", path.display()), message });
+        let subject = format!("file {}", path.display());
+        let warning = |message| Warning { subject: subject.clone(), message };
+        self.warnings = messages.into_iter().map(warning).collect();
         true
     }
+}
+
+/// A sentence for each fault, and one for all beyond the first ones.
+fn describe(faults: &[Fault]) -> Vec<String> {
+    let sentence = |fault: &Fault| {
+        format!(
+            "line {} cannot be read, so what the file last held beside the rest stays: {}",
+            fault.line, fault.reason
+        )
+    };
+    let mut sentences: Vec<_> = faults.iter().take(FAULTS_NAMED).map(sentence).collect();
+    if let more @ 1.. = faults.len().saturating_sub(FAULTS_NAMED) {
+        sentences.push(format!("{more} more of its objects cannot be read"));
+    }
+    sentences
 }
 
 impl Objects {

@@ -1,17 +1,15 @@
 //! The text of a manifest in, its Services, EndpointSlices, Nodes, ServiceCIDRs, pods and what else
 //! has names out.
 //!
-//! YAML or JSON, several documents, lists of objects. Other kinds are passed over. One document
-//! that cannot be read makes the whole text unreadable: half a file is not what was meant.
+//! YAML or JSON, several documents, lists of objects. Other kinds are passed over. A document or
+//! an object of a list that cannot be read is a [`Fault`]; the others are read all the same.
 
 use crate::model::{Node, OptedOut, Service, Slice};
 use crate::source::convert::Converter;
+use crate::source::objects::{self, Object, read_value, shorten};
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::{
-    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
-};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const NETWORKING: &str = "networking.k8s.io/v1";
@@ -35,9 +33,9 @@ pub(super) struct Manifest {
     pub(super) corefile: Option<Arc<str>>,
 }
 
-/// Why a text cannot be read.
+/// What cannot be read of a text.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(super) struct Fault {
     /// The line, from 1 on.
     pub(super) line: usize,
     /// The reason.
@@ -45,16 +43,22 @@ pub(super) struct Unreadable {
 }
 
 /// Reads `text`.
-pub(super) fn read(text: &str, converter: &mut Converter) -> Result<Manifest, Unreadable> {
-    let mut manifest = Manifest::default();
+pub(super) fn read(text: &str, converter: &mut Converter) -> (Manifest, Vec<Fault>) {
+    let (mut manifest, mut faults) = (Manifest::default(), Vec::new());
     for (line, document) in documents(text) {
-        let value = parse(document).map_err(|error| located(line, &error))?;
-        manifest.add(value, converter).map_err(|reason| {
-            // Values have no lines; reading the object from the text tells where it goes wrong.
-            typed_error(document).map_or(Unreadable { line, reason }, |error| located(line, &error))
-        })?;
+        match parse(document) {
+            Ok(value) => manifest.add(value, converter, &mut |reason| {
+                // Values have no lines; reading the object from the text tells where it goes wrong.
+                let line = typed_error(document).map_or(line, |error| line_of(line, &error));
+                faults.push(Fault { line, reason });
+            }),
+            Err(error) => {
+                let reason = shorten(&error.to_string());
+                faults.push(Fault { line: line_of(line, &error), reason });
+            }
+        }
     }
-    Ok(manifest)
+    (manifest, faults)
 }
 
 /// The documents of a YAML stream, each with the line that it begins on (YAML 1.2, 9.1.2).
@@ -87,22 +91,21 @@ fn parse(document: &str) -> Result<Value, serde_yaml_ng::Error> {
     serde_yaml_ng::from_str(document)
 }
 
-fn located(first_line: usize, error: &serde_yaml_ng::Error) -> Unreadable {
-    let line = error.location().map_or(1, |location| location.line());
-    Unreadable { line: first_line + line - 1, reason: error.to_string() }
+fn line_of(first_line: usize, error: &serde_yaml_ng::Error) -> usize {
+    first_line + error.location().map_or(1, |location| location.line()) - 1
 }
 
 fn typed_error(document: &str) -> Option<serde_yaml_ng::Error> {
     let value = parse(document).ok()?;
     match (text(&value, "apiVersion"), text(&value, "kind")) {
-        ("v1", "Service") => serde_yaml_ng::from_str::<core::Service>(document).err(),
-        ("v1", "Node") => serde_yaml_ng::from_str::<core::Node>(document).err(),
-        ("v1", "Pod") => serde_yaml_ng::from_str::<core::Pod>(document).err(),
+        ("v1", "Service") => serde_yaml_ng::from_str::<objects::Service>(document).err(),
+        ("v1", "Node") => serde_yaml_ng::from_str::<objects::Node>(document).err(),
+        ("v1", "Pod") => serde_yaml_ng::from_str::<objects::Pod>(document).err(),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
-            serde_yaml_ng::from_str::<discovery::EndpointSlice>(document).err()
+            serde_yaml_ng::from_str::<objects::EndpointSlice>(document).err()
         }
         (NETWORKING, "ServiceCIDR") => {
-            serde_yaml_ng::from_str::<networking::ServiceCIDR>(document).err()
+            serde_yaml_ng::from_str::<objects::ServiceCidr>(document).err()
         }
         _ => None,
     }
@@ -113,41 +116,61 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 }
 
 impl Manifest {
-    fn add(&mut self, mut value: Value, converter: &mut Converter) -> Result<(), String> {
-        let kind = (text(&value, "apiVersion"), text(&value, "kind"));
-        let item_kind = match kind {
+    /// Adds of `before` what is missing here: it may be in what cannot be read.
+    pub(super) fn keep(&mut self, before: Self) {
+        keep_named(&mut self.services, before.services, |service| &service.name);
+        keep_named(&mut self.slices, before.slices, |slice| &slice.name);
+        keep_named(&mut self.nodes, before.nodes, |node| &node.name);
+        keep_named(&mut self.service_cidrs, before.service_cidrs, |cidr| cidr);
+        keep_named(&mut self.namespaces, before.namespaces, |name| name);
+        for pod in before.opted_out {
+            if !self.opted_out.contains(&pod) {
+                self.opted_out.push(pod);
+            }
+        }
+        self.corefile = self.corefile.take().or(before.corefile);
+    }
+
+    /// Adds the object or the list `value`; tells `fault` of each object that cannot be read.
+    fn add(&mut self, mut value: Value, converter: &mut Converter, fault: &mut impl FnMut(String)) {
+        let item_kind = match (text(&value, "apiVersion"), text(&value, "kind")) {
             ("v1", "Service") => {
-                let object: core::Service = typed(value)?;
-                self.services.extend(converter.service(&object));
-                return Ok(());
+                let object: Option<objects::Service> = typed(&value, fault);
+                self.services.extend(object.and_then(|object| converter.service(&object)));
+                return;
             }
             ("discovery.k8s.io/v1", "EndpointSlice") => {
-                let object: discovery::EndpointSlice = typed(value)?;
-                self.slices.extend(converter.slice(&object));
-                return Ok(());
+                let object: Option<objects::EndpointSlice> = typed(&value, fault);
+                self.slices.extend(object.and_then(|object| converter.slice(&object)));
+                return;
             }
             ("v1", "Pod") => {
-                let object: core::Pod = typed(value)?;
-                let node = object.spec.as_ref().and_then(|spec| spec.node_name.clone());
+                let Some(object) = typed::<objects::Pod>(&value, fault) else { return };
                 let opted_out = converter.opted_out(&object);
-                self.opted_out.extend(node.map(|node| (node, opted_out)));
-                return Ok(());
+                self.opted_out.extend(object.spec.node_name.map(|node| (node, opted_out)));
+                return;
             }
             ("v1", "Node") => {
-                self.nodes.push(converter.node(&typed(value)?));
-                return Ok(());
+                let object: Option<objects::Node> = typed(&value, fault);
+                self.nodes.extend(object.map(|object| converter.node(&object)));
+                return;
             }
             (NETWORKING, "ServiceCIDR") => {
-                self.service_cidrs.extend(converter.service_cidrs(&typed(value)?));
-                return Ok(());
+                let object: Option<objects::ServiceCidr> = typed(&value, fault);
+                let cidrs = object.map(|object| converter.service_cidrs(&object));
+                self.service_cidrs.extend(cidrs.into_iter().flatten());
+                return;
             }
             ("v1", "Namespace") => {
-                self.namespaces.push(converter.namespace(&typed(value)?));
-                return Ok(());
+                let object: Option<objects::Namespace> = typed(&value, fault);
+                self.namespaces.extend(object.map(|object| converter.namespace(&object)));
+                return;
             }
             ("v1", "ConfigMap") => {
-                self.corefile = converter.corefile(&typed(value)?).or(self.corefile.take());
-                return Ok(());
+                let object: Option<objects::ConfigMap> = typed(&value, fault);
+                let corefile = object.and_then(|object| converter.corefile(&object));
+                self.corefile = corefile.or(self.corefile.take());
+                return;
             }
             ("v1", "List") => None,
             ("v1", "ServiceList") => Some(("v1", "Service")),
@@ -159,29 +182,33 @@ impl Manifest {
             ("discovery.k8s.io/v1", "EndpointSliceList") => {
                 Some(("discovery.k8s.io/v1", "EndpointSlice"))
             }
-            _ => return Ok(()),
+            _ => return,
         };
-        let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else {
-            return Ok(());
-        };
+        let Some(Value::Array(items)) = value.get_mut("items").map(Value::take) else { return };
         for mut item in items {
             if let (Some((version, kind)), Value::Object(fields)) = (item_kind, &mut item) {
                 fields.insert("apiVersion".into(), version.into());
                 fields.insert("kind".into(), kind.into());
             }
-            self.add(item, converter)?;
+            self.add(item, converter, fault);
         }
-        Ok(())
     }
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
-    let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-    let subject = format!("{} {name}", text(&value, "kind"));
-    if name.is_empty() {
-        return Err(format!("a {subject}has no metadata.name"));
+fn typed<T: Object>(value: &Value, fault: &mut impl FnMut(String)) -> Option<T> {
+    match read_value(value) {
+        Ok(object) => Some(object),
+        Err(unreadable) => {
+            fault(format!("{}: {}", unreadable.subject::<T>(), unreadable.reason));
+            None
+        }
     }
-    serde_json::from_value(value).map_err(|error| format!("{subject}: {error}"))
+}
+
+/// Adds what of `before` has a name that `now` lacks.
+fn keep_named<T, N: Ord + Clone>(now: &mut Vec<T>, before: Vec<T>, name: impl Fn(&T) -> &N) {
+    let known: BTreeSet<N> = now.iter().map(|object| name(object).clone()).collect();
+    now.extend(before.into_iter().filter(|object| !known.contains(name(object))));
 }
 
 #[cfg(test)]
@@ -189,7 +216,8 @@ mod tests {
     use super::*;
 
     fn names(text: &str) -> String {
-        let manifest = read(text, &mut Converter::default()).unwrap();
+        let (manifest, faults) = read(text, &mut Converter::default());
+        assert_eq!(faults, [], "{text}");
         let services = manifest.services.iter().map(|service| service.name.to_string());
         let slices = manifest.slices.iter().map(|slice| slice.name.to_string());
         let nodes = manifest.nodes.iter().map(|node| node.name.to_string());
@@ -237,7 +265,7 @@ mod tests {
             "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDRList, items: \
              [{metadata: {name: more}, spec: {cidrs: [10.112.0.0/16]}}]}",
         ];
-        let cidrs = texts.map(|text| read(text, &mut Converter::default()).unwrap().service_cidrs);
+        let cidrs = texts.map(|text| read(text, &mut Converter::default()).0.service_cidrs);
         let texts = cidrs.map(|cidrs| cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(texts, [vec!["10.96.0.0/12", "fd00:96::/112"], vec!["10.112.0.0/16"]]);
     }
@@ -259,9 +287,45 @@ mod tests {
             ),
         ];
         for (text, line, reason) in cases {
-            let error = read(text, &mut Converter::default()).unwrap_err();
-            assert_eq!(error.line, line, "{text}: {error:?}");
-            assert!(error.reason.contains(reason), "{text}: {error:?}");
+            let (_, faults) = read(text, &mut Converter::default());
+            let [fault] = faults.as_slice() else { panic!("{text}: {faults:?}") };
+            assert_eq!(fault.line, line, "{text}: {fault:?}");
+            assert!(fault.reason.contains(reason), "{text}: {fault:?}");
         }
+    }
+
+    #[test]
+    fn objects_beside_one_that_cannot_be_read_are_read() {
+        let good =
+            |name: &str| format!("{{apiVersion: v1, kind: Node, metadata: {{name: {name}}}}}");
+        let bad = "{apiVersion: v1, kind: Node, metadata: {name: bad}, spec: 7}";
+        let list = format!("{{apiVersion: v1, kind: List, items: [{}, {bad}]}}", good("c"));
+        let text =
+            format!("{}\n---\n{bad}\n---\na: [\n---\n{}\n---\n{list}\n", good("a"), good("b"));
+        let (manifest, faults) = read(&text, &mut Converter::default());
+        let names: Vec<_> = manifest.nodes.iter().map(|node| &*node.name).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let lines: Vec<_> = faults.iter().map(|fault| fault.line).collect();
+        assert_eq!(lines, [3, 6, 8], "{faults:?}");
+        assert!(faults[2].reason.starts_with("Node bad: spec"), "{faults:?}");
+    }
+
+    #[test]
+    fn what_is_missing_beside_a_fault_stays_and_what_is_there_counts() {
+        let node = |name: &str, cidr: &str| {
+            format!(
+                "--- {{apiVersion: v1, kind: Node, metadata: {{name: {name}}}, spec: {{podCIDR: {cidr}}}}}\n"
+            )
+        };
+        let mut converter = Converter::default();
+        let (before, _) =
+            read(&(node("a", "10.0.1.0/24") + &node("b", "10.0.2.0/24")), &mut converter);
+        let (mut now, faults) =
+            read(&(node("a", "10.0.3.0/24") + &node("b", "[]")), &mut converter);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        now.keep(before);
+        let nodes: Vec<_> =
+            now.nodes.iter().map(|node| format!("{} {}", node.name, node.pod_cidrs[0])).collect();
+        assert_eq!(nodes, ["a 10.0.3.0/24", "b 10.0.2.0/24"]);
     }
 }

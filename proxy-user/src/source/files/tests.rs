@@ -1,5 +1,7 @@
 //! Real folders, real events.
 
+mod fuzz;
+
 use super::*;
 use crate::model::{OptedOut, Warning};
 use std::collections::BTreeSet;
@@ -104,6 +106,22 @@ async fn a_file_that_cannot_be_read_keeps_what_it_held() {
     assert!(broken[0].message.contains("line 3"), "{broken:?}");
     fs::write(dir.path().join("a.yaml"), service("a", "10.0.0.2") + NODE).unwrap();
     assert_eq!(changed(&mut changes).await, "10.0.0.2");
+    assert_eq!(warnings(&mut changes).await, []);
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_keeps_what_it_was_and_no_other_back() {
+    let dir = folder(&[("a.yaml", &(service("a", "10.0.0.1") + &service("b", "10.0.0.2") + NODE))]);
+    let mut changes = start(dir.path());
+    assert_eq!(first(&mut changes).await, ["a", "b"]);
+    let bad = service("a", "[]") + &service("b", "10.0.0.9") + NODE;
+    fs::write(dir.path().join("a.yaml"), bad).unwrap();
+    assert_eq!(changed(&mut changes).await, "10.0.0.9");
+    let named = warnings(&mut changes).await;
+    assert!(named[0].message.contains("line 2"), "{named:?}");
+    assert!(named[0].message.contains("Service a: spec.clusterIP"), "{named:?}");
+    fs::write(dir.path().join("a.yaml"), service("b", "10.0.0.9") + NODE).unwrap();
+    assert_eq!(gone(&mut changes).await, "default/a");
     assert_eq!(warnings(&mut changes).await, []);
 }
 

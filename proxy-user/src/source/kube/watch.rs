@@ -3,13 +3,16 @@
 use super::backoff::Backoff;
 use super::explain::explain;
 use super::feed::Feed;
+use super::reader::{Nonsense, Reader, Said};
 use super::{Connection, Report, connect};
-use crate::model::{Change, Warning};
+use crate::model::Warning;
 use crate::source::{Closed, send};
-use futures::StreamExt as _;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::{Api, Error, ResourceExt as _};
+use futures::{AsyncBufReadExt as _, AsyncReadExt as _};
+use kube::api::{ListParams, WatchParams};
+use kube::core::Request;
+use kube::{Client, Error};
 use std::convert::Infallible;
+use std::io;
 use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
@@ -22,7 +25,12 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// How long a streamed list may pause. A server that does not know streamed lists never ends one.
 const LIST_PAUSE: Duration = Duration::from_secs(5);
 /// How long a watch may be silent. API servers send a bookmark every minute.
-const WATCH_PAUSE: Duration = Duration::from_secs(180);
+const WATCH_PAUSE: Duration = Duration::from_secs(90);
+/// How long a watch lasts, in seconds, on which names are vouched for. API servers send a bookmark
+/// two seconds before its end, and nothing shows sooner that a watch misses nothing.
+const NAMES_WATCH: u32 = 8;
+/// How long such a watch may be silent.
+const NAMES_PAUSE: Duration = Duration::from_secs(10);
 /// How long a kind that the server does not know is not asked for again.
 const ABSENT: Duration = Duration::from_secs(600);
 /// A watch that ends sooner counts as a failure, so that the next one waits.
@@ -37,6 +45,10 @@ enum Stop {
     Closed,
     /// The watch ended, and can go on from its version.
     Ended,
+    /// The connection broke, within a line or not.
+    Broken { error: io::Error, within_line: bool },
+    /// What was sent is no line of a watch, or no list.
+    Nonsense(serde_json::Error),
     /// The version is too old: list again.
     Expired,
     /// The server does not stream lists.
@@ -55,13 +67,17 @@ impl From<Closed> for Stop {
 
 /// Follows one kind.
 pub(super) struct Watch<'a, F: Feed> {
-    feed: F,
+    reader: Reader<F>,
     kubeconfig: Option<&'a Path>,
     server: String,
-    api: Api<F::Object>,
+    client: Client,
     report: &'a Report<'a>,
-    /// Up to where the objects are known; `None` before a list.
-    version: Option<String>,
+    /// How many watches in a row have brought nothing, not even a bookmark.
+    silent: u32,
+    /// Whether the current watch has brought something.
+    has_brought: bool,
+    /// The version at which the last watch that broke did so within a line.
+    broke_at: Option<String>,
     /// Since when the current watch is open, and its list complete.
     open_since: Option<Instant>,
     /// Whether lists are asked for as streams, which cost both sides less memory (KEP-3157).
@@ -77,12 +93,14 @@ impl<'a, F: Feed> Watch<'a, F> {
         report: &'a Report<'a>,
     ) -> Self {
         Self {
-            feed,
+            reader: Reader::new(feed),
             kubeconfig,
             server: connection.server.clone(),
-            api: F::api(connection.client.clone()),
+            client: connection.client.clone(),
             report,
-            version: None,
+            silent: 0,
+            has_brought: false,
+            broke_at: None,
             open_since: None,
             streamed_lists: true,
         }
@@ -108,15 +126,20 @@ impl<'a, F: Feed> Watch<'a, F> {
             if lasted {
                 backoff = Backoff::default();
             }
+            let was_listed = self.reader.version.is_some();
+            if open_since.is_some() && matches!(stop, Stop::Ended | Stop::Broken { .. }) {
+                self.doubt(&stop);
+            }
             let warning = match stop {
                 Stop::Closed => return Closed,
                 Stop::Ended if lasted => continue,
-                Stop::Ended if self.version.is_none() => {
+                Stop::Ended | Stop::Broken { .. } if !was_listed => {
                     Some(self.warning(format!("it breaks off the list of {}", F::RESOURCE)))
                 }
-                Stop::Ended => None,
+                Stop::Ended | Stop::Broken { .. } => None,
+                Stop::Nonsense(error) => Some(self.failed(&Error::SerdeError(error)).await),
                 Stop::Expired => {
-                    self.version = None;
+                    self.reader.version = None;
                     None
                 }
                 Stop::NoStreamedLists => {
@@ -125,7 +148,7 @@ impl<'a, F: Feed> Watch<'a, F> {
                 }
                 // An older cluster, which may be upgraded one day.
                 Stop::Failed(Error::Api(status)) if F::OPTIONAL && status.code == 404 => {
-                    self.feed.begin_list();
+                    self.reader.begin_list();
                     if self.listed().await.is_err() {
                         return Closed;
                     }
@@ -139,7 +162,7 @@ impl<'a, F: Feed> Watch<'a, F> {
             };
             // Who was answered and failed then is not woken: two of them would wake each other.
             let was_refused = warning.is_some() && open_since.is_none() && !is_busy;
-            if warning.is_some() && self.report.set(F::RESOURCE, warning).await.is_err() {
+            if warning.is_some() && self.tell(warning).await.is_err() {
                 return Closed;
             }
             let pause =
@@ -151,6 +174,32 @@ impl<'a, F: Feed> Watch<'a, F> {
         }
     }
 
+    /// Decides whether the next watch may go on from the version of one that ended.
+    ///
+    /// A watch that breaks within a line, twice at one version, may break at that line. Watches that
+    /// bring nothing may be stuck, or there may be nothing to bring and no bookmarks: so
+    /// lists grow rarer while it lasts.
+    fn doubt(&mut self, stop: &Stop) {
+        if let Stop::Broken { error, within_line } = stop {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(error, resource = F::RESOURCE, "a watch broke");
+            let known = within_line.then(|| self.reader.version.clone()).flatten();
+            if known.is_some() && self.broke_at == known {
+                self.broke_at = None;
+                self.reader.version = None;
+                return;
+            }
+            self.broke_at = known;
+        }
+        if !self.has_brought {
+            self.silent += 1;
+            if self.silent >= 2 && self.silent.is_power_of_two() {
+                tracing::info!(resource = F::RESOURCE, "watches bring nothing; listing again");
+                self.reader.version = None;
+            }
+        }
+    }
+
     /// Decides what is still good after `error`, and puts it into words.
     async fn failed(&mut self, error: &Error) -> Warning {
         match error {
@@ -158,7 +207,7 @@ impl<'a, F: Feed> Watch<'a, F> {
             Error::Api(status) if status.code == 401 => self.reconnect().await,
             // The version may be what the server cannot cope with: after etcd was restored from
             // a backup, say, it lies in the future.
-            Error::Api(_) | Error::SerdeError(_) => self.version = None,
+            Error::Api(_) | Error::SerdeError(_) => self.reader.version = None,
             _ => self.reconnect().await,
         }
         self.warning(explain(F::RESOURCE, error))
@@ -168,12 +217,25 @@ impl<'a, F: Feed> Watch<'a, F> {
         Warning { subject: format!("Kubernetes API {}", self.server), message }
     }
 
+    /// Tells what is wrong with the server, or else with its answers, and with single objects.
+    async fn tell(&mut self, trouble: Option<Warning>) -> Result<(), Closed> {
+        for event in self.reader.take_events() {
+            let subject = format!("{} {}", event.kind, event.name);
+            if self.report.events.try_send(event).is_err() {
+                tracing::warn!(subject, "too many events wait; it gets none");
+            }
+        }
+        let trouble = trouble.or_else(|| self.reader.feed.warning());
+        let warnings = trouble.into_iter().chain(self.reader.warnings()).collect();
+        self.report.set(F::RESOURCE, warnings).await
+    }
+
     /// Reads the kubeconfig again: it may hold a new token, certificate or address by now.
     async fn reconnect(&mut self) {
         match connect(self.kubeconfig).await {
             Ok(connection) => {
                 self.server = connection.server;
-                self.api = F::api(connection.client);
+                self.client = connection.client;
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot reconnect");
@@ -182,7 +244,7 @@ impl<'a, F: Feed> Watch<'a, F> {
     }
 
     async fn follow(&mut self) -> Result<Infallible, Stop> {
-        if self.version.is_none() && !self.streamed_lists {
+        if self.reader.version.is_none() && !self.streamed_lists {
             self.list().await?;
         }
         self.watch().await
@@ -190,25 +252,34 @@ impl<'a, F: Feed> Watch<'a, F> {
 
     /// Reads the whole list page by page, and sends it.
     async fn list(&mut self) -> Result<(), Stop> {
-        let (labels, fields) = self.feed.selectors();
+        let (labels, fields) = self.reader.feed.selectors();
         let mut params =
             ListParams { label_selector: labels, field_selector: fields, ..Default::default() }
                 .limit(PAGE);
-        self.feed.begin_list();
+        self.reader.begin_list();
         loop {
-            let page = timeout(ANSWER, self.api.list(&params)).await.map_err(|_| Stop::Silent)?;
-            let page = page.map_err(stop)?;
-            page.items.iter().for_each(|object| self.feed.listed(object));
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            let page = timeout(ANSWER, self.page(&params)).await.map_err(|_| Stop::Silent)??;
+            params.continue_token = self.reader.page(&page).map_err(nonsense)?;
             if params.continue_token.is_none() {
-                self.version = page.metadata.resource_version;
                 return self.listed().await;
             }
         }
     }
 
+    async fn page(&self, params: &ListParams) -> Result<Vec<u8>, Stop> {
+        let request = Request::new(F::PATH).list(params).map_err(Error::BuildRequest);
+        let stream = self.client.request_stream(request.map_err(stop)?).await.map_err(stop)?;
+        let mut page = Vec::new();
+        // As if the server could not be reached: it could not, for so long.
+        let read = pin!(stream).read_to_end(&mut page).await.map_err(Error::ReadEvents);
+        read.map(|_| page).map_err(stop)
+    }
+
     async fn listed(&mut self) -> Result<(), Stop> {
-        send(self.report.changes, self.feed.end_list()).await?;
+        self.heard();
+        for change in self.reader.end_list() {
+            send(self.report.changes, change).await?;
+        }
         Ok(self.opened().await?)
     }
 
@@ -216,24 +287,34 @@ impl<'a, F: Feed> Watch<'a, F> {
     async fn opened(&mut self) -> Result<(), Closed> {
         self.open_since = Some(Instant::now());
         self.report.answered.notify_waiters();
-        self.report.set(F::RESOURCE, self.feed.warning()).await
+        self.tell(None).await
+    }
+
+    /// The watch is current now.
+    fn heard(&self) {
+        if let Some(heard) = self.report.heard.filter(|_| F::NAMES) {
+            heard.now(F::RESOURCE);
+        }
     }
 
     /// Watches from the known version on, or from a streamed list.
     async fn watch(&mut self) -> Result<Infallible, Stop> {
-        let mut listing = self.version.is_none();
-        let (label_selector, field_selector) = self.feed.selectors();
+        let listing = self.reader.version.is_none();
+        let (label_selector, field_selector) = self.reader.feed.selectors();
+        let vouches = F::NAMES && self.report.heard.is_some();
         let params = WatchParams {
             label_selector,
             field_selector,
-            timeout: None,
+            timeout: (vouches && !listing).then_some(NAMES_WATCH),
             bookmarks: true,
             send_initial_events: listing,
         };
         // No version asks for the newest state: an older one could take back what was seen.
-        let version = self.version.as_deref().unwrap_or_default();
-        let answer = timeout(ANSWER, self.api.watch(&params, version)).await;
-        let events = match answer.map_err(|_| Stop::Silent)? {
+        let version = self.reader.version.as_deref().unwrap_or_default();
+        let request = Request::new(F::PATH).watch(&params, version).map_err(Error::BuildRequest);
+        let request = request.map_err(stop)?;
+        let answer = timeout(ANSWER, self.client.request_stream(request)).await;
+        let stream = match answer.map_err(|_| Stop::Silent)? {
             Err(Error::Api(status))
                 if listing && !matches!(status.code, 401 | 403 | 410 | 429 | 500..) =>
             {
@@ -241,67 +322,65 @@ impl<'a, F: Feed> Watch<'a, F> {
             }
             other => other.map_err(stop)?,
         };
+        self.has_brought = false;
         if listing {
-            self.feed.begin_list();
+            self.reader.begin_list();
         } else {
+            // It is told all from the version on; but after two that brought nothing, it might
+            // be that nothing is ever told.
+            if self.silent < 2 {
+                self.heard();
+            }
             self.opened().await?;
         }
-        let mut events = pin!(events);
+        let pause = if vouches { NAMES_PAUSE } else { WATCH_PAUSE };
+        let mut stream = pin!(stream);
+        let mut line = Vec::new();
         loop {
-            let pause = if listing { LIST_PAUSE } else { WATCH_PAUSE };
-            let event = match timeout(pause, events.next()).await {
-                Ok(Some(event)) => event,
-                Ok(None) => return Err(Stop::Ended),
+            line.clear();
+            let listing = self.reader.is_listing();
+            let pause = if listing { LIST_PAUSE } else { pause };
+            match timeout(pause, stream.read_until(b'\n', &mut line)).await {
+                Ok(Ok(0)) => return Err(Stop::Ended),
+                Ok(Ok(_)) if !line.ends_with(b"\n") => {
+                    let error = io::ErrorKind::UnexpectedEof.into();
+                    return Err(Stop::Broken { error, within_line: true });
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    return Err(Stop::Broken { error, within_line: !line.is_empty() });
+                }
                 Err(_) if listing => return Err(Stop::NoStreamedLists),
                 Err(_) => return Err(Stop::Ended),
-            };
-            match event {
-                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) if listing => {
-                    self.feed.listed(&object);
-                }
-                Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
-                    let change = self.feed.applied(&object);
-                    self.changed(object.resource_version(), change).await?;
-                }
-                // It may name an object that was listed.
-                Ok(WatchEvent::Deleted(_)) if listing => return Err(Stop::Expired),
-                Ok(WatchEvent::Deleted(object)) => {
-                    let change = self.feed.deleted(&object);
-                    self.changed(object.resource_version(), Some(change)).await?;
-                }
-                Ok(WatchEvent::Bookmark(bookmark)) => {
-                    let metadata = bookmark.metadata;
-                    if listing && metadata.annotations.contains_key("k8s.io/initial-events-end") {
-                        listing = false;
-                        self.listed().await?;
-                    }
-                    if !listing {
-                        self.version = Some(metadata.resource_version);
-                    }
-                }
-                Ok(WatchEvent::Error(status)) => return Err(stop(Error::Api(status))),
-                Err(Error::SerdeError(error)) => {
-                    return Err(Stop::Failed(Error::SerdeError(error)));
-                }
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "a watch broke");
-                    return Err(Stop::Ended);
-                }
+            }
+            if !line.trim_ascii().is_empty() {
+                self.take(&line).await?;
             }
         }
     }
 
-    /// Sends `change`; only then does the watch go on from `version`.
-    async fn changed(
-        &mut self,
-        version: Option<String>,
-        change: Option<Change>,
-    ) -> Result<(), Stop> {
-        if let Some(change) = change {
-            send(self.report.changes, change).await?;
-            self.report.set(F::RESOURCE, self.feed.warning()).await?;
+    /// Takes a line of a watch.
+    async fn take(&mut self, line: &[u8]) -> Result<(), Stop> {
+        let said = self.reader.line(line).map_err(nonsense)?;
+        self.has_brought = true;
+        self.silent = 0;
+        match said {
+            Said::Listed(changes) => {
+                self.heard();
+                for change in changes {
+                    send(self.report.changes, change).await?;
+                }
+                self.opened().await?;
+            }
+            Said::Something(_) if self.reader.is_listing() => {}
+            Said::Something(change) => {
+                self.heard();
+                if let Some(change) = change {
+                    send(self.report.changes, change).await?;
+                }
+                self.tell(None).await?;
+            }
         }
-        self.version = version;
         Ok(())
     }
 }
@@ -315,5 +394,14 @@ fn stop(error: Error) -> Stop {
     match error {
         Error::Api(status) if status.code == 410 => Stop::Expired,
         error => Stop::Failed(error),
+    }
+}
+
+fn nonsense(nonsense: Nonsense) -> Stop {
+    match nonsense {
+        Nonsense::Json(error) => Stop::Nonsense(error),
+        Nonsense::Status(status) => stop(Error::Api(status)),
+        // It may name an object that was listed.
+        Nonsense::DeletedInList => Stop::Expired,
     }
 }
