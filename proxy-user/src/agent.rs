@@ -27,7 +27,7 @@ use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
 use crate::source::{self, Heard, SourceConfig, SourceError, Wanted};
 use crate::sweep;
-use clock::{at, finished, fresh_until, now, ticker};
+use clock::{NAMES_GOOD, at, finished, fresh_until, now, ticker};
 use contests::Contests;
 use dns::DnsState;
 use jiff::Timestamp;
@@ -54,7 +54,7 @@ const TURN_PERIOD: Duration = Duration::from_secs(10);
 /// How long news may take to reach the status: a burst of changes is told once.
 const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
 /// How often it is said that the names in the kernel are good.
-const VOUCH_PERIOD: Duration = Duration::from_secs(10);
+const VOUCH_PERIOD: Duration = Duration::from_secs(2);
 /// How often it is tried whether another agent has ended.
 const LOCK_PERIOD: Duration = Duration::from_millis(100);
 /// How many changes may wait before a source has to wait too.
@@ -105,7 +105,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
     let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
-    let source = source::run(&config.source, wanted, changes_in, Heard::default());
+    let heard = Heard::default();
+    let source = source::run(&config.source, wanted, changes_in, heard.clone());
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, warnings);
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
@@ -143,6 +144,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         applier,
         node,
         dns,
+        heard,
         flows,
         touched: Touched::default(),
         triggers: Vec::new(),
@@ -218,6 +220,8 @@ struct Agent {
     node: NodeState,
     /// `None` if names are left to the cluster's DNS service.
     dns: Option<DnsState>,
+    /// When the source was last heard of.
+    heard: Heard,
     flows: Arc<FlowTable>,
     /// What has changed since the last pass.
     touched: Touched,
@@ -401,9 +405,17 @@ impl Agent {
     /// that none is denied that is about to be written.
     fn update_dns(&mut self, touched: &Touched) {
         let Some(dns) = &mut self.dns else { return };
-        let row = dns.update(&self.world, touched, self.applier.has_all_names());
+        let age = self.heard.age();
+        let doubt = if !self.applier.has_all_names() {
+            Some("not all names could be written to the kernel")
+        } else if age >= NAMES_GOOD {
+            Some("the API server has not been heard of for 15 s, so no name is answered")
+        } else {
+            None
+        };
+        let row = dns.update(&self.world, touched, doubt);
         self.report.dns(dns.status());
-        let written = self.applier.write_zone(Some(&row), fresh_until());
+        let written = self.applier.write_zone(Some(&row), fresh_until(age));
         self.report.problem("zone", written.err().iter().map(zone_warning).collect());
     }
 

@@ -228,3 +228,26 @@ async fn names_of_the_node_and_over_tcp_are_answered_by_the_dns_service() -> Res
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn name_that_is_new_is_not_denied_by_a_node_that_lost_the_api_server() -> Result<()> {
+    let mut scene = Scene::prepare().await?;
+    scene.publish_world()?;
+    scene.start(&["--dns=kernel"]).await?;
+    let new = query("late.shop.svc.cluster.local.", RecordType::A)?;
+    let denied = describe(&scene.ask(scene.dns_v4(), false, &new).await?)?;
+    ensure!(denied.starts_with("8503"), "nobody denies it at first: {denied}");
+    ensure!(scene.coredns.take_asked().await?.is_empty());
+
+    scene.cluster.api.refuse_connections();
+    let lost = std::time::Instant::now();
+    loop {
+        let _reply = scene.ask(scene.dns_v4(), false, &new).await?;
+        if !scene.coredns.take_asked().await?.is_empty() {
+            break;
+        }
+        ensure!(lost.elapsed().as_secs() < 16, "it is still denied");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    Ok(())
+}

@@ -6,16 +6,16 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
-/// How long the names in the kernel are good without another word: longer than an agent takes to
-/// restart, shorter than anybody should be told of a name that it does not exist because nobody
-/// looks.
-const NAMES_GOOD: Duration = Duration::from_secs(60);
+/// How long names are vouched for after the source was last heard of: longer than an agent takes
+/// to restart, shorter than a name should be denied that has come since.
+pub(super) const NAMES_GOOD: Duration = Duration::from_secs(15);
 
 /// Until when the names in the kernel are good without another word of this agent, in nanoseconds
-/// of the monotonic clock.
-pub(super) fn fresh_until() -> u64 {
+/// of the monotonic clock, if the source was heard of `age` ago.
+pub(super) fn fresh_until(age: Duration) -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let until = Duration::new(now.tv_sec.unsigned_abs(), 0) + NAMES_GOOD;
+    let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
+    let until = (now + NAMES_GOOD).saturating_sub(age);
     u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -23,12 +23,17 @@ impl DnsState {
     }
 
     /// Takes what was `touched` in `world`, and gives the zone as the kernel should know it.
-    /// `vouched` says that the kernel has all names; without, it denies none.
-    pub(super) fn update(&mut self, world: &World, touched: &Touched, vouched: bool) -> DnsRow {
+    /// With a `doubt` that the kernel has all names, it denies none.
+    pub(super) fn update(
+        &mut self,
+        world: &World,
+        touched: &Touched,
+        doubt: Option<&'static str>,
+    ) -> DnsRow {
         self.policy = decide(&self.config, world.corefile(), world.namespaces().is_some());
-        if !vouched && self.policy.deny {
+        if let Some(doubt) = doubt.filter(|_| self.policy.deny) {
             self.policy.deny = false;
-            self.policy.reason = "not all names could be written to the kernel".to_owned();
+            self.policy.reason = doubt.to_owned();
         }
         if !touched.is_empty() {
             self.serial = serial();
