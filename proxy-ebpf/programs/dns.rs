@@ -11,15 +11,14 @@
 
 use crate::ETHERNET;
 use crate::maps::{
-    DEVICES, DNS_ASKERS, DNS_BURST, DNS_INTERVAL, DNS_NAMES, DNS_NETNS, DNS_RECORDS, DNS_SHARES,
-    DNS_VALUES, POD_ADDRS, count_dns, nanoseconds, random, work, zone,
+    DEVICES, DNS_BURST, DNS_INTERVAL, DNS_NAMES, DNS_RECORDS, DNS_SHARES, DNS_VALUES, POD_ADDRS,
+    count_dns, nanoseconds, random, work, zone,
 };
 use crate::packet::{self, Skb, is_unfinished_field};
-use crate::reject::sum_bytes;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, tcx_action_base::TCX_NEXT};
 use aya_ebpf::helpers::generated::{
-    bpf_redirect_peer, bpf_sk_storage_get, bpf_skb_change_tail, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::ptr;
@@ -27,7 +26,7 @@ use proxy_ebpf::checksum::Sum;
 use proxy_ebpf::dns::datagram::{Datagram, UDP_CHECKSUM, UDP_LEN, Unread};
 use proxy_ebpf::dns::decide::{Lookup, Names};
 use proxy_ebpf::dns::reply::Records;
-use proxy_ebpf::dns::{Kind, NameKey, Outcome, PORT, READ, Work};
+use proxy_ebpf::dns::{Kind, LONGEST, NameKey, Outcome, PORT, READ, Work};
 use proxy_ebpf::node::Device;
 use proxy_ebpf::packet::answer;
 use proxy_ebpf::{Addr, Port, Proto};
@@ -37,6 +36,9 @@ const GO: u32 = u32::MAX;
 
 /// What stands for a checksum that is not made yet.
 const PLACEHOLDER: u16 = 1;
+
+/// How many bytes are summed up at once.
+const CHUNK: usize = 64;
 
 /// `pkt_type` of a packet that the link has sent to this host, to all, or to many
 /// (linux/if_packet.h).
@@ -109,15 +111,10 @@ fn receive(ctx: &TcContext) -> u32 {
     let protocol = u16::from_be(protocol as u16);
     let datagram = match Datagram::read(&Skb(ctx), protocol, ETHERNET, ctx.len() as usize) {
         Ok(datagram) => datagram,
-        Err(Unread::NotUdp) => return Outcome::NotQuery as u32,
-        Err(Unread::OtherPort) => {
-            learn(ctx);
-            return Outcome::NotQuery as u32;
-        }
+        Err(Unread::NotQuery) => return Outcome::NotQuery as u32,
         Err(Unread::Odd) => return Outcome::Malformed as u32,
     };
     if !zone.serves(datagram.dst) {
-        learn(ctx);
         return Outcome::NotQuery as u32;
     }
     if vlan != 0 || gso != 0 || cast == PACKET_BROADCAST || cast == PACKET_MULTICAST {
@@ -139,31 +136,6 @@ fn receive(ctx: &TcContext) -> u32 {
         return Outcome::Limited as u32;
     }
     load(skb, work)
-}
-
-/// Learns that the namespace of a pod's socket is behind this program, if the socket path has
-/// translated a query of it because it did not know.
-///
-/// The packet has its socket with it until the stack of the node takes it in.
-#[inline(always)]
-fn learn(ctx: &TcContext) {
-    // SAFETY: the context is valid; the verifier checks the access.
-    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
-        return;
-    }
-    let map = (&raw const DNS_ASKERS).cast_mut().cast();
-    // SAFETY: the socket is not null and lives as long as the packet; a null value and no flags
-    // look up only.
-    let netns = unsafe { bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast::<u64>() };
-    // SAFETY: null, or the socket's storage, which lives until this program ends.
-    if let Some(netns) = unsafe { netns.as_mut() }
-        && *netns != 0
-    {
-        // If the table is full, queries of this namespace stay on the socket path.
-        let _full = DNS_NETNS.insert(*netns, 1, 0);
-        *netns = 0;
-    }
 }
 
 /// Loads the beginning of the query.
@@ -373,4 +345,29 @@ fn write_headers(ctx: &TcContext, work: &Work, len: usize) -> Option<()> {
 const fn words([first, second]: [u16; 2]) -> u32 {
     let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
+}
+
+/// The sum of `left` bytes of the packet from `offset` on, as the kernel's helpers give it. A
+/// global function: the verifier checks it once and by itself.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn sum_bytes(skb: *mut __sk_buff, mut offset: usize, mut left: i64) -> u32 {
+    let mut sum = 0;
+    for _ in 0..(LONGEST as usize).div_ceil(CHUNK) {
+        if left <= 0 {
+            break;
+        }
+        let len = left.min(CHUNK as i64) as u32;
+        let mut bytes = [0_u32; CHUNK / 4];
+        let to = bytes.as_mut_ptr();
+        // SAFETY: the buffer has at least `len` bytes, and the kernel checks the packet's.
+        if unsafe { bpf_skb_load_bytes(skb.cast(), offset as u32, to.cast(), len) } != 0 {
+            return 0;
+        }
+        // SAFETY: the buffer has `CHUNK` bytes, a multiple of four.
+        sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, to, CHUNK as u32, sum) as u32 };
+        offset += CHUNK;
+        left -= CHUNK as i64;
+    }
+    sum
 }

@@ -1,10 +1,8 @@
 //! Shunt's kernel programs: the entry points.
 //!
-//! `socket` is the socket path (cgroup hooks), the rest the packet path (tcx): `flow` decides,
-//! `packet` reads and rewrites, with `icmp` and `fragment` for what is no whole packet of a flow;
-//! `reject` answers what is refused, `retired` moves UDP sockets whose backend is gone. For both,
-//! `filter` leaves early and `affinity` chooses. `dns` answers pods' queries of names, before the
-//! packet path sees them.
+//! `socket` is the socket path (cgroup hooks), `ingress` the packet path (tcx): both choose a
+//! backend and remember nothing but affinity. For both, `filter` leaves early and `affinity`
+//! chooses, `route` asks the kernel's routes. `dns` answers pods' queries of names, before the packet path sees them.
 
 #![no_std]
 #![no_main]
@@ -15,22 +13,15 @@
 
 mod affinity;
 mod dns;
-mod entries;
 mod filter;
-mod flow;
-mod fragment;
-mod icmp;
-mod list;
+mod ingress;
 mod maps;
 mod packet;
-mod reject;
-mod retired;
+mod route;
 mod socket;
-mod tuple;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
-use proxy_ebpf::flow::Hook;
 use socket::{V4, V6};
 
 /// The length of an Ethernet header without a VLAN tag.
@@ -46,26 +37,6 @@ fn connect6(ctx: SockAddrContext) -> i32 {
     socket::connect::<V6>(&ctx)
 }
 
-#[cgroup_sock_addr(sendmsg4)]
-fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<V4>(&ctx)
-}
-
-#[cgroup_sock_addr(sendmsg6)]
-fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<V6>(&ctx)
-}
-
-#[cgroup_sock_addr(recvmsg4)]
-fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::recvmsg::<V4>(&ctx)
-}
-
-#[cgroup_sock_addr(recvmsg6)]
-fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::recvmsg::<V6>(&ctx)
-}
-
 #[cgroup_sock_addr(getpeername4)]
 fn getpeername4(ctx: SockAddrContext) -> i32 {
     socket::getpeername::<V4>(&ctx)
@@ -79,32 +50,13 @@ fn getpeername6(ctx: SockAddrContext) -> i32 {
 /// Ingress of a device with Ethernet headers.
 #[classifier]
 fn ingress(ctx: TcContext) -> i32 {
-    flow::at_hook(&ctx, Hook::Ingress, ETHERNET)
-}
-
-/// Egress of a device with Ethernet headers.
-#[classifier]
-fn egress(ctx: TcContext) -> i32 {
-    flow::at_hook(&ctx, Hook::Egress, ETHERNET)
+    ingress::at_ingress(&ctx, ETHERNET)
 }
 
 /// Ingress of a device without a link layer, such as a tunnel.
 #[classifier]
 fn ingress_bare(ctx: TcContext) -> i32 {
-    flow::at_hook(&ctx, Hook::Ingress, 0)
-}
-
-/// Egress of a device without a link layer, such as a tunnel.
-#[classifier]
-fn egress_bare(ctx: TcContext) -> i32 {
-    flow::at_hook(&ctx, Hook::Egress, 0)
-}
-
-/// Lists what the socket path remembers of UDP sockets; aya has no macro for iterators.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_sk_storage_map")]
-extern "C" fn udp_sockets(element: &list::Element) -> i32 {
-    list::udp_peers(element)
+    ingress::at_ingress(&ctx, 0)
 }
 
 /// Ingress of the node's side of a pod's veth, before [`ingress`].

@@ -2,10 +2,9 @@
 //!
 //! Names, sizes and writers stand in [`proxy_ebpf::maps`].
 
-use crate::fragment;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::{Global, helpers};
 use core::ptr;
@@ -13,17 +12,14 @@ use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::{NodePortRange, Tables};
 use proxy_ebpf::dns::outcome as dns_outcome;
 use proxy_ebpf::dns::{NameKey, NameValue, Work, Zone};
-use proxy_ebpf::flow::Hook;
-use proxy_ebpf::flow::{End, FlowKey, FlowValue, Stamp};
-use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
-use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
+use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
-use proxy_ebpf::packet::Headers;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
-use proxy_ebpf::socket::{self, TcpPeer, UdpPeers};
+use proxy_ebpf::socket::{self, TcpPeer};
 use proxy_ebpf::source::Source;
-use proxy_ebpf::{Addr, Port, filter, maps};
+use proxy_ebpf::{Addr, filter, maps};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -62,33 +58,14 @@ pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityRecord, { maps::AFFI
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { maps::DEVICES as usize }> = HashMap::new();
 
-/// The bridges that devices are ports of. The agent writes it before it attaches programs; nobody
-/// else needs it.
-#[btf_map(name = "bridges")]
-pub(crate) static BRIDGES: HashMap<u32, LinkAddr, { maps::DEVICES as usize }> = HashMap::new();
-
-#[btf_map(name = "retired")]
-pub(crate) static RETIRED: LruHashMap<End, ServiceId, { maps::RETIRED as usize }> =
-    LruHashMap::new();
-
 #[btf_map(name = "opted_out")]
 pub(crate) static OPTED_OUT: HashMap<u64, u32, { maps::OPTED_OUT as usize }> = HashMap::new();
 
 #[btf_map(name = "opt_outs")]
 pub(crate) static OPT_OUTS: Array<u32, 1> = Array::new();
 
-#[btf_map(name = "flows")]
-pub(crate) static FLOWS: LruHashMap<FlowKey, FlowValue, { maps::FLOWS as usize }> =
-    LruHashMap::new();
-
 #[btf_map(name = "addr_filter")]
 pub(crate) static ADDR_FILTER: Array<u64, { filter::ADDR_WORDS as usize }, MMAP> = Array::new();
-
-#[btf_map(name = "flow_filter")]
-pub(crate) static FLOW_FILTER: Array<u64, { filter::FLOW_ELEMENTS as usize }, MMAP> = Array::new();
-
-#[btf_map(name = "snat_cursors")]
-pub(crate) static SNAT_CURSORS: Array<u32, { maps::SNAT_CURSORS as usize }> = Array::new();
 
 #[btf_map(name = "service_counters")]
 static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { maps::SERVICES as usize }> =
@@ -99,9 +76,6 @@ static OUTCOMES: PerCpuArray<u64, { COUNTERS as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "tcp_peers")]
 pub(crate) static TCP_PEERS: Array<TcpPeer, { socket::TCP_PEERS as usize }> = Array::new();
-
-#[btf_map(name = "udp_peers")]
-pub(crate) static UDP_PEERS: SkStorage<UdpPeers> = SkStorage::new();
 
 #[btf_map(name = "dns_zone")]
 static DNS_ZONE: Array<Zone, 1, MMAP> = Array::new();
@@ -127,38 +101,15 @@ pub(crate) static POD_ADDRS: HashMap<Addr, u32, { maps::POD_ADDRS as usize }, NO
 #[btf_map(name = "dns_work")]
 static DNS_WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 
-/// The namespace of a socket, as a cookie, if the socket path has translated its query without
-/// knowing whether the program that answers names would see it. Maps of the next program begin
-/// empty, and learn again.
-#[btf_map(name = "dns_askers")]
-pub(crate) static DNS_ASKERS: SkStorage<u64> = SkStorage::new();
-
-/// The namespaces, by cookie, whose packets the program that answers names sees.
-#[btf_map(name = "dns_netns")]
-pub(crate) static DNS_NETNS: LruHashMap<u64, u32, { maps::DEVICES as usize }> = LruHashMap::new();
-
 /// When each pod has used up its share, in nanoseconds; nobody else needs it, nor does the next
 /// program.
 #[btf_map(name = "dns_shares")]
 pub(crate) static DNS_SHARES: LruHashMap<u32, u64, { maps::DEVICES as usize }> = LruHashMap::new();
 
-/// What a hook works on, out of the way of the 512-byte stack; one element a hook, since an egress
-/// program may interrupt nothing but itself.
-#[btf_map(name = "scratch")]
-static SCRATCH: PerCpuArray<Scratch, 2> = PerCpuArray::new();
-
-/// A packet in work.
-pub(crate) struct Scratch {
-    /// What was read of the packet.
-    pub(crate) headers: Headers,
-    /// The entry that a new flow is given at ingress.
-    pub(crate) forward: FlowValue,
-}
-
-/// Packets whose fragments are on their way; nobody else needs it, nor does the next program.
-#[btf_map(name = "fragments")]
-pub(crate) static FRAGMENTS: LruHashMap<fragment::Key, fragment::Ports, 16_384> = LruHashMap::new();
-
+#[unsafe(no_mangle)]
+pub(crate) static DIGEST_KEY: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static HOST_SOCKETS_ONLY: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS_COOKIE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -167,11 +118,6 @@ static NODE_PORT_FIRST: Global<u16> = Global::new(30_000);
 static NODE_PORT_LAST: Global<u16> = Global::new(32_767);
 #[unsafe(no_mangle)]
 static MASQUERADE_ALL: Global<u8> = Global::new(0);
-#[unsafe(no_mangle)]
-pub(crate) static SNAT_PORT_FIRST: Global<u16> = Global::new(1_024);
-#[unsafe(no_mangle)]
-pub(crate) static SNAT_PORT_LAST: Global<u16> = Global::new(29_999);
-
 #[unsafe(no_mangle)]
 pub(crate) static DNS_INTERVAL: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -183,16 +129,16 @@ pub(crate) fn node_ports() -> NodePortRange {
     NodePortRange { first: NODE_PORT_FIRST.load(), last: NODE_PORT_LAST.load() }
 }
 
-/// Whether SNAT gives out `port`.
+/// Whether backends of ClusterIPs are to see the node's address, whoever asks.
 #[inline(always)]
-pub(crate) fn is_snat_port(port: Port) -> bool {
-    port.number() >= SNAT_PORT_FIRST.load() && port.number() <= SNAT_PORT_LAST.load()
+pub(crate) fn masquerade_all() -> bool {
+    MASQUERADE_ALL.load() != 0
 }
 
-/// Whether backends behind a frontend with `flags` are to see the node's address, whoever asks.
+/// Whether pods' sockets are left to the packet path.
 #[inline(always)]
-pub(crate) fn hides_clients(flags: FrontendFlags) -> bool {
-    MASQUERADE_ALL.load() != 0 && flags.is_cluster_ip()
+pub(crate) fn serves_host_sockets_only() -> bool {
+    HOST_SOCKETS_ONLY.load() != 0
 }
 
 /// The maps as the decision reads them.
@@ -229,12 +175,6 @@ impl Tables for KernelTables {
 #[inline(always)]
 pub(crate) fn is_service_addr(addr: &Addr) -> bool {
     SERVICE_CIDRS.get(&Key::new(Addr::BITS, *addr)).is_some()
-}
-
-/// Whether the backend `id` is still the one at `end` of `service`, and serves.
-#[inline(always)]
-pub(crate) fn serves(id: BackendId, service: ServiceId, end: End) -> bool {
-    backend_state(id).serves(service, end.addr, end.port)
 }
 
 /// The state of a backend; "no backend" for an id that is out of range.
@@ -295,23 +235,9 @@ pub(crate) fn nanoseconds() -> u64 {
     unsafe { helpers::generated::bpf_ktime_get_coarse_ns() }
 }
 
-/// The current coarse time.
-#[inline(always)]
-pub(crate) fn now() -> Stamp {
-    Stamp::from_nanoseconds(nanoseconds())
-}
-
 /// A number that is uniform over all 32-bit numbers.
 #[inline(always)]
 pub(crate) fn random() -> u32 {
     // SAFETY: no preconditions.
     unsafe { helpers::generated::bpf_get_prandom_u32() }
-}
-
-/// This CPU's place for the headers of the packet at `hook`.
-#[inline(always)]
-pub(crate) fn scratch<'a>(hook: Hook) -> Option<&'a mut Scratch> {
-    // SAFETY: the copy of this CPU; a hook is not entered again before it is left, and takes the
-    // place once.
-    SCRATCH.get_ptr_mut(hook as u32).map(|scratch| unsafe { &mut *scratch })
 }

@@ -1,14 +1,13 @@
-//! The socket path: a destination is translated when a socket connects or sends, and translated
-//! back when the socket asks for its peer or receives. Nothing is done per packet of a connected
-//! socket.
+//! The socket path: the destination of a TCP socket is translated once, when it connects, and
+//! translated back when the socket asks for its peer. Nothing is done per packet.
 //!
 //! All hooks fail open: what they cannot decide they leave alone, and the packet path sees it.
 
 use crate::affinity::choose;
 use crate::filter;
 use crate::maps::{
-    self, DNS_ASKERS, DNS_NETNS, HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS,
-    UDP_PEERS, count, count_service, hides_clients, node_ports, random,
+    HOST_NETNS_COOKIE, KernelTables, OPT_OUTS, OPTED_OUT, TCP_PEERS, count, count_service,
+    masquerade_all, node_ports, random, serves_host_sockets_only,
 };
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
@@ -19,13 +18,11 @@ use aya_log_ebpf::debug;
 use core::ptr;
 use proxy_ebpf::affinity::AffinityKey;
 use proxy_ebpf::choose::{Caller, Choice, Destination, find_frontend, refusal};
-use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue};
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::service::ServiceId;
-use proxy_ebpf::slot::Slot;
-use proxy_ebpf::socket::{TcpPeer, Translation, UdpPeers};
-use proxy_ebpf::{Addr, Port, Proto};
+use proxy_ebpf::socket::TcpPeer;
+use proxy_ebpf::{Addr, End, Port, Proto};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -122,35 +119,47 @@ fn is_in_host_namespace(ctx: &SockAddrContext) -> bool {
     HOST_NETNS_COOKIE.load() == namespace(ctx)
 }
 
-/// The frontend that the caller asks for.
+/// The frontend that a socket asks for, or why it is none of the socket path's.
 ///
-/// A socket has no source address yet, so one that is open to some sources only is left to the
-/// packet path, as is one whose backends must not see the client; but what the node itself may
-/// reach is known, and its address is the one that they are to see.
+/// A socket of a pod is left to the packet path where that serves it better. A socket has no
+/// source address yet, so one that is open to some sources only is left to it too, as is one whose
+/// backends must not see the client; but what the node itself may reach is known, and its address
+/// is the one that they are to see.
 #[inline(always)]
-fn asked_frontend(ctx: &SockAddrContext, to: Destination) -> Option<FrontendValue> {
-    if !filter::may_be_served(End { addr: to.addr, port: to.port }) {
-        return None;
+fn asked_frontend(ctx: &SockAddrContext, to: End) -> Result<FrontendValue, Outcome> {
+    if !filter::may_be_served(to) {
+        return Err(Outcome::NotOurs);
     }
-    let loopback = to.addr.is_loopback() && is_in_host_namespace(ctx);
-    let (_, value) = find_frontend(&KernelTables, to, node_ports(), loopback)?;
+    let is_host = is_in_host_namespace(ctx);
+    let loopback = is_host && to.addr.is_loopback();
+    let destination = Destination { addr: to.addr, port: to.port, proto: Proto::TCP };
+    let (_, value) = find_frontend(&KernelTables, destination, node_ports(), loopback)
+        .ok_or(Outcome::NotOurs)?;
     let flags = value.flags();
-    if flags.has(FrontendFlags::RESTRICTED) {
-        return (flags.has(FrontendFlags::ADMITS_NODE) && is_in_host_namespace(ctx))
-            .then_some(value);
+    if is_host {
+        let is_open =
+            !flags.has(FrontendFlags::RESTRICTED) || flags.has(FrontendFlags::ADMITS_NODE);
+        return is_open.then_some(value).ok_or(Outcome::LeftToPackets);
     }
-    if hides_clients(flags) && !is_in_host_namespace(ctx) {
-        return None;
-    }
-    (!is_opted_out()).then_some(value)
+    let is_left = serves_host_sockets_only()
+        || flags.has(FrontendFlags::RESTRICTED)
+        || masquerade_all() && flags.is_cluster_ip()
+        || has_bound_port(ctx)
+        || is_opted_out();
+    if is_left { Err(Outcome::LeftToPackets) } else { Ok(value) }
 }
 
-/// The backend for a connection or a first datagram to a frontend with `value`.
+/// Whether the socket has bound a port. Two such sockets that ask two services may be given one
+/// backend, and the kernel refuses the second connection of the same addresses and ports; NAT
+/// gives it another port.
 #[inline(always)]
-fn choose_backend(ctx: &SockAddrContext, value: FrontendValue) -> Option<Choice> {
-    choose(value, Caller::Internal, random(), |service| {
-        AffinityKey::namespace(service, namespace(ctx))
-    })
+fn has_bound_port(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid, and its socket is valid in this hook; the verifier checks the
+    // accesses.
+    unsafe {
+        let sk = (*ctx.sock_addr).__bindgen_anon_1.sk;
+        !sk.is_null() && (*sk).src_port != 0
+    }
 }
 
 /// How far below the root a pod's cgroup is looked for. A pod of kind, in a node that is a
@@ -177,83 +186,51 @@ fn is_opted_out() -> bool {
     false
 }
 
-/// Whether a query to a frontend with `value` is left as it is, for the program at the pod's veth
-/// that answers names. It is translated here for who has none: the node itself, and pods of which
-/// that program has not yet seen a packet.
-#[inline(always)]
-fn is_answered_at_veth(ctx: &SockAddrContext, value: FrontendValue) -> bool {
-    if !value.flags().has(FrontendFlags::DNS) {
-        return false;
-    }
-    // SAFETY: the helper takes the context of this program type; since Linux 5.7.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    if netns == HOST_NETNS_COOKIE.load() {
-        return false;
-    }
-    if DNS_NETNS.get_ptr(netns).is_some() {
-        return true;
-    }
-    // SAFETY: the context's socket is valid in this hook.
-    if let Some(asker) = unsafe { DNS_ASKERS.get_or_insert_ptr_mut(ctx, None).as_mut() } {
-        *asker = netns;
-    }
-    false
-}
-
 /// Lets the call fail with ECONNREFUSED instead of the EPERM that a plain refusal gives.
 #[inline(always)]
-fn refuse(
-    ctx: &SockAddrContext,
-    program: Program,
-    frontend: FrontendValue,
-    service: ServiceId,
-) -> i32 {
+fn refuse(ctx: &SockAddrContext, value: FrontendValue, service: ServiceId) -> i32 {
     debug!(ctx, "refused: service {} has no such port or no endpoint", service.0);
-    count(program, refusal(frontend.flags()) as u32);
+    count(Program::Connect, refusal(value.flags()) as u32);
     count_service(service, |counters| counters.refused += 1);
     // SAFETY: allowed in these hooks; since Linux 5.18.
     let _previous = unsafe { bpf_set_retval(-ECONNREFUSED) };
     DENY
 }
 
-/// Leaves the address alone, so that the packet path drops the packets silently.
-#[inline(always)]
-fn leave_to_packet_path(program: Program, service: ServiceId) -> i32 {
-    count(program, Outcome::NoLocalEndpoint as u32);
-    count_service(service, |counters| counters.refused += 1);
-    ALLOW
-}
-
 /// `connect4`, `connect6`.
 #[inline(always)]
 pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
-    let proto = proto(ctx);
-    if proto != Proto::TCP && proto != Proto::UDP {
+    if proto(ctx) != Proto::TCP {
         return ALLOW;
     }
     let frontend = end::<F>(ctx);
-    let to = Destination { addr: frontend.addr, port: frontend.port, proto };
-    let value = asked_frontend(ctx, to).filter(|value| !is_answered_at_veth(ctx, *value));
-    let Some(value) = value else {
-        if proto == Proto::UDP {
-            forget_peers(ctx);
+    let value = match asked_frontend(ctx, frontend) {
+        Ok(value) => value,
+        Err(outcome) => {
+            count(Program::Connect, outcome as u32);
+            return ALLOW;
         }
-        count(Program::Connect, Outcome::NotOurs as u32);
-        return ALLOW;
     };
-    match choose_backend(ctx, value) {
+    let choice = choose(value, Caller::Internal, random(), |service| {
+        AffinityKey::namespace(service, namespace(ctx))
+    });
+    match choice {
         Some(Choice::Backend(service, slot)) => {
-            let translation = translate::<F>(ctx, frontend, service, slot);
-            let kept = if proto == Proto::TCP {
-                keep_tcp_peer(ctx, &translation)
-            } else {
-                keep_udp_peer(ctx, translation)
-            };
-            count(Program::Connect, kept_or_full(kept) as u32);
+            let backend = End { addr: slot.addr, port: slot.port };
+            set_end::<F>(ctx, backend);
+            count_service(service, |counters| counters.connections += 1);
+            let kept = keep_peer(ctx, frontend, backend);
+            let outcome = if kept { Outcome::Chosen } else { Outcome::TableFull };
+            count(Program::Connect, outcome as u32);
             ALLOW
         }
-        Some(Choice::Refuse(service)) => refuse(ctx, Program::Connect, value, service),
-        Some(Choice::Drop(service)) => leave_to_packet_path(Program::Connect, service),
+        Some(Choice::Refuse(service)) => refuse(ctx, value, service),
+        // The packets are dropped silently, as netfilter is told by the packet path, or at output.
+        Some(Choice::Drop(service)) => {
+            count(Program::Connect, Outcome::NoLocalEndpoint as u32);
+            count_service(service, |counters| counters.refused += 1);
+            ALLOW
+        }
         None => {
             count(Program::Connect, Outcome::Inconsistent as u32);
             ALLOW
@@ -261,75 +238,16 @@ pub(crate) fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
 }
 
-/// `sendmsg4`, `sendmsg6`: UDP datagrams that carry a destination.
-///
-/// A socket keeps its backend for a destination for as long as the backend serves, or nothing
-/// else does.
-#[inline(always)]
-pub(crate) fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
-    let frontend = end::<F>(ctx);
-    let to = Destination { addr: frontend.addr, port: frontend.port, proto: Proto::UDP };
-    let value = asked_frontend(ctx, to).filter(|value| !is_answered_at_veth(ctx, *value));
-    let Some(value) = value else {
-        count(Program::Sendmsg, Outcome::NotOurs as u32);
-        return ALLOW;
-    };
-    let known = udp_peers(ctx).and_then(|peers| peers.send_to(frontend));
-    if let Some(known) = &known
-        && serves(known)
-    {
-        set_end::<F>(ctx, known.backend());
-        count(Program::Sendmsg, Outcome::Matched as u32);
-        return ALLOW;
-    }
-    match choose_backend(ctx, value) {
-        Some(Choice::Backend(service, slot)) => {
-            let translation = translate::<F>(ctx, frontend, service, slot);
-            let kept = keep_udp_peer(ctx, translation);
-            count(Program::Sendmsg, kept_or_full(kept) as u32);
-            ALLOW
-        }
-        Some(Choice::Refuse(service)) => match known {
-            Some(known) => {
-                set_end::<F>(ctx, known.backend());
-                count(Program::Sendmsg, Outcome::Matched as u32);
-                ALLOW
-            }
-            None => refuse(ctx, Program::Sendmsg, value, service),
-        },
-        Some(Choice::Drop(service)) => leave_to_packet_path(Program::Sendmsg, service),
-        None => {
-            count(Program::Sendmsg, Outcome::Inconsistent as u32);
-            ALLOW
-        }
-    }
-}
-
-/// `recvmsg4`, `recvmsg6`: a datagram from a backend seems to come from the frontend.
-#[inline(always)]
-pub(crate) fn recvmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
-    let source = end::<F>(ctx);
-    let outcome = match udp_peers(ctx).and_then(|peers| peers.receive_from(source)) {
-        Some(translation) => {
-            set_end::<F>(ctx, translation.frontend());
-            Outcome::Matched
-        }
-        None => Outcome::NotOurs,
-    };
-    count(Program::Recvmsg, outcome as u32);
-    ALLOW
-}
-
 /// `getpeername4`, `getpeername6`: the peer is what the socket asked for.
 #[inline(always)]
 pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
+    if proto(ctx) != Proto::TCP {
+        return ALLOW;
+    }
+    let cookie = cookie(ctx);
     let peer = end::<F>(ctx);
-    let known = if proto(ctx) == Proto::TCP {
-        let cookie = cookie(ctx);
-        TCP_PEERS.get(TcpPeer::place(cookie)).and_then(|known| known.frontend(cookie, peer))
-    } else {
-        udp_peers(ctx).and_then(|peers| peers.receive_from(peer)).map(|known| known.frontend())
-    };
+    let known =
+        TCP_PEERS.get(TcpPeer::place(cookie)).and_then(|known| known.frontend(cookie, peer));
     let outcome = match known {
         Some(frontend) => {
             set_end::<F>(ctx, frontend);
@@ -341,41 +259,16 @@ pub(crate) fn getpeername<F: Family>(ctx: &SockAddrContext) -> i32 {
     ALLOW
 }
 
+/// Remembers what a socket asked for; `false` if there is no place for it.
 #[inline(always)]
-fn kept_or_full(kept: bool) -> Outcome {
-    if kept { Outcome::Chosen } else { Outcome::TableFull }
-}
-
-/// Points the call at the backend in `slot`.
-#[inline(always)]
-fn translate<F: Family>(
-    ctx: &SockAddrContext,
-    frontend: End,
-    service: ServiceId,
-    slot: Slot,
-) -> Translation {
-    let backend = End { addr: slot.addr, port: slot.port };
-    set_end::<F>(ctx, backend);
-    count_service(service, |counters| counters.connections += 1);
-    Translation::new(frontend, backend, service, slot.backend)
-}
-
-/// Whether the backend of `translation` still serves.
-#[inline(always)]
-fn serves(translation: &Translation) -> bool {
-    maps::serves(translation.backend_id, translation.service, translation.backend())
-}
-
-/// Remembers what a TCP socket asked for; `false` if there is no place for it.
-#[inline(always)]
-fn keep_tcp_peer(ctx: &SockAddrContext, translation: &Translation) -> bool {
+fn keep_peer(ctx: &SockAddrContext, frontend: End, backend: End) -> bool {
     let cookie = cookie(ctx);
     let Some(peer) = TCP_PEERS.get_ptr_mut(TcpPeer::place(cookie)) else {
         return false;
     };
     // SAFETY: array elements stay where they are. The place is this socket's own until it has come
     // round the ring.
-    unsafe { *peer = TcpPeer::new(cookie, translation.frontend(), translation.backend()) };
+    unsafe { *peer = TcpPeer::new(cookie, frontend, backend) };
     true
 }
 
@@ -384,33 +277,4 @@ fn keep_tcp_peer(ctx: &SockAddrContext, translation: &Translation) -> bool {
 fn cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the helper takes the context of this program type; since Linux 4.20.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
-}
-
-/// Remembers a destination of a UDP socket; `false` if the kernel has no memory for it.
-#[inline(always)]
-fn keep_udp_peer(ctx: &SockAddrContext, translation: Translation) -> bool {
-    // SAFETY: the context's socket is valid in this hook.
-    let Some(peers) = (unsafe { UDP_PEERS.get_or_insert_ptr_mut(ctx, None).as_mut() }) else {
-        return false;
-    };
-    peers.remember(translation);
-    true
-}
-
-/// What is remembered of a UDP socket, if anything is.
-#[inline(always)]
-fn udp_peers<'a>(ctx: &SockAddrContext) -> Option<&'a mut UdpPeers> {
-    // SAFETY: the context's socket is valid in this hook, and keeps its storage until the hook has
-    // ended. Threads that use one socket at once may tear a translation; its backend's digest
-    // then does not match, and the next datagram mends it.
-    unsafe { UDP_PEERS.get_ptr_mut(ctx).as_mut() }
-}
-
-/// Forgets what a UDP socket connected to before, now that it connects to something that is no
-/// service: the old translation must not answer for the new peer. Resolvers reuse sockets so.
-#[inline(always)]
-fn forget_peers(ctx: &SockAddrContext) {
-    if let Some(peers) = udp_peers(ctx) {
-        *peers = UdpPeers::default();
-    }
 }

@@ -221,6 +221,26 @@ impl fmt::Debug for Port {
     }
 }
 
+/// An address and a transport port: one end of a connection, or where a service is reached.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct End {
+    /// The address.
+    pub addr: Addr,
+    /// The transport port.
+    pub port: Port,
+}
+
+impl End {
+    /// A 32-bit digest: equal ends have equal digests, others rarely do.
+    #[inline(always)]
+    pub const fn digest(&self) -> u32 {
+        mix(self.addr.digest(), self.port.network() as u32)
+    }
+}
+
+const _: () = assert!(size_of::<End>() == 20);
+
 /// A transport protocol, by its number in the IP header (IANA protocol numbers).
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -17,7 +17,7 @@ pub struct AffinityKey {
 }
 
 impl AffinityKey {
-    /// A client on the packet path: the address that its packets come from, before SNAT.
+    /// A client on the packet path: the address that its packets come from, before the node hides it.
     #[inline(always)]
     pub const fn address(service: ServiceId, client: Addr) -> Self {
         Self { client, service }

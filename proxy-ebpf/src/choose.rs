@@ -3,9 +3,9 @@
 //! Generic over where the tables lie, so that the kernel programs, `shunt explain` and the tests
 //! run the same code. Never writes, never counts.
 
-use crate::addr::{Addr, Port, Proto};
+use crate::addr::{Addr, End, Port, Proto, mix};
 use crate::frontend::{FrontendFlags, FrontendKey, FrontendValue};
-use crate::node::NodeAddr;
+use crate::node::{DeviceFlags, NodeAddr};
 use crate::outcome::Outcome;
 use crate::service::ServiceId;
 use crate::slot::{BackendFlags, RangeHeader, Slot};
@@ -47,6 +47,15 @@ pub enum Caller {
     Internal,
     /// Anyone else.
     External,
+}
+
+/// Where a packet came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sender {
+    /// The source address.
+    pub addr: Addr,
+    /// The device by which it came in.
+    pub device: DeviceFlags,
 }
 
 /// A destination as the caller wrote it.
@@ -175,6 +184,55 @@ pub const fn refusal(flags: FrontendFlags) -> Outcome {
 pub const fn uses_local_set(flags: FrontendFlags, caller: Caller) -> bool {
     flags.has(FrontendFlags::INTERNAL_LOCAL)
         || matches!(caller, Caller::External) && flags.has(FrontendFlags::EXTERNAL_LOCAL)
+}
+
+/// Who sends a packet by the device `device` to a frontend with `flags`. `is_pod` says whether its
+/// source is a pod's address, and is asked only where the policy depends on it.
+#[inline(always)]
+pub fn caller(flags: FrontendFlags, device: DeviceFlags, is_pod: impl FnOnce() -> bool) -> Caller {
+    if device.leads_to_pods() || !flags.has(FrontendFlags::EXTERNAL_LOCAL) || is_pod() {
+        Caller::Internal
+    } else {
+        Caller::External
+    }
+}
+
+/// Whether the backend in `slot`, chosen at a frontend with `flags`, is to see the node's address
+/// instead of the client's, because its answer would otherwise not come back through this node.
+///
+/// The answer comes back by itself if the backend is on this node or the client is a pod of it.
+/// `is_elsewhere` says of a backend on this node that the way to it leaves the node all the same;
+/// it is asked only where that matters, and never where `externalTrafficPolicy: Local` promises
+/// the client's address. `masquerade_all` is `--masquerade-all`.
+#[inline(always)]
+pub fn hides_client(
+    flags: FrontendFlags,
+    sender: Sender,
+    slot: &Slot,
+    masquerade_all: bool,
+    is_elsewhere: impl FnOnce() -> bool,
+) -> bool {
+    let is_here = slot.flags.has(BackendFlags::LOCAL);
+    let is_outsider = !sender.device.leads_to_pods();
+    if is_here && is_outsider && !flags.has(FrontendFlags::EXTERNAL_LOCAL) && is_elsewhere() {
+        return true;
+    }
+    // A backend that is its own client would answer itself.
+    slot.addr == sender.addr
+        || !is_here && !sender.device.has(DeviceFlags::POD)
+        || is_here && sender.device.has(DeviceFlags::UNSEEN_BRIDGE)
+        || masquerade_all && flags.is_cluster_ip()
+}
+
+/// A number for the choice that the datagrams from `src` to `dst` share, uniform over all 32-bit
+/// numbers for who does not know `key`.
+///
+/// Two first datagrams of one flow may be under way at once, as the queries for A and AAAA of one
+/// resolver are. conntrack makes one flow of them only if both are translated alike
+/// (`nf_ct_resolve_clash`).
+#[inline(always)]
+pub const fn datagram_digest(key: u32, src: End, dst: End) -> u32 {
+    mix(mix(key, src.digest()), dst.digest())
 }
 
 #[cfg(test)]

@@ -98,9 +98,6 @@ impl FrontendFlags {
     pub const RESTRICTED: Self = Self(1 << 6);
     /// With `RESTRICTED`: this node is one of the sources.
     pub const ADMITS_NODE: Self = Self(1 << 7);
-    /// The DNS service: the queries of pods whose veths have the program that answers names stay
-    /// as they are, for it to see.
-    pub const DNS: Self = Self(1 << 8);
 
     /// Both sets of flags.
     #[must_use]

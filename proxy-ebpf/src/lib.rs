@@ -1,8 +1,7 @@
 //! The contract between Shunt's kernel programs and its user space.
 //!
 //! Map keys and values, and the decisions that both sides must take alike: which frontend an
-//! address is, which backend a connection gets, what the entries of a flow are. Everything here
-//! is `no_std`, free of I/O and tested on the host; the programs are in `../programs`.
+//! address is, which backend a connection gets, whether the client is hidden. Everything here is `no_std`, free of I/O and tested on the host; the programs are in `../programs`.
 //!
 //! Invariants that hold for every type that lies in a map: `repr(C)`, integers and arrays only,
 //! padding is a named zero field, the size is asserted. Addresses and ports are in network byte
@@ -16,18 +15,18 @@ pub mod checksum;
 pub mod choose;
 pub mod dns;
 pub mod filter;
-pub mod flow;
 pub mod frontend;
 pub mod maps;
 pub mod node;
 pub mod outcome;
 pub mod packet;
+pub mod priority;
 pub mod service;
 pub mod slot;
 pub mod socket;
 pub mod source;
 
-pub use addr::{Addr, Port, Proto};
+pub use addr::{Addr, End, Port, Proto};
 
 /// Tells aya that the listed types are plain data, which it may copy to and from maps.
 macro_rules! plain_data {

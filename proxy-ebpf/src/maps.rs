@@ -11,18 +11,13 @@
 //! | `service_cidrs` | LPM trie | prefix of an [`Addr`] | `u32`, 1 | agent |
 //! | `source_ranges` | LPM trie | prefix of a [`Source`] | `u32`, 1 | agent |
 //! | `devices` | hash | interface index | [`Device`] | agent |
-//! | `retired` | LRU hash | [`End`] | [`ServiceId`] that it left | agent |
 //! | `opted_out` | hash | id of a pod's cgroup | `u32`, 1 | agent |
 //! | `opt_outs` | array | 0 | `u32`, how many | agent |
-//! | `flows` | LRU hash | [`FlowKey`] | [`FlowValue`] | programs; the agent sweeps |
 //! | `addr_filter` | array, mmap | index | [`AddrBit`]s | agent |
-//! | `flow_filter` | array, mmap | index | bytes of [`flow_byte`] | programs, agent |
-//! | `snat_cursors` | array | digest of the backend | `u32` | programs |
 //! | `affinity` | LRU hash | [`AffinityKey`] | [`AffinityRecord`] | programs; the agent forgets |
 //! | `service_counters` | per-CPU array | [`ServiceId`] | [`ServiceCounters`] | programs |
 //! | `outcomes` | per-CPU array | [`counter_index`] | `u64` | programs |
 //! | `tcp_peers` | array | [`TcpPeer::place`] | [`TcpPeer`] | programs |
-//! | `udp_peers` | socket storage | socket | [`UdpPeers`] | programs |
 //! | `dns_zone` | array, mmap | 0 | [`Zone`] | agent |
 //! | `dns_names` | hash | [`NameKey`] | number of the name, `u32` | agent |
 //! | `dns_values` | array, mmap | number of the name | [`NameValue`] | agent |
@@ -46,17 +41,12 @@
 //! [`NodeAddr`]: crate::node::NodeAddr
 //! [`Device`]: crate::node::Device
 //! [`AddrBit`]: crate::filter::AddrBit
-//! [`flow_byte`]: crate::filter::flow_byte
 //! [`Source`]: crate::source::Source
 //! [`AffinityKey`]: crate::affinity::AffinityKey
 //! [`AffinityRecord`]: crate::affinity::AffinityRecord
-//! [`End`]: crate::flow::End
-//! [`FlowKey`]: crate::flow::FlowKey
-//! [`FlowValue`]: crate::flow::FlowValue
 //! [`counter_index`]: crate::outcome::counter_index
 //! [`TcpPeer`]: crate::socket::TcpPeer
 //! [`TcpPeer::place`]: crate::socket::TcpPeer::place
-//! [`UdpPeers`]: crate::socket::UdpPeers
 //! [`Zone`]: crate::dns::Zone
 //! [`NameKey`]: crate::dns::NameKey
 //! [`NameValue`]: crate::dns::NameValue
@@ -64,7 +54,7 @@
 
 /// The version of every key and value in this crate, and the name of the directory in which the
 /// maps are pinned. Any change of a layout changes it.
-pub const LAYOUT: &str = "v4";
+pub const LAYOUT: &str = "v5";
 
 /// Frontends of all services; preallocated, 5.8 MB.
 pub const FRONTENDS: u32 = 65_536;
@@ -74,7 +64,7 @@ pub const SLOTS: u32 = 524_288;
 pub const BACKENDS: u32 = 524_288;
 /// Service ports.
 pub const SERVICES: u32 = 32_768;
-/// Addresses of this node.
+/// Addresses of this node at which NodePorts are reached.
 pub const NODE_ADDRS: u32 = 1_024;
 /// Prefixes of pods' addresses.
 pub const CLUSTER_CIDRS: u32 = 64;
@@ -86,14 +76,8 @@ pub const SOURCE_RANGES: u32 = 65_536;
 pub const AFFINITY: u32 = 131_072;
 /// Devices that the packet path is attached to.
 pub const DEVICES: u32 = 4_096;
-/// Backends that UDP sockets may still be connected to although they serve no longer.
-pub const RETIRED: u32 = 16_384;
 /// Pods of this node whose sockets the socket path leaves alone.
 pub const OPTED_OUT: u32 = 1_024;
-/// Entries of flows: two or four a flow.
-pub const FLOWS: u32 = 524_288;
-/// Cursors into the SNAT range; a power of two.
-pub const SNAT_CURSORS: u32 = 1_024;
 /// Names of the cluster zone; not preallocated, about 190 bytes each.
 pub const DNS_NAMES: u32 = 524_288;
 /// Addresses of names, 16 bytes each.
@@ -102,7 +86,7 @@ pub const DNS_RECORDS: u32 = 524_288;
 pub const POD_ADDRS: u32 = 4_096;
 
 /// The names of all pinned maps.
-pub const NAMES: [&str; 27] = [
+pub const NAMES: [&str; 22] = [
     "frontends",
     "slots",
     "backends",
@@ -112,18 +96,13 @@ pub const NAMES: [&str; 27] = [
     "service_cidrs",
     "source_ranges",
     "devices",
-    "retired",
     "opted_out",
     "opt_outs",
-    "flows",
     "addr_filter",
-    "flow_filter",
-    "snat_cursors",
     "affinity",
     "service_counters",
     "outcomes",
     "tcp_peers",
-    "udp_peers",
     "dns_zone",
     "dns_names",
     "dns_values",
@@ -134,6 +113,10 @@ pub const NAMES: [&str; 27] = [
 
 /// The names of the read-only globals that the loader sets.
 pub mod globals {
+    /// `u32`: a random number, by which the choices for UDP cannot be told beforehand.
+    pub const DIGEST_KEY: &str = "DIGEST_KEY";
+    /// `u8`: 1 if the socket path serves the node's own network namespace alone.
+    pub const HOST_SOCKETS_ONLY: &str = "HOST_SOCKETS_ONLY";
     /// `u64`: the cookie of the network namespace that the node is.
     pub const HOST_NETNS_COOKIE: &str = "HOST_NETNS_COOKIE";
     /// `u16`: the lowest NodePort.
@@ -142,10 +125,6 @@ pub mod globals {
     pub const NODE_PORT_LAST: &str = "NODE_PORT_LAST";
     /// `u8`: 1 if backends of ClusterIPs are to see the node's address, whoever asks.
     pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
-    /// `u16`: the lowest port for SNAT.
-    pub const SNAT_PORT_FIRST: &str = "SNAT_PORT_FIRST";
-    /// `u16`: the highest port for SNAT.
-    pub const SNAT_PORT_LAST: &str = "SNAT_PORT_LAST";
     /// `u64`: the time between two queries of a pod that are answered for ever, in nanoseconds;
     /// 0 for no limit.
     pub const DNS_INTERVAL: &str = "DNS_INTERVAL";

@@ -6,51 +6,36 @@
 pub enum Program {
     /// `connect4` and `connect6`.
     Connect,
-    /// `sendmsg4` and `sendmsg6`.
-    Sendmsg,
-    /// `recvmsg4` and `recvmsg6`.
-    Recvmsg,
     /// `getpeername4` and `getpeername6`.
     Getpeername,
-    /// The packet path at tcx ingress.
+    /// `ingress` and `ingress_bare`, at the devices.
     Ingress,
-    /// The packet path at tcx egress.
-    Egress,
 }
 
 impl Program {
     /// All programs, in the order of their counters.
-    pub const ALL: [Self; 6] = [
-        Self::Connect,
-        Self::Sendmsg,
-        Self::Recvmsg,
-        Self::Getpeername,
-        Self::Ingress,
-        Self::Egress,
-    ];
+    pub const ALL: [Self; 3] = [Self::Connect, Self::Getpeername, Self::Ingress];
 
     /// The name in metrics and on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
-            Self::Sendmsg => "sendmsg",
-            Self::Recvmsg => "recvmsg",
             Self::Getpeername => "getpeername",
             Self::Ingress => "ingress",
-            Self::Egress => "egress",
         }
     }
 }
 
-/// How a program ended.
+/// How a program ended. What is refused or dropped is so for what conntrack takes for a new
+/// connection only: the program cannot tell, and netfilter does what it was told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
 pub enum Outcome {
-    /// The address is no service's, or the packet belongs to no flow: left alone.
+    /// The address is no service's, or the packet opens no connection: left alone.
     NotOurs,
-    /// A new connection or flow was given a backend.
+    /// A connection or a datagram was given a backend.
     Chosen,
-    /// A known flow, or a UDP socket's known destination, was translated.
+    /// A socket asked for its peer, and was told what it had asked for.
     Matched,
     /// Refused: no endpoint of the service is usable.
     NoEndpoint,
@@ -62,33 +47,22 @@ pub enum Outcome {
     SourceNotAllowed,
     /// Dropped: the address lies in a ServiceCIDR, and no Service has it.
     Unallocated,
-    /// Dropped: a packet was about to leave the node for a ClusterIP that nothing translated.
-    Untranslated,
-    /// A fragment or a header that the packet path does not read: left alone.
+    /// Extension headers that the packet path does not read: left alone.
     Unsupported,
     /// A packet whose headers are cut off or contradict themselves: left alone.
     Malformed,
-    /// A new flow was given a backend and, since its client's port was another flow's there,
-    /// another port to be seen from.
-    PortChanged,
-    /// Dropped: as before, but with a protocol whose ports cannot be changed: SCTP.
-    Collision,
-    /// Dropped: every port of the SNAT range towards the backend is in use.
-    SnatExhausted,
-    /// Dropped: the device that the packet leaves by has no address of the family.
-    NoSnatAddress,
-    /// The flow table or the socket storage took no entry. The packet path drops; the socket
-    /// path goes on, and the socket sees the backend's address.
+    /// A socket of a pod that the packet path serves better: it has bound its port, or its pod opts
+    /// out of the socket path.
+    LeftToPackets,
+    /// The ring of peers has no place for the socket, which sees the backend's address.
     TableFull,
-    /// Dropped: the kernel refused to rewrite the packet.
-    RewriteFailed,
     /// A frontend named slots that are not there. Left alone; the agent's drift check heals it.
     Inconsistent,
 }
 
 impl Outcome {
     /// All outcomes, in the order of their counters.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 13] = [
         Self::NotOurs,
         Self::Chosen,
         Self::Matched,
@@ -97,15 +71,10 @@ impl Outcome {
         Self::NoLocalEndpoint,
         Self::SourceNotAllowed,
         Self::Unallocated,
-        Self::Untranslated,
         Self::Unsupported,
         Self::Malformed,
-        Self::PortChanged,
-        Self::Collision,
-        Self::SnatExhausted,
-        Self::NoSnatAddress,
+        Self::LeftToPackets,
         Self::TableFull,
-        Self::RewriteFailed,
         Self::Inconsistent,
     ];
 
@@ -120,15 +89,10 @@ impl Outcome {
             Self::NoLocalEndpoint => "no_local_endpoint",
             Self::SourceNotAllowed => "source_not_allowed",
             Self::Unallocated => "unallocated",
-            Self::Untranslated => "untranslated",
             Self::Unsupported => "unsupported",
             Self::Malformed => "malformed",
-            Self::PortChanged => "port_changed",
-            Self::Collision => "collision",
-            Self::SnatExhausted => "snat_exhausted",
-            Self::NoSnatAddress => "no_snat_address",
+            Self::LeftToPackets => "left_to_packets",
             Self::TableFull => "table_full",
-            Self::RewriteFailed => "rewrite_failed",
             Self::Inconsistent => "inconsistent",
         }
     }

@@ -63,21 +63,22 @@ fn padded(text: &str) -> Option<[u8; NAME_LEN]> {
     Some(field)
 }
 
-/// What one service has carried since the maps were made; one copy per CPU.
+/// What one service was asked for since the maps were made; one copy per CPU.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ServiceCounters {
-    /// Connections (TCP) and flows (UDP, SCTP) that were given a backend, on either path.
+    /// Connections that were given a backend, on either path: TCP sockets that connected, and SYNs
+    /// of TCP and INITs of SCTP that came in.
     pub connections: u64,
-    /// Connections that were refused or dropped, because no endpoint was usable or by policy.
+    /// Datagrams of UDP that came in and were given a backend. Those of one flow are given the
+    /// same one, by conntrack.
+    pub datagrams: u64,
+    /// Connections and datagrams that were refused or dropped, because no endpoint was usable or
+    /// by policy.
     pub refused: u64,
-    /// Packets translated on the packet path, both directions.
-    pub packets: u64,
-    /// Bytes of those packets, from the network header on.
-    pub bytes: u64,
 }
 
-const _: () = assert!(size_of::<ServiceInfo>() == 192 && size_of::<ServiceCounters>() == 32);
+const _: () = assert!(size_of::<ServiceInfo>() == 192 && size_of::<ServiceCounters>() == 24);
 crate::plain_data!(ServiceId, ServiceInfo, ServiceCounters);
 
 #[cfg(test)]

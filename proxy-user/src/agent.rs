@@ -8,29 +8,30 @@ mod clock;
 mod contests;
 mod dns;
 mod judge;
+mod nat;
 mod node;
 mod opt_out;
 mod report;
 mod retry;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
-use crate::config::{AgentConfig, PortRange};
+use crate::config::{AgentConfig, PortRange, SocketPath};
 use crate::health::Health;
 use crate::health::checks::HealthChecks;
 use crate::http;
 use crate::loader::store::MapStore;
-use crate::loader::{self, Dataplane, DnsLimit, FlowTable, LoadError, Settings, sys};
+use crate::loader::{self, Dataplane, DnsLimit, LoadError, Settings, sys};
 use crate::metrics::Metrics;
 use crate::model::{Change, Interface, Node, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
 use crate::source::{self, Heard, SourceConfig, SourceError, Wanted};
-use crate::sweep;
-use clock::{NAMES_GOOD, at, finished, fresh_until, now, ticker};
+use clock::{NAMES_GOOD, at, finished, fresh_until, ticker};
 use contests::Contests;
 use dns::DnsState;
 use jiff::Timestamp;
+use nat::Doubt;
 use node::NodeState;
 use opt_out::OptOut;
 use proxy_ebpf::Proto;
@@ -39,7 +40,7 @@ use proxy_ebpf::choose::NodePortRange;
 use report::{Report, bounded, chain};
 use std::fs::File;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,8 +48,6 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-/// How often flows that have ended are removed.
-const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 /// How often the agent's loop turns when nothing happens.
 const TURN_PERIOD: Duration = Duration::from_secs(10);
 /// How long news may take to reach the status: a burst of changes is told once.
@@ -98,8 +97,6 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     };
     let mut dataplane = Dataplane::load(&settings(&config))?;
     let mut applier = Applier::restore(dataplane.take_store()?)?;
-    let flows = Arc::new(dataplane.flow_table()?);
-    let sockets = dataplane.socket_table()?;
     let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);
 
     let mut tasks = JoinSet::new();
@@ -121,7 +118,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let listeners = http::start_thread().map_err(AgentError::Listeners)?;
     report.spawn_servers(&listeners, &config, &health, &metrics, Arc::clone(&pinned));
     let udp_changed = Arc::new(Notify::new());
-    report.spawn_close_stale(&mut tasks, &config, &metrics, &udp_changed, sockets, pinned);
+    report.spawn_watch_listeners(&mut tasks, &config, &udp_changed, pinned);
+    let (doubts_in, nat_doubts) = mpsc::channel(nat::DOUBTS);
+    nat::spawn_watch(&mut tasks, dataplane.nat_port(), report.problems(), doubts_in);
     let (health_checks, checks) = watch::channel(HealthChecks::new());
     let notices = report::spawn_notices(&mut tasks, &config);
     report.spawn_health_checks(&listeners, &health, checks, notices.clone());
@@ -134,8 +133,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         tracing::warn!("{}", chain(&error));
     }
     let mut planner = planner(&config);
-    if let Some(dns) = &config.dns {
-        planner = planner.with_names(dns.service.clone());
+    if config.dns.is_some() {
+        planner = planner.with_names();
     }
     let node = NodeState::new(dataplane, machine.cgroup_root, &config);
     let mut agent = Agent {
@@ -145,10 +144,10 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         node,
         dns,
         heard,
-        flows,
         touched: Touched::default(),
         triggers: Vec::new(),
         synced: false,
+        bpffs_root: config.bpffs_root.clone(),
         min_sync_period: config.min_sync_period,
         next_pass: None,
         last_pass: None,
@@ -160,6 +159,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         opt_out: OptOut::default(),
         contests: Contests::new(notices),
         udp_changed,
+        nat_doubts,
         health_checks,
         health,
         metrics,
@@ -193,12 +193,23 @@ fn settings(config: &AgentConfig) -> Settings {
         bpffs_root: config.bpffs_root.clone(),
         masquerade_all: config.masquerade_all,
         node_ports: node_ports(config),
-        snat_ports: config.snat_port_range.first..=config.snat_port_range.last,
+        host_sockets_only: serves_host_sockets_only(config),
+        masquerade_mark: 1 << config.masquerade_bit,
         log_level: report::program_log_level(config.log_level),
         dns_limit: config
             .dns
             .as_ref()
             .map_or_else(DnsLimit::default, |dns| DnsLimit { rate: dns.limit, burst: dns.limit }),
+    }
+}
+
+/// Whether pods' sockets are left to the packet path. A folder says nothing of pods, so which of
+/// them are better left alone is not known.
+fn serves_host_sockets_only(config: &AgentConfig) -> bool {
+    match config.socket_path {
+        SocketPath::All => false,
+        SocketPath::Host | SocketPath::Off => true,
+        SocketPath::Auto => matches!(config.source, SourceConfig::Files { .. }),
     }
 }
 
@@ -222,12 +233,12 @@ struct Agent {
     dns: Option<DnsState>,
     /// When the source was last heard of.
     heard: Heard,
-    flows: Arc<FlowTable>,
     /// What has changed since the last pass.
     touched: Touched,
     /// When the changes since the last pass were triggered, in milliseconds since 1970.
     triggers: Vec<i64>,
     synced: bool,
+    bpffs_root: PathBuf,
     min_sync_period: Duration,
     next_pass: Option<Instant>,
     last_pass: Option<Instant>,
@@ -243,6 +254,8 @@ struct Agent {
     contests: Contests,
     /// Tells that UDP sockets may have lost their backend.
     udp_changed: Arc<Notify>,
+    /// Whether somebody else may have changed the tables of nftables.
+    nat_doubts: mpsc::Receiver<Doubt>,
     health_checks: watch::Sender<HealthChecks>,
     health: Health,
     metrics: Metrics,
@@ -258,7 +271,6 @@ impl Agent {
         drift_check_period: Duration,
     ) {
         let mut drift = ticker(drift_check_period);
-        let mut sweep = ticker(SWEEP_PERIOD);
         let mut vouch = ticker(VOUCH_PERIOD);
         let mut turn = ticker(TURN_PERIOD);
         loop {
@@ -284,9 +296,9 @@ impl Agent {
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
                 () = at(self.node_retry) => self.update_node(),
                 () = at(self.opt_out.next_search) => self.search_opted_out(),
+                Some(doubt) = self.nat_doubts.recv() => self.mend_nat(doubt),
                 () = self.report.problem_changed() => {}
                 _ = drift.tick() => self.check_drift(),
-                _ = sweep.tick() => self.sweep(),
                 _ = vouch.tick() => {
                     self.contests.tick(Instant::now());
                     self.contests.update(&mut self.planner);
@@ -363,6 +375,7 @@ impl Agent {
         if !self.synced {
             self.synced = true;
             self.update_node();
+            self.remove_other_layouts();
             self.next_publish = Some(Instant::now());
             // Behind everything that is needed once: the lists and the loading of the programs.
             drop(tokio::task::spawn_blocking(sys::trim_memory));
@@ -379,6 +392,18 @@ impl Agent {
             changed
         });
         self.finish_pass(began);
+    }
+
+    /// Ends what agents of other layouts have left, now that everything is served without it.
+    fn remove_other_layouts(&self) {
+        match loader::remove_other_layouts(&self.bpffs_root) {
+            Ok(removed) => {
+                for layout in removed {
+                    tracing::info!(layout, "removed what an agent of another version had left");
+                }
+            }
+            Err(error) => tracing::warn!("what another version has left stays: {error}"),
+        }
     }
 
     fn finish_pass(&mut self, began: Instant) {
@@ -398,6 +423,24 @@ impl Agent {
     fn update_node(&mut self) {
         if self.synced {
             let _repaired = self.repair_node();
+            let own = self.planner.set_own_addrs(&self.world, self.node.own_addrs());
+            self.touched.merge(own);
+            self.schedule();
+            let addrs = self.node.node_port_addrs().to_vec();
+            if self.applier.set_output(addrs, self.node.is_socket_path_off()) {
+                self.next_pass = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Fills the tables of nftables anew, at once, unless they are sure to be as they were left.
+    fn mend_nat(&mut self, mut doubt: Doubt) {
+        while let Ok(another) = self.nat_doubts.try_recv() {
+            doubt = if another == Doubt::Changed { another } else { doubt };
+        }
+        if self.synced && (doubt == Doubt::Changed || !self.node.is_nat_untouched()) {
+            self.applier.doubt_nat();
+            self.next_pass = Some(Instant::now());
         }
     }
 
@@ -448,18 +491,6 @@ impl Agent {
             Err(error) => self.failing("drift", Vec::new(), vec![map_warning(&error)]),
         }
         self.reclaim();
-    }
-
-    /// Removes flows that have ended, apart from this task.
-    fn sweep(&self) {
-        let flows = Arc::clone(&self.flows);
-        tokio::task::spawn_blocking(move || {
-            let swept =
-                flows.entries().and_then(|entries| flows.remove(&sweep::expired(&entries, now())));
-            if let Err(error) = swept {
-                tracing::warn!("{}", chain(&error));
-            }
-        });
     }
 
     /// Tells everyone who asks.

@@ -5,36 +5,38 @@
 //! program that reads meanwhile:
 //!
 //! 1. names, states of new backends, source ranges that open, and complete new ranges of slots,
-//!    which nothing names yet; and, of UDP, the backends that will be gone, as programs look for them only then;
+//!    which nothing names yet; new backends in the maps of NAT;
 //! 2. frontends, one atomic word each: from here on new connections see the new backends;
 //! 3. frontends that go;
-//! 4. states of backends that went, so that UDP flows leave them and find the new ones; source
+//! 4. what the node's own packets find, as `nat` has it; states of backends that went; source
 //!    ranges that close, and the clients of a service that has no affinity any more;
 //! 5. names of the cluster zone, as `names` has it;
-//! 6. old ranges and ids wait in quarantine until no program can still read them.
+//! 6. old ranges and ids wait in quarantine until no program can still read them; then backends
+//!    leave the maps of NAT.
 //!
 //! A row that cannot be written (a table is full) is kept, and tried again when there may be room,
 //! or when somebody asks for it; the others are written all the same.
 
 mod clients;
 mod names;
+mod nat;
 mod place;
 mod pool;
+mod publish;
 mod restore;
-mod retired;
 mod store;
 mod unwritten;
 
-pub use retired::Retired;
+pub use nat::NatStore;
 pub use store::{FULL, NameStore, Store, StoreError};
 
 use crate::tables::{
     BackendRow, DnsName, DnsRow, FrontendRow, Prefix, ServiceKey, ServiceRow, TableDelta, describe,
 };
 use names::Names;
+use nat::Nat;
 use pool::{IdPool, RangePool};
-use proxy_ebpf::Proto;
-use proxy_ebpf::flow::End;
+use proxy_ebpf::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps;
 use proxy_ebpf::service::ServiceId;
@@ -69,6 +71,9 @@ pub enum ApplyError {
     /// A service's source ranges could not be written or removed.
     #[error("source ranges of service {0}: {1}")]
     SourceRanges(ServiceKey, StoreError),
+    /// The maps of NAT could not be written. Nothing is published that needs them.
+    #[error("services stay as they are, since the nftables table `shunt` cannot be changed")]
+    Nat(#[source] StoreError),
     /// Names could not be written or removed.
     #[error("name {first} and {others} more: {reason}; no name is denied until all are written")]
     Names {
@@ -100,14 +105,14 @@ impl ApplyError {
             Self::Frontend(_, _, error) => error.is_full(),
             Self::Service(_, error) | Self::SourceRanges(_, error) => error.is_full(),
             Self::Names { reason, .. } => reason.is_full(),
-            Self::ZoneInUse(_) => false,
+            Self::Nat(_) | Self::ZoneInUse(_) => false,
         }
     }
 
     /// The service that is not served as it should be; `None` if it is not about one.
     pub const fn service(&self) -> Option<&ServiceKey> {
         match self {
-            Self::Names { .. } | Self::Zone(_) | Self::ZoneInUse(_) => None,
+            Self::Nat(_) | Self::Names { .. } | Self::Zone(_) | Self::ZoneInUse(_) => None,
             Self::SlotsFull(service, _)
             | Self::ServicesFull(service)
             | Self::NameTooLong(service)
@@ -177,21 +182,7 @@ struct Step {
 /// Backends that leave in a pass.
 #[derive(Debug, Default)]
 struct Departed {
-    backends: Vec<BackendId>,
-    /// Those that UDP sockets may be connected to.
-    retired: Vec<(End, ServiceId)>,
-    /// Those that serve UDP from now on.
-    returned: Vec<(End, ServiceId)>,
-}
-
-/// The addresses and ports of `rows`, beside the service `id`, if that speaks UDP, else none.
-fn udp_ends<'a>(
-    key: &ServiceKey,
-    id: ServiceId,
-    rows: impl Iterator<Item = &'a BackendRow>,
-) -> Vec<(End, ServiceId)> {
-    let is_udp = key.port.proto == Proto::UDP;
-    rows.filter(|_| is_udp).map(|row| (End { addr: row.addr, port: row.port }, id)).collect()
+    backends: Vec<(BackendId, End)>,
 }
 
 /// Ids and ranges that wait to be free again: see [`Applier::take_quarantine`].
@@ -199,7 +190,7 @@ fn udp_ends<'a>(
 pub struct Quarantine {
     ranges: Vec<(u32, u32)>,
     services: Vec<ServiceId>,
-    backends: Vec<BackendId>,
+    backends: Vec<(BackendId, End)>,
     /// Numbers of names.
     names: Vec<u32>,
     /// Ranges of their records; an empty one is none.
@@ -207,6 +198,14 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
+    fn append(&mut self, mut other: Self) {
+        self.ranges.append(&mut other.ranges);
+        self.services.append(&mut other.services);
+        self.backends.append(&mut other.backends);
+        self.names.append(&mut other.names);
+        self.records.append(&mut other.records);
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         let are_empty = self.ranges.is_empty() && self.services.is_empty();
@@ -225,6 +224,11 @@ pub struct Applier<S> {
     backend_ids: IdPool,
     ranges: RangePool,
     quarantine: Quarantine,
+    nat: Nat,
+    /// What left in a pass that could not publish: programs may still choose it.
+    departed: Departed,
+    /// What such a pass replaced.
+    held: Quarantine,
     /// Services whose clients are to be forgotten.
     affinity_ended: BTreeMap<ServiceId, ServiceKey>,
     names: Names,
@@ -246,7 +250,7 @@ impl<S: Store> Applier<S> {
     /// Takes the step `delta`, and tries again what failed before and may have room now. Returns
     /// what could not be written; the rest is.
     pub fn apply(&mut self, delta: TableDelta) -> Vec<ApplyError> {
-        let TableDelta { services, mut frontends, names } = delta;
+        let TableDelta { services, mut frontends, names } = self.with_unpublished(delta);
         for key in services.keys() {
             self.unwritten.forget_service(key);
         }
@@ -254,7 +258,8 @@ impl<S: Store> Applier<S> {
             self.unwritten.forget_frontend(key);
         }
         let mut errors = Vec::new();
-        let mut step = Step::default();
+        let departed = std::mem::take(&mut self.departed);
+        let mut step = Step { departed, ..Step::default() };
         let (kept, gone): (Vec<_>, Vec<_>) =
             services.into_iter().partition(|(_, row)| row.is_some());
 
@@ -278,21 +283,13 @@ impl<S: Store> Applier<S> {
                 None => removals.push(key),
             }
         }
-        self.store.retire(&step.departed.retired, &step.departed.returned);
-        self.put_frontends(step.publish, &mut errors);
-        self.remove_frontends(removals, &mut errors);
-        self.put_refused(&mut errors);
-        for (key, row) in step.placed {
-            self.settle(&key, &row, &mut errors);
-        }
-        for id in step.departed.backends {
-            self.store.write_backend(id, BackendState::default());
-            self.quarantine.backends.push(id);
-        }
-        let vacated = std::mem::take(&mut self.vacated).into_iter();
-        let vacated = vacated.filter(|key| self.unwritten.removes(key)).collect::<Vec<_>>();
-        for key in gone.into_iter().map(|(key, _)| key).chain(vacated) {
-            self.remove_service(&key, &mut errors);
+        let gone = gone.into_iter().map(|(key, _)| key).collect();
+        match self.write_backends(&step.departed) {
+            Ok(()) => self.publish(step, removals, gone, &mut errors),
+            Err(error) => {
+                errors.push(error.clone());
+                self.postpone(step, removals, gone, &error);
+            }
         }
         let mut passing = Vec::new();
         self.forget_clients(&mut passing);
@@ -308,19 +305,27 @@ impl<S: Store> Applier<S> {
     /// ended.
     #[must_use]
     pub fn take_quarantine(&mut self) -> Quarantine {
-        std::mem::take(&mut self.quarantine)
+        let quarantine = std::mem::take(&mut self.quarantine);
+        self.nat.lent.extend(quarantine.backends.iter().copied());
+        quarantine
     }
 
     /// Frees what no program can still read.
     pub fn release(&mut self, quarantine: Quarantine) {
         self.has_room |= !quarantine.is_empty();
+        self.remove_backends(&quarantine.backends);
+        self.free(quarantine);
+    }
+
+    fn free(&mut self, quarantine: Quarantine) {
         for (range, len) in quarantine.ranges {
             self.ranges.release(range, len);
         }
         for id in quarantine.services {
             self.service_ids.release(id.0);
         }
-        for id in quarantine.backends {
+        for (id, _) in quarantine.backends {
+            self.nat.lent.remove(&id);
             self.backend_ids.release(id.0);
         }
         self.names.release(quarantine.names, quarantine.records);
@@ -469,12 +474,9 @@ impl<S: Store> Applier<S> {
         if placed.affinity {
             self.affinity_ended.insert(placed.id, key.clone());
         }
-        // A Service of the same address may follow, and its sockets find it.
-        self.store
-            .retire(&udp_ends(key, placed.id, placed.backends().map(|(backend, _)| backend)), &[]);
-        for id in placed.ids {
+        for (row, id) in placed.backends() {
             self.store.write_backend(id, BackendState::default());
-            self.quarantine.backends.push(id);
+            self.quarantine.backends.push((id, End { addr: row.addr, port: row.port }));
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::control::{self, ControlError};
 use crate::loader::pin_directory;
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::show::{
-    self, Document, Filter, FlowTable, Format, NameAnswer, NameQuestion, Output, Question,
-    ShowError, Snapshot, StatusReport,
+    self, Document, Filter, Format, NameAnswer, NameQuestion, Output, Question, ShowError,
+    Snapshot, StatusReport,
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use hickory_proto::rr::{Name, RecordType};
@@ -98,18 +98,6 @@ pub enum Query {
     Services(Selection),
     /// List the backends of the Services, and their states.
     Backends(Selection),
-    /// List the flows of the packet path.
-    Flows {
-        /// Only flows of this Service.
-        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service)]
-        service: Option<Filter>,
-        /// Show at most so many.
-        #[arg(long, value_name = "N")]
-        limit: Option<usize>,
-        /// Where to read, how to print.
-        #[command(flatten)]
-        view: View,
-    },
     /// Say what a query of a name gets, who answers it, and why.
     #[command(after_help = EXIT_CODES)]
     Dns {
@@ -236,16 +224,6 @@ pub fn answer(query: &Query) -> Result<Exit, CliError> {
             let filter = selection.filter();
             selection.found(snapshot.select(&filter))?;
             print(&show::backends(&snapshot, &filter), view)?;
-        }
-        Query::Flows { service, limit, view } => {
-            let table = FlowTable::read(&PinnedMaps::open(&view.bpffs_root)?)?;
-            let mut rows = show::flows(&table, &service.clone().unwrap_or_default());
-            let left_out = limit.map_or(0, |limit| rows.len().saturating_sub(limit));
-            rows.truncate(rows.len() - left_out);
-            print(&rows, view)?;
-            if left_out > 0 {
-                eprintln!("and {left_out} more flows");
-            }
         }
         Query::Dns { name, kind, from, view } => {
             let answer = look_up(view, name, *kind, *from)?;

@@ -38,6 +38,8 @@ pub struct AgentConfig {
     pub cgroup_root: Option<PathBuf>,
     /// The BPF file system; maps and links are pinned in `shunt/` below it.
     pub bpffs_root: PathBuf,
+    /// Whose TCP sockets are given a backend when they connect.
+    pub socket_path: SocketPath,
     /// The node's own devices on which the packet path runs.
     pub devices: DeviceSelection,
     /// Patterns for the names of the node's side of the pods' devices; see [`glob`](crate::glob).
@@ -50,8 +52,8 @@ pub struct AgentConfig {
     pub node_port_addresses: NodePortAddresses,
     /// The ports that the API server gives to NodePorts.
     pub node_port_range: PortRange,
-    /// The node's ports that the packet path uses for itself; none of them is a NodePort.
-    pub snat_port_range: PortRange,
+    /// The bit of the packet mark by which netfilter is told to hide a client.
+    pub masquerade_bit: u8,
     /// Whether backends of ClusterIPs see the node's address instead of the client's.
     pub masquerade_all: bool,
     /// Whether `spec.externalIPs` are served.
@@ -104,6 +106,21 @@ pub enum Denial {
     Shadow,
 }
 
+/// Whose TCP sockets are given a backend when they connect. All others are served as their packets
+/// come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketPath {
+    /// Those of the node, and of pods but for those whose connections somebody redirects or
+    /// emulates. A pod that nothing is known of may be one of them.
+    Auto,
+    /// Those of the node and of all pods.
+    All,
+    /// Those of the node alone.
+    Host,
+    /// None.
+    Off,
+}
+
 /// Which devices of the node the packet path runs on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DeviceSelection {
@@ -131,13 +148,6 @@ pub struct PortRange {
     pub first: u16,
     /// The highest port.
     pub last: u16,
-}
-
-impl PortRange {
-    /// Whether a port lies in both ranges.
-    pub fn overlaps(self, other: Self) -> bool {
-        self.first <= other.last && other.first <= self.last
-    }
 }
 
 impl fmt::Display for PortRange {
@@ -219,14 +229,6 @@ pub enum ConfigError {
         /// The mode that it is for.
         mode: &'static str,
     },
-    /// The packet path would take ports that belong to NodePorts.
-    #[error("the SNAT ports {snat} and the NodePorts {node} overlap: move --snat-port-range")]
-    RangesOverlap {
-        /// `--snat-port-range`.
-        snat: PortRange,
-        /// `--node-port-range`.
-        node: PortRange,
-    },
 }
 
 /// Where a value stands.
@@ -267,25 +269,19 @@ impl AgentArgs {
             values.add_file(&path)?;
         }
         values.add_defaults();
-        let (snat, node) = (
-            values.read("snat-port-range", value::port_range)?,
-            values.read("node-port-range", value::port_range)?,
-        );
-        if snat.overlaps(node) {
-            return Err(ConfigError::RangesOverlap { snat, node });
-        }
         Ok(AgentConfig {
             source: values.source()?,
             node_name: values.read("node-name", value::node_name)?,
             cgroup_root: values.optional("cgroup-root", value::absolute_path)?,
             bpffs_root: values.read("bpffs-root", value::absolute_path)?,
+            socket_path: values.read("socket-path", value::socket_path)?,
             devices: values.read("devices", value::devices)?,
             pod_devices: values.read("pod-devices", value::patterns)?,
             cluster_cidrs: values.optional("cluster-cidr", value::networks)?.unwrap_or_default(),
             detect_local: values.detect_local()?,
             node_port_addresses: values.read("node-port-addresses", value::node_port_addresses)?,
-            node_port_range: node,
-            snat_port_range: snat,
+            node_port_range: values.read("node-port-range", value::port_range)?,
+            masquerade_bit: values.read("masquerade-bit", value::mark_bit)?,
             masquerade_all: values.read("masquerade-all", value::truth)?,
             external_ips: values.read("external-ips", value::truth)?,
             dns: values.dns()?,

@@ -9,59 +9,47 @@ pub mod cgroups;
 pub mod devices;
 pub mod diag;
 mod filter;
-mod flows;
 pub mod links;
+mod nat;
 mod netlink;
 pub mod nft;
+mod node;
 pub mod store;
 pub mod sys;
 
-pub use flows::FlowTable;
-
-use crate::tables::{NodeRows, Prefix};
+use crate::nat::{NatSettings, NatTables};
+use crate::netfilter::{NetfilterError, NetlinkPort};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, LpmTrie, Map, MapInfo};
-use aya::programs::{CgroupSockAddr, Iter, Program, ProgramError, ProgramFd, SchedClassifier};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, Pod};
+use aya::maps::{Map, MapInfo};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, ProgramFd, SchedClassifier};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 use filter::SharedFilter;
+use nat::SharedNat;
 use proxy_ebpf::Addr;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
 use proxy_ebpf::dns::{self, NameKey, NameValue, Zone};
-use proxy_ebpf::filter::{ADDR_WORDS, FLOW_ELEMENTS};
-use proxy_ebpf::flow::{End, FlowKey, FlowValue};
+use proxy_ebpf::filter::ADDR_WORDS;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::{self, globals};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::COUNTERS;
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendState, Slot};
-use proxy_ebpf::socket::{TCP_PEERS, TcpPeer, UdpPeers};
+use proxy_ebpf::socket::{TCP_PEERS, TcpPeer};
 use proxy_ebpf::source::Source;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::ops::RangeInclusive;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 /// The programs of the socket path, all attached to the cgroup root.
-pub const SOCKET_PROGRAMS: [&str; 8] = [
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
-    "recvmsg4",
-    "recvmsg6",
-    "getpeername4",
-    "getpeername6",
-];
+pub const SOCKET_PROGRAMS: [&str; 4] = ["connect4", "connect6", "getpeername4", "getpeername6"];
 
 /// The programs of the packet path.
-pub const PACKET_PROGRAMS: [&str; 4] = ["ingress", "egress", "ingress_bare", "egress_bare"];
+pub const PACKET_PROGRAMS: [&str; 2] = ["ingress", "ingress_bare"];
 
-/// The iterator over what is remembered of UDP sockets.
-const SOCKET_LISTER: &str = "udp_sockets";
 /// The program that answers pods' queries of names.
 pub const NAMES_PROGRAM: &str = "names";
 
@@ -77,8 +65,10 @@ pub struct Settings {
     pub node_ports: NodePortRange,
     /// Whether backends of ClusterIPs see the node's address instead of the client's.
     pub masquerade_all: bool,
-    /// The ports that SNAT takes.
-    pub snat_ports: RangeInclusive<u16>,
+    /// Whether the socket path serves the node's own network namespace alone.
+    pub host_sockets_only: bool,
+    /// The bit of the packet mark that hides a client, as a mask.
+    pub masquerade_mark: u32,
     /// The level up to which the programs log, if they do.
     pub log_level: Option<aya_log::Level>,
     /// How often the kernel answers a pod's queries of names.
@@ -165,6 +155,25 @@ pub enum LoadError {
         #[source]
         source: io::Error,
     },
+    /// nftables cannot be used.
+    #[error(
+        "the nftables table `shunt` cannot be written: this needs a kernel with nftables and NAT \
+         (CONFIG_NF_TABLES, CONFIG_NFT_NAT) and the capability NET_ADMIN"
+    )]
+    Nat(#[source] NetfilterError),
+    /// Rows have no room, or are refused; the others are written.
+    #[error("{count} rows of the map `{map}` cannot be written, the first of them is {first}")]
+    Rows {
+        /// The map.
+        map: &'static str,
+        /// How many.
+        count: usize,
+        /// The first key.
+        first: String,
+        /// What the kernel said of it.
+        #[source]
+        source: aya::maps::MapError,
+    },
     /// A map cannot be used.
     #[error("cannot read or write the map `{0}`")]
     Map(&'static str, #[source] aya::maps::MapError),
@@ -176,6 +185,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     pins: PathBuf,
     addr_filter: SharedFilter,
+    nat: SharedNat,
 }
 
 /// The directory that holds everything of one layout below the BPF file system.
@@ -191,19 +201,37 @@ pub fn cleanup(bpffs_root: &Path, force: bool) -> io::Result<()> {
     if !force && busy() {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
-    // The kernel lets go of a removed pin's link some time later; this is at once.
-    for link in links::pins(&pin_directory(bpffs_root)) {
-        if let Some(link) = sys::open_pin(&link)? {
-            match sys::detach_link(link.as_fd()) {
-                // What it was attached to is gone already.
-                Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => return Err(error),
-                _ => {}
-            }
-        }
+    for layout in layouts(bpffs_root)? {
+        links::detach(&layout)?;
     }
+    NatTables::remove().map_err(io::Error::other)?;
     match std::fs::remove_dir_all(bpffs_root.join("shunt")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+/// Removes what agents of other layouts have left below `bpffs_root`: their programs would answer
+/// with what they knew. What a living agent holds stays. Returns the layouts that went.
+pub fn remove_other_layouts(bpffs_root: &Path) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for layout in layouts(bpffs_root)? {
+        let is_held = File::open(&layout)?.try_lock().is_err();
+        if layout != pin_directory(bpffs_root) && !is_held {
+            links::detach(&layout)?;
+            std::fs::remove_dir_all(&layout)?;
+            removed.extend(layout.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(removed)
+}
+
+/// The directories of all layouts below `bpffs_root`.
+fn layouts(bpffs_root: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(bpffs_root.join("shunt")) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -220,15 +248,16 @@ impl Dataplane {
         let log_level = settings.log_level.map_or(0, |level| level as u8);
         let masquerade_all = u8::from(settings.masquerade_all);
         let dns = settings.dns_limit.nanoseconds();
-        let snat = (*settings.snat_ports.start(), *settings.snat_ports.end());
+        let host_sockets_only = u8::from(settings.host_sockets_only);
+        let digest_key = RandomState::new().hash_one(0) as u32;
         let mut loader = EbpfLoader::new();
         loader
             .override_global(globals::HOST_NETNS_COOKIE, &cookie, true)
             .override_global(globals::NODE_PORT_FIRST, &settings.node_ports.first, true)
             .override_global(globals::NODE_PORT_LAST, &settings.node_ports.last, true)
             .override_global(globals::MASQUERADE_ALL, &masquerade_all, true)
-            .override_global(globals::SNAT_PORT_FIRST, &snat.0, true)
-            .override_global(globals::SNAT_PORT_LAST, &snat.1, true)
+            .override_global(globals::HOST_SOCKETS_ONLY, &host_sockets_only, true)
+            .override_global(globals::DIGEST_KEY, &digest_key, true)
             .override_global(globals::DNS_INTERVAL, &dns.0, true)
             .override_global(globals::DNS_BURST, &dns.1, true)
             .override_global(aya_log::LEVEL, &log_level, false);
@@ -246,16 +275,13 @@ impl Dataplane {
             return Err(LoadError::Missing("addr_filter".to_owned()));
         };
         let addr_filter = SharedFilter::new(filter.fd().as_fd())?;
-        let btf = Btf::from_sys_fs().map_err(|e| LoadError::Object(e.into()))?;
-        lister(&mut ebpf)?
-            .load("bpf_sk_storage_map", &btf)
-            .map_err(|e| LoadError::Program(SOCKET_LISTER, e))?;
-        Ok(Self { ebpf, pins, addr_filter })
+        let nat = SharedNat::open(NatSettings { masquerade_mark: settings.masquerade_mark })?;
+        Ok(Self { ebpf, pins, addr_filter, nat })
     }
 
     /// Hands out the maps that services are written to; once.
     pub fn take_store(&mut self) -> Result<store::MapStore, LoadError> {
-        store::MapStore::new(&mut self.ebpf, self.addr_filter.clone())
+        store::MapStore::new(&mut self.ebpf, self.addr_filter.clone(), self.nat.clone())
     }
 
     /// Hands out the programs' log; once. Silent unless the loader has set a level.
@@ -265,81 +291,19 @@ impl Dataplane {
         aya_log::EbpfLogger::init(&mut self.ebpf)
     }
 
-    /// Makes the maps of the node's addresses and devices say just what `rows` say. Returns how
-    /// many rows were written or removed.
-    pub fn write_node(&mut self, rows: &NodeRows) -> Result<u64, LoadError> {
-        let addrs = sync_hash(&mut self.ebpf, "node_addrs", &rows.addrs)?;
-        let devices = sync_hash(&mut self.ebpf, "devices", &rows.devices)?;
-        let bridges = sync_hash(&mut self.ebpf, "bridges", &rows.bridges)?;
-        let cidrs = match &rows.service_cidrs {
-            Some(cidrs) => {
-                self.addr_filter.lock().cover(cidrs);
-                sync_trie(&mut self.ebpf, "service_cidrs", cidrs)?
-            }
-            None => 0,
-        };
-        let networks = sync_trie(&mut self.ebpf, "cluster_cidrs", &rows.cluster_cidrs)?;
-        let pods = sync_hash(&mut self.ebpf, "pod_addrs", &rows.pod_addrs)?;
-        Ok(addrs + devices + bridges + cidrs + networks + pods)
+    /// The name by which nftables' events know the agent's own changes.
+    pub fn nat_port(&self) -> NetlinkPort {
+        self.nat.lock().port()
     }
 
-    /// Makes the socket path leave alone just the pods with these `cgroups`.
-    pub fn write_opted_out(&mut self, cgroups: &BTreeSet<u64>) -> Result<(), LoadError> {
-        let rows: BTreeMap<u64, u32> = cgroups.iter().map(|&id| (id, 1)).collect();
-        let _written = sync_hash(&mut self.ebpf, "opted_out", &rows)?;
-        let failed = |e| LoadError::Map("opt_outs", e);
-        let map = self.ebpf.map_mut("opt_outs");
-        let map = map.ok_or_else(|| LoadError::Missing("opt_outs".to_owned()))?;
-        let mut map: Array<_, u32> = map.try_into().map_err(failed)?;
-        map.set(0, cgroups.len() as u32, 0).map_err(failed)
+    /// Whether nobody has changed nftables since the agent did.
+    pub fn is_nat_untouched(&self) -> Result<bool, LoadError> {
+        self.nat.lock().is_untouched().map_err(LoadError::Nat)
     }
 
     /// The loaded programs and their names, to be measured or run on made packets.
     pub fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
         self.ebpf.programs()
-    }
-
-    /// What the socket path remembers of UDP sockets, to be read apart from everything else.
-    pub fn socket_table(&self) -> Result<SocketTable, LoadError> {
-        let Some(Map::SkStorage(map)) = self.ebpf.map("udp_peers") else {
-            return Err(LoadError::Missing("udp_peers".to_owned()));
-        };
-        let again = |e| LoadError::Kernel("open the UDP peers once more", e);
-        let peers = map.fd().as_fd().try_clone_to_owned().map_err(again)?;
-        let lister = program_fd(&self.ebpf, SOCKET_LISTER)?.as_fd();
-        Ok(SocketTable { peers, lister: lister.try_clone_to_owned().map_err(again)? })
-    }
-
-    /// The table of flows, to be read and swept apart from everything else.
-    pub fn flow_table(&self) -> Result<FlowTable, LoadError> {
-        let Some(Map::LruHashMap(map)) = self.ebpf.map("flows") else {
-            return Err(LoadError::Missing("flows".to_owned()));
-        };
-        let Some(Map::Array(filter)) = self.ebpf.map("flow_filter") else {
-            return Err(LoadError::Missing("flow_filter".to_owned()));
-        };
-        FlowTable::open(map.fd().as_fd(), filter.fd().as_fd())
-    }
-}
-
-/// What the socket path remembers of UDP sockets, in every network namespace.
-#[derive(Debug)]
-pub struct SocketTable {
-    peers: OwnedFd,
-    lister: OwnedFd,
-}
-
-impl SocketTable {
-    /// What is remembered, by the sockets' cookies.
-    pub fn udp_peers(&self) -> Result<HashMap<u64, UdpPeers>, LoadError> {
-        const COOKIE: usize = size_of::<u64>();
-        let failed = |e| LoadError::Kernel("list the sockets that are remembered", e);
-        let mut bytes = Vec::new();
-        sys::map_iterator(self.lister.as_fd(), self.peers.as_fd())
-            .and_then(|mut file| file.read_to_end(&mut bytes))
-            .map_err(failed)?;
-        let row = |row: &[u8]| Some((sys::read_plain(row)?, sys::read_plain(row.get(COOKIE..)?)?));
-        Ok(bytes.chunks_exact(COOKIE + size_of::<UdpPeers>()).filter_map(row).collect())
     }
 }
 
@@ -385,17 +349,12 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
         "source_ranges" => of::<Key<Source>, u32>(maps::SOURCE_RANGES),
         "affinity" => of::<AffinityKey, AffinityRecord>(maps::AFFINITY),
         "devices" => of::<u32, Device>(maps::DEVICES),
-        "retired" => of::<End, ServiceId>(maps::RETIRED),
         "opted_out" => of::<u64, u32>(maps::OPTED_OUT),
         "opt_outs" => of::<u32, u32>(1),
-        "flows" => of::<FlowKey, FlowValue>(maps::FLOWS),
         "addr_filter" => of::<u32, u64>(ADDR_WORDS),
-        "flow_filter" => of::<u32, u64>(FLOW_ELEMENTS),
-        "snat_cursors" => of::<u32, u32>(maps::SNAT_CURSORS),
         "service_counters" => of::<u32, ServiceCounters>(maps::SERVICES),
         "outcomes" => of::<u32, u64>(COUNTERS),
         "tcp_peers" => of::<u32, TcpPeer>(TCP_PEERS),
-        "udp_peers" => of::<u32, UdpPeers>(0),
         "dns_zone" => of::<u32, Zone>(1),
         "dns_names" => of::<NameKey, u32>(maps::DNS_NAMES),
         "dns_values" => of::<u32, NameValue>(maps::DNS_NAMES),
@@ -406,60 +365,9 @@ fn shape(name: &str) -> Option<(u32, u32, u32)> {
     }
 }
 
-/// Makes the hash map `name` say just what `rows` say. Returns how many rows that took.
-fn sync_hash<K, V>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    rows: &BTreeMap<K, V>,
-) -> Result<u64, LoadError>
-where
-    K: Pod + Ord,
-    V: Pod + PartialEq,
-{
-    let failed = |e| LoadError::Map(name, e);
-    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
-    let mut map: aya::maps::HashMap<_, K, V> = map.try_into().map_err(failed)?;
-    let known: BTreeMap<K, V> = map.iter().filter_map(Result::ok).collect();
-    let mut written = 0;
-    for (key, value) in rows.iter().filter(|(key, value)| known.get(key) != Some(value)) {
-        map.insert(key, value, 0).map_err(failed)?;
-        written += 1;
-    }
-    for key in known.keys().filter(|key| !rows.contains_key(key)) {
-        map.remove(key).map_err(failed)?;
-        written += 1;
-    }
-    Ok(written)
-}
-
-/// Makes the trie `name` say just `wanted`. Returns how many rows that took.
-fn sync_trie(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    wanted: &BTreeSet<Prefix>,
-) -> Result<u64, LoadError> {
-    let failed = |e| LoadError::Map(name, e);
-    let map = ebpf.map_mut(name).ok_or_else(|| LoadError::Missing(name.to_owned()))?;
-    let mut map: LpmTrie<_, Addr, u32> = map.try_into().map_err(failed)?;
-    let prefix = |key: Key<Addr>| Prefix { addr: key.data(), bits: key.prefix_len() };
-    let known: BTreeSet<Prefix> = map.keys().filter_map(Result::ok).map(prefix).collect();
-    for &Prefix { addr, bits } in wanted.difference(&known) {
-        map.insert(&Key::new(bits, addr), 1, 0).map_err(failed)?;
-    }
-    for &Prefix { addr, bits } in known.difference(wanted) {
-        map.remove(&Key::new(bits, addr)).map_err(failed)?;
-    }
-    Ok(wanted.symmetric_difference(&known).count() as u64)
-}
-
 fn socket_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, LoadError> {
     let missing = || LoadError::Missing(name.to_owned());
     ebpf.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
-}
-
-fn lister(ebpf: &mut Ebpf) -> Result<&mut Iter, LoadError> {
-    let missing = || LoadError::Missing(SOCKET_LISTER.to_owned());
-    ebpf.program_mut(SOCKET_LISTER).ok_or_else(missing)?.try_into().map_err(|_| missing())
 }
 
 fn packet_program<'a>(

@@ -240,8 +240,10 @@ pub struct Interface {
     pub loopback: bool,
     /// Whether its packets begin with an Ethernet header.
     pub ethernet: bool,
-    /// Its address on the link, if it is a bridge of Linux.
-    pub bridge_addr: Option<[u8; 6]>,
+    /// Whether a default route leads there.
+    pub default_route: bool,
+    /// Whether it is a bridge of Linux, and netfilter does not see what one port sends to another.
+    pub unseen_bridge: bool,
     /// The index of the bridge, bond or other interface that it is a port of.
     pub controller: Option<u32>,
     /// The id of the network namespace that its peer is in, if that is another one.

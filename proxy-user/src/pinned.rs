@@ -21,7 +21,6 @@ use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
 use proxy_ebpf::choose::Tables;
 use proxy_ebpf::dns::{NameKey, NameValue, Zone};
-use proxy_ebpf::flow::{FlowKey, FlowValue};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::maps::LAYOUT;
 use proxy_ebpf::node::{Device, NodeAddr};
@@ -105,7 +104,6 @@ pub struct PinnedMaps {
     service_cidrs: Table<LpmTrie<MapData, Addr, u32>>,
     source_ranges: Table<LpmTrie<MapData, Source, u32>>,
     devices: Table<HashMap<MapData, u32, Device>>,
-    flows: Table<HashMap<MapData, FlowKey, FlowValue>>,
     service_counters: Table<PerCpuArray<MapData, ServiceCounters>>,
     outcomes: Table<PerCpuArray<MapData, u64>>,
     dns_zone: Table<Array<MapData, Zone>>,
@@ -139,7 +137,6 @@ impl PinnedMaps {
             service_cidrs: Table::open(&dir, "service_cidrs")?,
             source_ranges: Table::open(&dir, "source_ranges")?,
             devices: Table::open(&dir, "devices")?,
-            flows: Table::open(&dir, "flows")?,
             service_counters: Table::open(&dir, "service_counters")?,
             outcomes: Table::open(&dir, "outcomes")?,
             dns_zone: Table::open(&dir, "dns_zone")?,
@@ -197,11 +194,6 @@ impl PinnedMaps {
         self.devices.entries()
     }
 
-    /// All flow entries; a flow has two or four.
-    pub fn flows(&self) -> Result<BTreeMap<FlowKey, FlowValue>, PinnedError> {
-        self.flows.entries()
-    }
-
     /// The state of the backend `id`; the zero state if there is none.
     pub fn backend(&self, id: BackendId) -> Result<BackendState, PinnedError> {
         self.backends.map.get(&id.0, 0).map_err(|source| self.backends.unreadable(source))
@@ -212,8 +204,7 @@ impl PinnedMaps {
         self.service_counters.sums(|sum: ServiceCounters, cpu| ServiceCounters {
             connections: sum.connections + cpu.connections,
             refused: sum.refused + cpu.refused,
-            packets: sum.packets + cpu.packets,
-            bytes: sum.bytes + cpu.bytes,
+            datagrams: sum.datagrams + cpu.datagrams,
         })
     }
 

@@ -33,6 +33,7 @@ use proxy_ebpf::frontend::FrontendKey;
 use remarks::Remarks;
 use service::{Place, ServicePlan};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Keeps the tables that a world asks for.
@@ -40,6 +41,8 @@ use std::sync::Arc;
 pub struct Planner {
     node_name: Arc<str>,
     external_ips: bool,
+    /// The node's own addresses.
+    own_addrs: BTreeSet<IpAddr>,
     node_ports: NodePortRange,
     tables: Tables,
     claims: Claims,
@@ -51,8 +54,6 @@ pub struct Planner {
     rows_planned: u64,
     /// The names that each Service has rows of; `None` if names are not planned.
     names: Option<BTreeMap<ObjectName, Vec<DnsName>>>,
-    /// The DNS service, if names are planned.
-    dns_service: Option<ObjectName>,
 }
 
 impl Planner {
@@ -61,6 +62,7 @@ impl Planner {
         Self {
             node_name: node_name.into(),
             external_ips: true,
+            own_addrs: BTreeSet::new(),
             node_ports: NodePortRange { first: 0, last: u16::MAX },
             tables: Tables::default(),
             claims: Claims::default(),
@@ -70,7 +72,6 @@ impl Planner {
             services_planned: 0,
             rows_planned: 0,
             names: None,
-            dns_service: None,
         }
     }
 
@@ -90,13 +91,27 @@ impl Planner {
         self
     }
 
-    /// The same planner, which plans names too; queries to `dns_service` may be answered on their
-    /// way.
+    /// The same planner, which plans names too.
     #[must_use]
-    pub fn with_names(mut self, dns_service: ObjectName) -> Self {
+    pub fn with_names(mut self) -> Self {
         self.names = Some(BTreeMap::new());
-        self.dns_service = Some(dns_service);
         self
+    }
+
+    /// Leaves ClusterIPs that are among the node's own addresses to the node from the next update
+    /// on. Returns what is to be planned again.
+    pub fn set_own_addrs(&mut self, world: &World, own: &BTreeSet<IpAddr>) -> Touched {
+        let mut touched = Touched::default();
+        if self.own_addrs != *own {
+            let changed: BTreeSet<_> = self.own_addrs.symmetric_difference(own).copied().collect();
+            let has_one =
+                |service: &&Service| service.cluster_ips.iter().any(|addr| changed.contains(addr));
+            let services = world.services().filter(has_one);
+            touched.services =
+                services.map(|service| (service.name.clone(), Extent::Whole)).collect();
+            self.own_addrs.clone_from(own);
+        }
+        touched
     }
 
     /// Plans again what is `touched` in `world`, and gives the rows that have changed.
@@ -201,7 +216,7 @@ impl Planner {
             node_ips: world.node().map_or(&[], |node| &node.internal_ips),
             external_ips: self.external_ips,
             node_ports: self.node_ports,
-            dns_service: self.dns_service.as_ref(),
+            own_addrs: &self.own_addrs,
         }
     }
 

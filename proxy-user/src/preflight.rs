@@ -3,7 +3,7 @@
 //! Reads the machine, changes nothing. What cannot work is an error that says what to do; what
 //! works only in part is a warning.
 
-use crate::config::{AgentConfig, PortRange};
+use crate::config::AgentConfig;
 use crate::loader::nft::{Chain, find_chain};
 use crate::model::Warning;
 use std::fs;
@@ -52,17 +52,6 @@ pub enum PreflightError {
     /// The given directory is not in a cgroup v2 tree.
     #[error("{0} is no cgroup v2 directory: name one with --cgroup-root")]
     Cgroup(PathBuf),
-    /// The ports for SNAT are also given to sockets.
-    #[error(
-        "the SNAT ports {snat} overlap net.ipv4.ip_local_port_range {local}: move one of them \
-         (--snat-port-range, or `sysctl net.ipv4.ip_local_port_range`)"
-    )]
-    LocalPorts {
-        /// `--snat-port-range`.
-        snat: PortRange,
-        /// The kernel's range.
-        local: PortRange,
-    },
 }
 
 /// What the machine has.
@@ -97,13 +86,6 @@ pub fn check(config: &AgentConfig) -> Result<Machine, PreflightError> {
     };
     if !is_file_system(&cgroup_root, CGROUP2_MAGIC)? {
         return Err(PreflightError::Cgroup(cgroup_root));
-    }
-    let snat = config.snat_port_range;
-    if let Ok(range) = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
-        && let Some(local) = port_range(&range)
-        && snat.overlaps(local)
-    {
-        return Err(PreflightError::LocalPorts { snat, local });
     }
     Ok(Machine { cgroup_root, warnings: forwarding_warnings(|path| fs::read_to_string(path)) })
 }
@@ -164,14 +146,6 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     })
 }
 
-fn port_range(text: &str) -> Option<PortRange> {
-    let mut numbers = text.split_whitespace().map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(first)), Some(Ok(last))) => Some(PortRange { first, last }),
-        _ => None,
-    }
-}
-
 /// NodePorts with a backend on another node need forwarding, as every CNI does.
 fn forwarding_warnings(read: impl Fn(&str) -> io::Result<String>) -> Vec<Warning> {
     let sysctls = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
@@ -230,11 +204,5 @@ mod tests {
         assert_eq!(missing("0000000000201000"), [""; 0], "CAP_SYS_ADMIN and CAP_NET_ADMIN");
         assert_eq!(missing("0000008000001000"), ["CAP_PERFMON"]);
         assert_eq!(missing_capabilities(""), [""; 0], "unknown is not missing");
-    }
-
-    #[test]
-    fn local_port_range_is_read() {
-        assert_eq!(port_range("32768\t60999\n"), Some(PortRange { first: 32768, last: 60999 }));
-        assert_eq!(port_range("32768"), None);
     }
 }

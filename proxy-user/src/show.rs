@@ -7,7 +7,6 @@
 mod backends;
 mod dns;
 mod explain;
-mod flows;
 mod services;
 mod snapshot;
 mod status;
@@ -15,7 +14,6 @@ mod status;
 pub use backends::{BackendRow, backends};
 pub use dns::{NameAnswer, NameQuestion, name_answer};
 pub use explain::{Answer, Candidate, Explanation, Question, Step, explain};
-pub use flows::{FlowRow, FlowTable, flows};
 pub use services::{FrontendRef, ServiceRow, services};
 pub use snapshot::{Filter, Selected, Snapshot};
 pub use status::{OutcomeRow, StatusReport, pinned_links};

@@ -6,7 +6,7 @@ pub use proxy_ebpf::dns::NameKind;
 
 use ipnetwork::IpNetwork;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
-use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
+use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port, Proto};
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,12 +251,14 @@ pub struct DnsRow {
 /// Everything that the maps ought to hold of the node itself.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeRows {
-    /// The node's addresses.
+    /// The node's addresses at which NodePorts are reached, and those that lie where ClusterIPs are
+    /// taken from.
     pub addrs: BTreeMap<Addr, NodeAddr>,
     /// The devices of the packet path, by interface index.
     pub devices: BTreeMap<u32, Device>,
-    /// The address of the bridge that a pod's device is a port of, by the device's index.
-    pub bridges: BTreeMap<u32, LinkAddr>,
+    /// The addresses that clients are hidden behind on the devices, by interface index, that have
+    /// the node's primary addresses.
+    pub sources: BTreeSet<(u32, Addr)>,
     /// The networks of pods, as far as they are known by their addresses.
     pub cluster_cidrs: BTreeSet<Prefix>,
     /// The networks that ClusterIPs are taken from; `None` while that is not known.

@@ -116,8 +116,7 @@ fn run(steps: &[Step], names: bool) -> anyhow::Result<String> {
     let (mut converter, mut world) = (Converter::new(names), World::default());
     let mut planner = Planner::new(OWN_NODE);
     if names {
-        let service = ObjectName { namespace: "kube-system".into(), name: "kube-dns".into() };
-        planner = planner.with_names(service);
+        planner = planner.with_names();
     }
     let mut output = String::new();
     for step in steps {

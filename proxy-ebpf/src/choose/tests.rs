@@ -117,7 +117,7 @@ fn node_port_is_found_at_accepted_addresses_only() {
     let key = FrontendKey::node_port(Addr::UNSPECIFIED_V4, Port::new(31775), Proto::TCP);
     tables.publish(key, FrontendFlags::NODE_PORT, 1, 0);
     tables.node_addrs.insert(addr("192.168.0.1"), NodeAddr::NODE_PORT);
-    tables.node_addrs.insert(addr("192.168.9.1"), NodeAddr::LOCAL);
+    tables.node_addrs.insert(addr("192.168.9.1"), NodeAddr(0));
     tables.node_addrs.insert(addr("fd00::1"), NodeAddr::NODE_PORT);
     let found = |text, port, loopback| {
         find_frontend(&tables, to(text, port), NODE_PORTS, loopback).is_some()
@@ -204,4 +204,49 @@ fn value_of_another_key_is_never_used() {
     let foreign = tables.frontends[&cluster_ip("10.96.0.1")];
     tables.frontends.insert(cluster_ip("10.96.0.2"), foreign);
     assert_eq!(find_frontend(&tables, to("10.96.0.2", 80), NODE_PORTS, false), None);
+}
+
+#[test]
+fn client_is_hidden_where_the_answer_would_not_come_back_through_this_node() {
+    let here = Slot { addr: addr("10.244.1.2"), flags: BackendFlags::LOCAL, ..Slot::default() };
+    let there = Slot { addr: addr("10.244.2.2"), ..Slot::default() };
+    let pod = DeviceFlags::POD;
+    let bridged = pod.with(DeviceFlags::UNSEEN_BRIDGE);
+    let hidden = |flags, from: &str, device, slot: &Slot, all| {
+        hides_client(flags, Sender { addr: addr(from), device }, slot, all, || false)
+    };
+    let (vip, node_port) = (FrontendFlags::NONE, FrontendFlags::NODE_PORT);
+    for flags in [vip, node_port] {
+        assert!(!hidden(flags, "10.244.1.9", pod, &here, false));
+        assert!(!hidden(flags, "10.244.1.9", pod, &there, false));
+        assert!(!hidden(flags, "172.18.0.9", DeviceFlags::NODE, &here, false));
+        assert!(hidden(flags, "172.18.0.9", DeviceFlags::NODE, &there, false));
+        assert!(hidden(flags, "10.244.9.9", DeviceFlags::LOCAL, &there, false));
+        assert!(hidden(flags, "10.244.1.2", pod, &here, false), "a backend that asks itself");
+        assert!(hidden(flags, "10.244.1.9", bridged, &here, false));
+        assert!(!hidden(flags, "10.244.1.9", bridged, &there, false));
+    }
+    assert!(hidden(vip, "10.244.1.9", pod, &here, true));
+    assert!(!hidden(node_port, "10.244.1.9", pod, &here, true));
+
+    let outsider = Sender { addr: addr("172.18.0.9"), device: DeviceFlags::NODE };
+    assert!(hides_client(node_port, outsider, &here, false, || true));
+    let local = node_port.with(FrontendFlags::EXTERNAL_LOCAL);
+    assert!(!hides_client(local, outsider, &here, false, || true));
+}
+
+#[test]
+fn datagrams_of_one_flow_are_chosen_alike_and_flows_spread_evenly() {
+    let end =
+        |last: u32, port| End { addr: Addr::from_v4_word(last.to_be()), port: Port::new(port) };
+    let service = end(0x0a60_000a, 53);
+    let digest = |port| datagram_digest(7, end(0x0af4_0102, port), service);
+    assert_eq!(digest(40_000), digest(40_000));
+    assert_ne!(digest(40_000), datagram_digest(8, end(0x0af4_0102, 40_000), service));
+    let mut counts = [0_u32; 10];
+    for port in 20_000..60_000 {
+        counts[((u64::from(digest(port)) * 10) >> 32) as usize] += 1;
+    }
+    // 4,000 each; five standard deviations are 300.
+    assert!(counts.iter().all(|count| (3_700..4_300).contains(count)), "{counts:?}");
 }

@@ -30,10 +30,8 @@ pub struct Datagram {
 /// Why a packet is no [`Datagram`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unread {
-    /// It is not UDP.
-    NotUdp,
-    /// It is UDP to another port than that of DNS.
-    OtherPort,
+    /// It is not UDP, or not to the port of DNS.
+    NotQuery,
     /// It has what a plain datagram has not, or its lengths disagree.
     Odd,
 }
@@ -60,19 +58,19 @@ impl Datagram {
         match ethertype {
             ETH_P_IP => Self::read_v4(packet, network, len),
             ETH_P_IPV6 => Self::read_v6(packet, network, len),
-            _ => Err(Unread::NotUdp),
+            _ => Err(Unread::NotQuery),
         }
     }
 
     #[inline(always)]
     fn read_v4<P: Packet>(packet: &P, network: usize, len: usize) -> Result<Self, Unread> {
-        let header: [u32; 7] = packet.load(network).ok_or(Unread::NotUdp)?;
+        let header: [u32; 7] = packet.load(network).ok_or(Unread::NotQuery)?;
         let [ip0, ip1, ip2, src, dst, udp0, udp1] = header;
         if Proto(ip2.to_ne_bytes()[1]) != Proto::UDP {
-            return Err(Unread::NotUdp);
+            return Err(Unread::NotQuery);
         }
         if port(udp0) != PORT {
-            return Err(Unread::OtherPort);
+            return Err(Unread::NotQuery);
         }
         let [version, _, ip_len, ip_low] = ip0.to_ne_bytes();
         let [_, _, place, place_low] = ip1.to_ne_bytes();
@@ -89,14 +87,14 @@ impl Datagram {
 
     #[inline(always)]
     fn read_v6<P: Packet>(packet: &P, network: usize, len: usize) -> Result<Self, Unread> {
-        let header: [u32; 12] = packet.load(network).ok_or(Unread::NotUdp)?;
+        let header: [u32; 12] = packet.load(network).ok_or(Unread::NotQuery)?;
         let [ip0, ip1, s0, s1, s2, s3, d0, d1, d2, d3, udp0, udp1] = header;
         let [ip_len, ip_low, next, _] = ip1.to_ne_bytes();
         if Proto(next) != Proto::UDP {
-            return Err(Unread::NotUdp);
+            return Err(Unread::NotQuery);
         }
         if port(udp0) != PORT {
-            return Err(Unread::OtherPort);
+            return Err(Unread::NotQuery);
         }
         let ip_len = u16::from_be_bytes([ip_len, ip_low]) as usize;
         let udp = network + 40;

@@ -1,4 +1,4 @@
-//! Network headers: who sends to whom, where the transport header is, and which fragment this is.
+//! Network headers: who sends to whom, and where the transport header is.
 //!
 //! Takes bytes at an offset, never trusts a length, and reads IPv6's extension headers up to a
 //! fixed number.
@@ -25,30 +25,9 @@ pub struct Network {
     pub proto: Proto,
     /// Where that begins, in bytes from the first byte of the packet.
     pub transport: usize,
-    /// Whether the packet is a fragment.
-    pub fragment: Fragment,
-    /// Which packet it is a fragment of; means nothing if it is whole.
-    pub id: FragmentId,
+    /// Whether the transport header is there: false for every fragment but the first.
+    pub has_transport: bool,
 }
-
-/// Which fragment of a packet this is.
-///
-/// Without the identification: what is written only for some variants and copied for all is read
-/// from the stack before it is written, which Linux refuses before 6.3.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fragment {
-    /// It is whole.
-    None,
-    /// The one with the transport header.
-    First,
-    /// Any other.
-    Later,
-}
-
-/// The identification that the fragments of one packet share, as it lies in the packet.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct FragmentId(pub u32);
 
 /// Reads the header of type `ethertype` at `offset`.
 #[inline(always)]
@@ -69,18 +48,13 @@ fn read_ipv4<P: Packet>(packet: &P, offset: usize) -> Result<Network, Unread> {
     if version >> 4 != 4 || header_len < 20 {
         return Err(Unread::Malformed);
     }
-    let [id0, id1, place0, place1] = header[1].to_ne_bytes();
+    let [_, _, place0, place1] = header[1].to_ne_bytes();
     Ok(Network {
         src: Addr::from_v4_word(header[3]),
         dst: Addr::from_v4_word(header[4]),
         proto: Proto(header[2].to_ne_bytes()[1]),
         transport: offset + header_len,
-        fragment: match u16::from_be_bytes([place0, place1]) & 0x3fff {
-            0 => Fragment::None,
-            0x2000 => Fragment::First,
-            _ => Fragment::Later,
-        },
-        id: FragmentId(u16::from_ne_bytes([id0, id1]) as u32),
+        has_transport: u16::from_be_bytes([place0, place1]) & 0x1fff == 0,
     })
 }
 
@@ -102,11 +76,10 @@ fn read_ipv6<P: Packet>(packet: &P, offset: usize) -> Result<Network, Unread> {
         dst,
         proto: Proto(header[1].to_ne_bytes()[2]),
         transport: offset + 40,
-        fragment: Fragment::None,
-        id: FragmentId::default(),
+        has_transport: true,
     };
     for _ in 0..EXTENSIONS {
-        if !is_extension(network.proto) || network.fragment == Fragment::Later {
+        if !is_extension(network.proto) || !network.has_transport {
             return Ok(network);
         }
         skip_extension(packet, &mut network)?;
@@ -135,12 +108,7 @@ fn skip_extension<P: Packet>(packet: &P, network: &mut Network) -> Result<(), Un
         return Ok(());
     }
     network.transport += 8;
-    network.id = FragmentId(header[1]);
-    network.fragment = match u16::from_be_bytes([place0, place1]) & 0xfff9 {
-        // RFC 6946: whole, although it says that it is a fragment.
-        0 => network.fragment,
-        1 => Fragment::First,
-        _ => Fragment::Later,
-    };
+    // The offset; RFC 6946: what says that it is a fragment may be whole.
+    network.has_transport = u16::from_be_bytes([place0, place1]) & 0xfff8 == 0;
     Ok(())
 }

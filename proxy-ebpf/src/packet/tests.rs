@@ -19,6 +19,9 @@ impl Packet for Bytes {
     }
 }
 
+const SYN: u8 = 0x02;
+const FIN_ACK: u8 = 0x11;
+
 fn end(addr: &str, port: u16) -> End {
     End { addr: addr.parse::<IpAddr>().unwrap().into(), port: Port::new(port) }
 }
@@ -26,6 +29,7 @@ fn end(addr: &str, port: u16) -> End {
 fn tcp(flags: u8) -> [u8; 20] {
     let mut header = [0; 20];
     header[..4].copy_from_slice(&[0x9c, 0x40, 0x00, 0x50]);
+    header[4] = 1;
     header[12] = 5 << 4;
     header[13] = flags;
     header
@@ -40,7 +44,7 @@ fn ipv4(options: usize, fragment: u16, proto: u8) -> Vec<u8> {
     header[9] = proto;
     header[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 96, 0, 1]);
     packet.extend(header);
-    packet.extend(tcp(0x02));
+    packet.extend(tcp(SYN));
     packet
 }
 
@@ -48,30 +52,33 @@ fn ipv6(next: u8, dst: [u8; 16]) -> Vec<u8> {
     let mut packet = std::vec![0x60, 0, 0, 0, 0, 20, next, 64];
     packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     packet.extend(dst);
-    packet.extend(tcp(0x11));
+    packet.extend(tcp(FIN_ACK));
     packet
 }
 
 #[test]
 fn ipv4_is_read_with_and_without_options() {
     for options in [0, 4, 40] {
-        let headers = read(&Bytes(ipv4(options, 0x4000, 6)), ETH_P_IP, 14).unwrap();
+        let packet = Bytes(ipv4(options, 0x4000, 6));
+        let headers = read(&packet, ETH_P_IP, 14).unwrap();
         assert_eq!(headers.src, end("10.0.0.1", 40000));
         assert_eq!(headers.dst, end("10.96.0.1", 80));
         assert_eq!(headers.transport, 14 + 20 + options);
-        assert_eq!(headers.network, 14);
-        assert!(headers.tcp_flags.opens() && headers.tcp_flags.syn());
+        assert_eq!(opens(&packet, &headers), Ok(true));
+        assert_eq!(peek(&packet, ETH_P_IP, 14), (options == 0).then_some(headers));
     }
 }
 
 #[test]
 fn ipv6_is_read() {
     let dst = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
-    let headers = read(&Bytes(ipv6(6, dst)), ETH_P_IPV6, 0).unwrap();
+    let packet = Bytes(ipv6(6, dst));
+    let headers = read(&packet, ETH_P_IPV6, 0).unwrap();
     assert_eq!(headers.src, end("fd00::1", 40000));
     assert_eq!(headers.dst, end("fd00::2", 80));
-    assert_eq!((headers.network, headers.transport), (0, 40));
-    assert!(headers.tcp_flags.fin() && !headers.tcp_flags.opens() && !headers.tcp_flags.rst());
+    assert_eq!(headers.transport, 40);
+    assert_eq!(opens(&packet, &headers), Ok(false));
+    assert_eq!(peek(&packet, ETH_P_IPV6, 0), Some(headers));
 }
 
 #[test]
@@ -83,7 +90,6 @@ fn what_is_not_read_says_why() {
         (ipv4(0, 0x0001, 1), ETH_P_IP, 14, Unread::NotOurs),
         (ipv4(0, 0, 6), ETH_P_IPV6, 14, Unread::Malformed),
         (ipv4(0, 0, 6)[..33].to_vec(), ETH_P_IP, 14, Unread::Malformed),
-        (ipv4(0, 0, 6)[..53].to_vec(), ETH_P_IP, 14, Unread::Malformed),
         (ipv4(0, 0, 17)[..41].to_vec(), ETH_P_IP, 14, Unread::Malformed),
         (ipv6(58, [1; 16]), ETH_P_IPV6, 0, Unread::NotOurs),
         (ipv6(6, mapped), ETH_P_IPV6, 0, Unread::Malformed),
@@ -91,49 +97,44 @@ fn what_is_not_read_says_why() {
     for (packet, ethertype, network, why) in cases {
         assert_eq!(read(&Bytes(packet), ethertype, network), Err(why));
     }
+    assert_eq!(peek(&Bytes(ipv6(6, mapped)), ETH_P_IPV6, 0), None);
 }
 
 #[test]
-fn fragments_are_told_from_packets_that_only_could_be_some() {
-    let ipv4 = |flags| {
-        let mut packet = ipv4(0, flags, 17);
-        packet[18..20].copy_from_slice(&[0, 9]);
-        let headers = read(&Bytes(packet), ETH_P_IP, 14).unwrap();
-        (headers.form, headers.fragment)
-    };
-    let id = FragmentId(9_u16.to_be().into());
-    assert_eq!(ipv4(0x4000).0, Form::Whole);
-    assert_eq!(ipv4(0x2000), (Form::First, id));
-    assert_eq!(ipv4(0x2001), (Form::Later, id));
-    assert_eq!(ipv4(0x0001), (Form::Later, id));
+fn only_a_first_fragment_has_ports() {
+    let ipv4 = |flags| read(&Bytes(ipv4(0, flags, 17)), ETH_P_IP, 14).map(|h| h.dst.port.number());
+    assert_eq!([ipv4(0x4000), ipv4(0x2000)], [Ok(80); 2]);
+    assert_eq!([ipv4(0x2001), ipv4(0x0001)], [Err(Unread::NotOurs); 2]);
 
     let ipv6 = |place: u8, more: u8| {
         let mut packet = ipv6(44, [1; 16]);
         drop(packet.splice(40..40, [17, 0, place, more, 0, 0, 0, 9]));
-        let headers = read(&Bytes(packet), ETH_P_IPV6, 0).unwrap();
-        assert_eq!(headers.fragment, FragmentId(9_u32.to_be()));
-        (headers.form, headers.dst.port.number(), headers.proto)
+        read(&Bytes(packet), ETH_P_IPV6, 0).map(|headers| headers.dst.port.number())
     };
-    assert_eq!(ipv6(0, 0), (Form::Whole, 80, Proto::UDP), "an atomic fragment (RFC 6946)");
-    assert_eq!(ipv6(0, 1), (Form::First, 80, Proto::UDP));
-    assert_eq!(ipv6(1, 0), (Form::Later, 0, Proto(0)));
-    assert_eq!(ipv6(1, 1), (Form::Later, 0, Proto(0)));
+    assert_eq!(ipv6(0, 0), Ok(80), "an atomic fragment (RFC 6946)");
+    assert_eq!(ipv6(0, 1), Ok(80));
+    assert_eq!([ipv6(1, 0), ipv6(1, 1)], [Err(Unread::NotOurs); 2]);
 }
 
 #[test]
-fn an_error_reads_as_a_reply_to_what_it_quotes() {
-    let quoted = ipv4(4, 0x4000, 6).split_off(14);
-    let mut packet = ipv4(0, 0, 1);
-    packet.truncate(34);
-    packet.extend([3, 4, 0, 0, 0, 0, 5, 0x14]);
-    packet.extend(&quoted[..24 + 8]);
-    packet[14 + 16..14 + 20].copy_from_slice(&[10, 0, 0, 1]);
-    let headers = read(&Bytes(packet), ETH_P_IP, 14).unwrap();
-    assert_eq!(headers.src, end("10.96.0.1", 80));
-    assert_eq!(headers.dst, end("10.0.0.1", 40000));
-    assert_eq!((headers.network, headers.transport, headers.proto), (42, 66, Proto::TCP));
-    assert_eq!((headers.form, headers.outer), (Form::Error, 14));
-    assert!(!headers.tcp_flags.opens(), "a quoted SYN opens nothing");
+fn what_opens_a_connection_is_told_by_protocol() {
+    let opens = |proto: u8, change: &dyn Fn(&mut [u8])| {
+        let mut bytes = ipv4(0, 0, proto);
+        change(&mut bytes[34..]);
+        let packet = Bytes(bytes);
+        let headers = read(&packet, ETH_P_IP, 14).unwrap();
+        opens(&packet, &headers).unwrap()
+    };
+    assert!(opens(6, &|_| {}) && opens(6, &|tcp| tcp[13] = 0xc2), "a SYN, also with ECN");
+    for flags in [0x12, 0x10, 0x04, 0x01, 0x00] {
+        assert!(!opens(6, &|tcp| tcp[13] = flags), "flags {flags:#x}");
+    }
+    assert!(opens(17, &|_| {}), "any datagram");
+    assert!(opens(132, &|sctp| sctp[4] = 0), "an INIT");
+    assert!(!opens(132, &|_| {}), "a verification tag");
+    let cut = Bytes(ipv4(0, 0, 6)[..45].to_vec());
+    let headers = read(&cut, ETH_P_IP, 14).unwrap();
+    assert_eq!(super::opens(&cut, &headers), Err(Unread::Malformed));
 }
 
 proptest! {
@@ -144,8 +145,15 @@ proptest! {
         network in 0_usize..20,
     ) {
         let ethertype = if v6 { ETH_P_IPV6 } else { ETH_P_IP };
-        if let Ok(headers) = read(&Bytes(bytes.clone()), ethertype, network) {
-            prop_assert!(headers.transport + 8 <= bytes.len());
+        let packet = Bytes(bytes);
+        if let Ok(headers) = read(&packet, ethertype, network) {
+            prop_assert!(headers.transport + 8 <= packet.0.len());
+            let _either = opens(&packet, &headers);
+        }
+        if let Some(peeked) = peek(&packet, ethertype, network)
+            && let Ok(headers) = read(&packet, ethertype, network)
+        {
+            prop_assert_eq!(peeked, headers);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The agent's time: the clocks that the programs share, and waiting for what may never come.
 
-use proxy_ebpf::flow::Stamp;
 use std::future::pending;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -17,13 +16,6 @@ pub(super) fn fresh_until(age: Duration) -> u64 {
     let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32);
     let until = (now + NAMES_GOOD).saturating_sub(age);
     u64::try_from(until.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The coarse time as the programs stamp flows with it.
-pub(super) fn now() -> Stamp {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    let nanoseconds = time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs();
-    Stamp::from_nanoseconds(nanoseconds)
 }
 
 pub(super) fn ticker(period: Duration) -> Interval {

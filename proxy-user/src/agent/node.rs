@@ -2,13 +2,16 @@
 
 use super::opt_out::OptOut;
 use super::report::chain;
-use crate::config::{AgentConfig, DeviceSelection, NodePortAddresses};
+use crate::config::{AgentConfig, DeviceSelection, NodePortAddresses, SocketPath};
 use crate::loader::Dataplane;
 use crate::loader::links::Target;
 use crate::model::{Interface, Warning, World};
 use crate::plan::node::{NodeSettings, plan_node};
 use crate::status::Attachment;
+use proxy_ebpf::Addr;
 use proxy_ebpf::node::Device;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// The node's side of the dataplane.
@@ -16,12 +19,18 @@ pub(super) struct NodeState {
     dataplane: Dataplane,
     cgroup_root: PathBuf,
     settings: NodeSettings,
+    /// Whether no socket is served when it connects.
+    is_socket_path_off: bool,
     /// Whether names are answered in the kernel.
     names: bool,
     /// `None` until they have been read once.
     interfaces: Option<Vec<Interface>>,
     /// Where the programs were attached at the last update.
     attachments: Vec<Attachment>,
+    /// The node's addresses at the last update.
+    own_addrs: BTreeSet<IpAddr>,
+    /// The addresses at which NodePorts were reached at the last update.
+    node_port_addrs: Vec<Addr>,
 }
 
 /// What came of bringing the node to what it should be.
@@ -54,9 +63,12 @@ impl NodeState {
             dataplane,
             cgroup_root,
             settings,
+            is_socket_path_off: config.socket_path == SocketPath::Off,
             names: config.dns.is_some(),
             interfaces: None,
             attachments: Vec::new(),
+            own_addrs: BTreeSet::new(),
+            node_port_addrs: Vec::new(),
         }
     }
 
@@ -68,19 +80,25 @@ impl NodeState {
     /// can.
     pub(super) fn update(&mut self, world: &World) -> NodeUpdate {
         let NodeUpdate { mut repaired, mut warnings, mut failures } = NodeUpdate::default();
-        match self.dataplane.attach_cgroup(&self.cgroup_root) {
+        let attached = match self.is_socket_path_off {
+            true => self.dataplane.detach_cgroup(),
+            false => self.dataplane.attach_cgroup(&self.cgroup_root),
+        };
+        match attached {
             Ok(links) => repaired += links,
             Err(error) => failures.push(warning("socket path", &error)),
         }
         if let Some(interfaces) = &self.interfaces {
             let plan = plan_node(interfaces, world, &self.settings);
             warnings.extend(plan.warnings);
-            match self.dataplane.write_node(&plan.rows) {
-                Ok(rows) => repaired += rows,
-                Err(error) => failures.push(warning("packet path", &error)),
-            }
+            let (rows, errors) = self.dataplane.write_node(&plan.rows);
+            repaired += rows;
+            failures.extend(errors.iter().map(|error| warning("packet path", error)));
             let names =
                 |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
+            let node_ports = plan.rows.addrs.iter().filter(|(_, addr)| addr.accepts_node_ports());
+            self.node_port_addrs = node_ports.map(|(addr, _)| *addr).collect();
+            self.own_addrs = plan.own;
             let target = |interface: Interface| Target {
                 names: self.names && names(interface.index),
                 name: interface.name,
@@ -103,6 +121,26 @@ impl NodeState {
     /// Tells the programs which pods opt out of the socket path.
     pub(super) fn search_opted_out(&mut self, opt_out: &mut OptOut) -> Vec<Warning> {
         opt_out.search(&mut self.dataplane, &self.cgroup_root)
+    }
+
+    /// Whether no socket is served when it connects.
+    pub(super) fn is_socket_path_off(&self) -> bool {
+        self.is_socket_path_off
+    }
+
+    /// Whether nobody has changed nftables since the agent did, as far as is known.
+    pub(super) fn is_nat_untouched(&self) -> bool {
+        self.dataplane.is_nat_untouched().unwrap_or(false)
+    }
+
+    /// The node's addresses.
+    pub(super) fn own_addrs(&self) -> &BTreeSet<IpAddr> {
+        &self.own_addrs
+    }
+
+    /// The addresses at which NodePorts are reached.
+    pub(super) fn node_port_addrs(&self) -> &[Addr] {
+        &self.node_port_addrs
     }
 
     pub(super) fn attachments(&self) -> Vec<Attachment> {

@@ -5,7 +5,7 @@ use crate::config::AgentConfig;
 use crate::control;
 use crate::health::checks::{self, HealthChecks};
 use crate::health::{self, Health};
-use crate::loader::{Dataplane, LoadError, SocketTable, devices};
+use crate::loader::{Dataplane, devices};
 use crate::metrics::{self, Metrics};
 use crate::model::{Interface, Notice, Warning, World};
 use crate::pinned::PinnedMaps;
@@ -38,14 +38,14 @@ const NOTICES: usize = 64;
 
 /// What went wrong, told by any task; clones are the same.
 #[derive(Clone, Default)]
-struct Problems {
+pub(super) struct Problems {
     /// By where they come from; each origin replaces its own.
     by_origin: Arc<Mutex<BTreeMap<&'static str, Vec<Warning>>>>,
     changed: Arc<Notify>,
 }
 
 impl Problems {
-    fn set(&self, origin: &'static str, warnings: Vec<Warning>) {
+    pub(super) fn set(&self, origin: &'static str, warnings: Vec<Warning>) {
         let mut by_origin = self.by_origin.lock().unwrap_or_else(PoisonError::into_inner);
         if by_origin.insert(origin, warnings.clone()).unwrap_or_default() != warnings {
             self.changed.notify_one();
@@ -138,6 +138,11 @@ impl Report {
         self.problems.set(origin, warnings);
     }
 
+    /// Where other tasks tell what went wrong.
+    pub(super) fn problems(&self) -> Problems {
+        self.problems.clone()
+    }
+
     /// Returns when a problem has come or gone since the last call.
     pub(super) async fn problem_changed(&self) {
         self.problems.changed.notified().await;
@@ -192,35 +197,25 @@ impl Report {
         });
     }
 
-    /// Closes the node's UDP sockets whose backend is gone, whenever `changed` says that there may
-    /// be some.
-    pub(super) fn spawn_close_stale(
+    /// Looks for processes of the node that listen where a NodePort is, whenever `changed` says
+    /// that Services may have changed.
+    pub(super) fn spawn_watch_listeners(
         &self,
         tasks: &mut JoinSet<()>,
         config: &AgentConfig,
-        metrics: &Metrics,
         changed: &Arc<Notify>,
-        table: SocketTable,
         maps: Arc<PinnedMaps>,
     ) {
-        let (problems, metrics, changed) =
-            (self.problems.clone(), metrics.clone(), Arc::clone(changed));
+        let (problems, changed) = (self.problems.clone(), Arc::clone(changed));
         let node_ports = super::node_ports(config);
-        let table = Arc::new(table);
         tasks.spawn(async move {
             loop {
                 changed.notified().await;
-                let (table, maps) = (Arc::clone(&table), Arc::clone(&maps));
-                let looking = move || {
-                    let closed = sockets::close_stale(&table, &maps, node_ports)?;
-                    Ok::<_, LoadError>((closed, sockets::shadowed(&maps, node_ports)?))
-                };
+                let maps = Arc::clone(&maps);
                 let problem = |message| Warning { subject: "sockets".to_owned(), message };
+                let looking = move || sockets::shadowed(&maps, node_ports);
                 let warnings = match tokio::task::spawn_blocking(looking).await {
-                    Ok(Ok((closed, shadowed))) => {
-                        metrics.purged(closed);
-                        shadowed.into_iter().collect()
-                    }
+                    Ok(Ok(shadowed)) => shadowed.into_iter().collect(),
                     Ok(Err(error)) => vec![problem(chain(&error))],
                     Err(error) => vec![problem(chain(&error))],
                 };

@@ -3,8 +3,9 @@
 //! Writes only where nothing reads: to a free range, to the states of backends. What is replaced
 //! goes to the quarantine.
 
-use super::{Applier, ApplyError, Departed, Placed, Quarantine, Step, Store, udp_ends};
+use super::{Applier, ApplyError, Departed, Placed, Quarantine, Step, Store};
 use crate::tables::{BackendRow, Family, ServiceKey, ServiceRow};
+use proxy_ebpf::End;
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot};
 use std::sync::Arc;
@@ -56,14 +57,13 @@ impl<S: Store> Applier<S> {
             return placed.map(|_| false);
         };
         let is_new =
-            |row: &&BackendRow| old.as_ref().is_none_or(|old| old.backend_id(row).is_none());
-        let new = row.all.iter().map(|(backend, _)| backend).filter(is_new);
-        departed.returned.extend(udp_ends(key, placed.id, new));
+            |row: &BackendRow| old.as_ref().is_none_or(|old| old.backend_id(row).is_none());
+        let new = placed.backends().filter(|(backend, _)| is_new(backend));
+        let end = |row: &BackendRow| End { addr: row.addr, port: row.port };
+        self.nat.fresh.extend(new.map(|(backend, id)| (id, end(backend))));
         if let Some(old) = old {
-            let gone =
-                || old.backends().filter(|(backend, _)| placed.backend_id(backend).is_none());
-            departed.backends.extend(gone().map(|(_, id)| id));
-            departed.retired.extend(udp_ends(key, old.id, gone().map(|(backend, _)| backend)));
+            let gone = old.backends().filter(|(backend, _)| placed.backend_id(backend).is_none());
+            departed.backends.extend(gone.map(|(backend, id)| (id, end(backend))));
             self.quarantine.ranges.push((old.range, old.len));
             placed.frontends = old.frontends;
             placed.affinity = old.affinity;
@@ -83,7 +83,7 @@ impl<S: Store> Applier<S> {
         let mut taken = Quarantine::default();
         let placed = self.try_place(old, key, row, &mut taken);
         if placed.is_err() {
-            self.release(taken);
+            self.free(taken);
         }
         placed
     }
@@ -148,7 +148,7 @@ impl<S: Store> Applier<S> {
                 return Some(id);
             }
             let id = BackendId(self.backend_ids.take()?);
-            taken.backends.push(id);
+            taken.backends.push((id, End { addr: backend.addr, port: backend.port }));
             Some(id)
         };
         row.all.iter().map(|(backend, _)| id(backend)).collect()

@@ -4,10 +4,11 @@
 //! and removed.
 
 use super::names::Names;
+use super::nat::Nat;
 use super::place::{info, slots, states};
 use super::pool::{IdPool, RangePool};
 use super::unwritten::Unwritten;
-use super::{Applier, ApplyError, Placed, Quarantine, Store, StoreError};
+use super::{Applier, ApplyError, Departed, Placed, Quarantine, Store, StoreError};
 use crate::tables::{BackendRow, Family, Prefix, ServiceKey, ServicePortName, TableDelta, Tables};
 use crate::tree::pack;
 use proxy_ebpf::frontend::FrontendKey;
@@ -74,6 +75,9 @@ impl<S: Store> Applier<S> {
             backend_ids: IdPool::new(maps::BACKENDS, &backend_ids),
             ranges: RangePool::new(maps::SLOTS, &ranges),
             quarantine: Quarantine::default(),
+            nat: Nat::unknown(),
+            departed: Departed::default(),
+            held: Quarantine::default(),
             affinity_ended: BTreeMap::new(),
             names: name_tables,
             unwritten: Unwritten::default(),
@@ -206,7 +210,7 @@ fn all<K: Ord + Clone, V: Clone>(rows: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>
 }
 
 /// The slots of a service that is placed.
-fn slots_of<S: Store>(store: &S, placed: &Placed) -> impl Iterator<Item = Slot> {
+pub(super) fn slots_of<S: Store>(store: &S, placed: &Placed) -> impl Iterator<Item = Slot> {
     (placed.range + 1..placed.range + placed.len).map(|index| store.slot(index))
 }
 

@@ -1,16 +1,16 @@
 //! The store: the maps, as far as apply reads and writes them.
 
+use super::NatStore;
 use crate::tables::Prefix;
 use proxy_ebpf::Addr;
 use proxy_ebpf::dns::{NameKey, NameValue, Zone};
-use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::service::{ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use std::collections::BTreeSet;
 
 /// The maps of services, as far as apply writes them: the edge that tests replace.
-pub trait Store: NameStore {
+pub trait Store: NameStore + NatStore {
     /// Element `index` of the slot array.
     fn slot(&self, index: u32) -> Slot;
     /// Writes `slots` from `index` on; nothing names these elements.
@@ -21,10 +21,6 @@ pub trait Store: NameStore {
     fn backends(&self) -> Vec<BackendId>;
     /// Writes one backend's state, in one word.
     fn write_backend(&mut self, id: BackendId, state: BackendState);
-    /// Notes that UDP sockets may still be connected to the backends `gone` of these services, and
-    /// that those in `back` serve again. What is in both is gone. Where that fails, sockets are
-    /// not moved.
-    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]);
     /// All services that the map holds.
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError>;
     /// Writes a service's names, and zeroes its counters.

@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 33] = [
+pub(super) const SETTINGS: [Setting; 35] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -84,6 +84,16 @@ pub(super) const SETTINGS: [Setting; 33] = [
         value: "PATH",
         default: Some(BPFFS_ROOT),
         help: "The BPF file system; maps and links are pinned in `shunt/` below it",
+    },
+    Setting {
+        name: "socket-path",
+        value: "auto|all|host|off",
+        default: Some("auto"),
+        help: "Whose TCP sockets are given a backend when they connect; all others are served as \
+               their packets come in. auto: those of the node and of pods, but for pods whose \
+               connections somebody redirects or emulates (a sidecar, a virtual machine), and, with \
+               `--source files`, which says nothing of pods, none of them; all; host: the node's \
+               own; off",
     },
     Setting {
         name: "devices",
@@ -143,12 +153,17 @@ pub(super) const SETTINGS: [Setting; 33] = [
         help: "The ports that the API server gives to NodePorts; a warning names others",
     },
     Setting {
+        name: "masquerade-bit",
+        value: "BIT",
+        default: Some("14"),
+        help: "The bit of the packet mark, 0 to 31, by which netfilter is told to hide a client; as \
+               kube-proxy's --iptables-masquerade-bit",
+    },
+    Setting {
         name: "snat-port-range",
         value: "FIRST-LAST",
-        default: Some("1024-29999"),
-        help: "The ports that the packet path gives out, at the node's address and, where a client's \
-               own is taken at a backend, at the client's; they must lie outside the NodePorts and \
-               net.ipv4.ip_local_port_range",
+        default: None,
+        help: "Without effect, and will go: the kernel chooses the ports of hidden clients",
     },
     Setting {
         name: "masquerade-all",

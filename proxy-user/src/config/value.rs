@@ -4,7 +4,7 @@
 //! where the text came from: what is wrong, and what would be right. Nothing here knows flags,
 //! files or defaults.
 
-use super::{Denial, DeviceSelection, LogFormat, NodePortAddresses, PortRange};
+use super::{Denial, DeviceSelection, LogFormat, NodePortAddresses, PortRange, SocketPath};
 use crate::model::ObjectName;
 use ipnetwork::IpNetwork;
 use std::net::SocketAddr;
@@ -138,6 +138,22 @@ pub(super) fn port_range(text: &str) -> Parsed<PortRange> {
         .ok_or_else(|| {
             format!("{text:?} is no port range: write FIRST-LAST within 1-65535, lowest first")
         })
+}
+
+pub(super) fn mark_bit(text: &str) -> Parsed<u8> {
+    let bit = text.parse().ok().filter(|bit| *bit < 32);
+    bit.ok_or_else(|| format!("{text:?} is no bit of a packet mark: write 0 to 31"))
+}
+
+pub(super) fn socket_path(text: &str) -> Parsed<SocketPath> {
+    match text {
+        "auto" => Ok(SocketPath::Auto),
+        "all" => Ok(SocketPath::All),
+        "host" => Ok(SocketPath::Host),
+        // YAML takes a bare `off` for false.
+        "off" | "false" => Ok(SocketPath::Off),
+        _ => Err(format!("{text:?} is no choice of sockets: write auto, all, host or off")),
+    }
 }
 
 pub(super) fn dns(text: &str) -> Parsed<DnsMode> {

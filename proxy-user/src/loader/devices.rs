@@ -9,7 +9,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use ipnetwork::IpNetwork;
 use pods::Pods;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType};
+use rtnetlink::packet_route::link::{
+    InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::{Handle, MulticastGroup};
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -82,7 +84,7 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
         .try_collect()
         .await
         .map_err(|e| DevicesError::List("addresses", e))?;
-    let mut pods = pods.addrs();
+    let mut behind = pods.addrs();
     let mut interfaces = BTreeMap::new();
     for link in links {
         let name = link.attributes.iter().find_map(|attribute| match attribute {
@@ -91,14 +93,6 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
         });
         let controller = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Controller(index) => Some(*index),
-            _ => None,
-        });
-        let is_bridge = link.attributes.iter().any(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Bridge)),
-            _ => false,
-        });
-        let bridge_addr = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) if is_bridge => bytes.as_slice().try_into().ok(),
             _ => None,
         });
         // Asking for it is what makes the kernel give the namespace an id.
@@ -114,11 +108,12 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
             up: link.header.flags.contains(LinkFlags::Up),
             loopback: link.header.flags.contains(LinkFlags::Loopback),
             ethernet: link.header.link_layer_type == LinkLayerType::Ether,
-            bridge_addr,
+            default_route: pods.has_default_route(index),
+            unseen_bridge: is_unseen_bridge(&link),
             controller,
             peer_netns,
             addrs: Vec::new(),
-            pods: pods.remove(&index).unwrap_or_default().into_iter().collect(),
+            pods: behind.remove(&index).unwrap_or_default().into_iter().collect(),
         };
         interfaces.insert(index, interface);
     }
@@ -141,4 +136,29 @@ async fn list(handle: &Handle, pods: &Pods) -> Result<Vec<Interface>, DevicesErr
         interface.addrs.extend(network);
     }
     Ok(interfaces.into_values().collect())
+}
+
+/// Whether the link is a bridge whose frames pass by netfilter's hooks of one family at least
+/// (`br_netfilter`: `net.bridge.bridge-nf-call-iptables`, or the bridge's own switch).
+fn is_unseen_bridge(link: &LinkMessage) -> bool {
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos.as_slice()),
+        _ => None,
+    });
+    let infos = infos.unwrap_or_default();
+    let own = |switch: fn(&InfoBridge) -> bool| {
+        infos.iter().any(|info| match info {
+            LinkInfo::Data(InfoData::Bridge(settings)) => settings.iter().any(switch),
+            _ => false,
+        })
+    };
+    let all = |sysctl: &str| {
+        let path = format!("/proc/sys/net/bridge/{sysctl}");
+        std::fs::read_to_string(path).is_ok_and(|value| value.trim() == "1")
+    };
+    let sees_v4 = all("bridge-nf-call-iptables")
+        || own(|setting| matches!(setting, InfoBridge::NfCallIpTables(true)));
+    let sees_v6 = all("bridge-nf-call-ip6tables")
+        || own(|setting| matches!(setting, InfoBridge::NfCallIp6Tables(true)));
+    infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) && !(sees_v4 && sees_v6)
 }

@@ -1,43 +1,20 @@
-//! Sockets of this network namespace: those that listen, listed; connected UDP ones, also closed.
+//! The sockets of this network namespace that listen.
 //!
-//! Speaks `NETLINK_SOCK_DIAG` (sock_diag(7), the kernel's `linux/inet_diag.h`). Closing a socket
-//! needs `CAP_NET_ADMIN`.
+//! Speaks `NETLINK_SOCK_DIAG` (sock_diag(7), the kernel's `linux/inet_diag.h`).
 
 use super::netlink::{Request, ask, half, word};
-use proxy_ebpf::flow::End;
-use proxy_ebpf::{Addr, Port, Proto};
+use proxy_ebpf::{Addr, End, Port, Proto};
 use std::io;
 
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const SOCK_DESTROY: u16 = 21;
-/// What the kernel calls the state of a connected UDP socket, of one that is not connected, and
-/// of a TCP socket that listens.
-const TCP_ESTABLISHED: u32 = 1;
+/// What the kernel calls the state of a UDP socket that is not connected, and of a TCP socket that
+/// listens.
 const TCP_CLOSE: u32 = 7;
 const TCP_LISTEN: u32 = 10;
 
 /// The length of `struct inet_diag_sockid`.
 const ID: usize = 48;
-
-/// A connected UDP socket.
-#[derive(Clone, Debug)]
-pub struct ConnectedSocket {
-    /// Whom it is connected to.
-    pub peer: End,
-    /// Its cookie, as programs see it.
-    pub cookie: u64,
-    family: u8,
-    /// The kernel's name of it, `struct inet_diag_sockid`.
-    id: [u8; ID],
-}
-
-/// All connected UDP sockets.
-pub fn connected_udp() -> io::Result<Vec<ConnectedSocket>> {
-    let mut found = Vec::new();
-    list(Proto::UDP, TCP_ESTABLISHED, |message| found.extend(connected(message)))?;
-    Ok(found)
-}
 
 /// Where TCP sockets listen, and where UDP sockets that are not connected are bound.
 pub fn listening() -> io::Result<Vec<(Proto, End)>> {
@@ -60,17 +37,6 @@ fn list(proto: Proto, state: u32, mut take: impl FnMut(&[u8])) -> io::Result<()>
     Ok(())
 }
 
-/// Closes `socket`: calls that wait on it, and the next one, fail with ECONNABORTED. One that is
-/// gone is no error.
-pub fn destroy(socket: &ConnectedSocket) -> io::Result<()> {
-    let body = request(socket.family, Proto::UDP, TCP_ESTABLISHED, &socket.id);
-    let close = Request { protocol: NETLINK_SOCK_DIAG, kind: SOCK_DESTROY, dump: false };
-    match ask(close, &body, |_| ()) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
-    }
-}
-
 /// `struct inet_diag_req_v2`.
 fn request(family: u8, proto: Proto, state: u32, id: &[u8; ID]) -> Vec<u8> {
     let states: u32 = 1 << state;
@@ -78,15 +44,6 @@ fn request(family: u8, proto: Proto, state: u32, id: &[u8; ID]) -> Vec<u8> {
     body.extend(states.to_ne_bytes());
     body.extend(id);
     body
-}
-
-/// The socket that a `struct inet_diag_msg` tells of.
-fn connected(message: &[u8]) -> Option<ConnectedSocket> {
-    let family = *message.first()?;
-    let id: [u8; ID] = message.get(4..4 + ID)?.try_into().ok()?;
-    let peer = end(family, &id, 20, 2)?;
-    let cookie = u64::from(word(&id, 40)?) | u64::from(word(&id, 44)?) << 32;
-    Some(ConnectedSocket { peer, cookie, family, id })
 }
 
 /// The address at `addr` and the port at `port` of a `struct inet_diag_sockid`.

@@ -62,6 +62,16 @@ impl Dataplane {
         Ok(made)
     }
 
+    /// Detaches the socket path. Returns how many links there were.
+    pub fn detach_cgroup(&mut self) -> Result<u64, LoadError> {
+        let mut removed = 0;
+        for path in SOCKET_PROGRAMS.map(|name| self.link_pin(name, CGROUP)) {
+            removed += u64::from(path.exists());
+            remove(&path)?;
+        }
+        Ok(removed)
+    }
+
     /// Attaches the packet path to exactly `targets`. Returns how many links were not as they
     /// should be. A device that fails does not keep the others from being attached.
     pub fn attach_devices(&mut self, targets: &BTreeSet<Target>) -> (u64, Vec<LoadError>) {
@@ -87,8 +97,7 @@ impl Dataplane {
 
     /// Attaches all programs to `target`. Returns how many links were not as they should be.
     fn attach_target(&mut self, target: &Target) -> Result<u64, LoadError> {
-        let egress = self.attach_device(target, TcAttachType::Egress);
-        let ingress = self.attach_device(target, TcAttachType::Ingress)?;
+        let ingress = self.attach_device(target)?;
         let pin = self.link_pin(NAMES_PROGRAM, &escape(&target.name));
         // Each program is attached before those that are there, and this one has to be first: the
         // packet path would give the query to a backend.
@@ -96,7 +105,7 @@ impl Dataplane {
             remove(&pin)?;
         }
         let names = target.names && target.ethernet && self.attach_names(target)?;
-        Ok(u64::from(egress?) + u64::from(ingress) + u64::from(names))
+        Ok(u64::from(ingress) + u64::from(names))
     }
 
     fn attach_names(&mut self, target: &Target) -> Result<bool, LoadError> {
@@ -105,40 +114,33 @@ impl Dataplane {
         if self.adopt(NAMES_PROGRAM, &device, |attached| attached & 0xffff_ffff == index)? {
             return Ok(false);
         }
-        self.attach_first(NAMES_PROGRAM, target, TcAttachType::Ingress)?;
+        self.attach_first(NAMES_PROGRAM, target)?;
         Ok(true)
     }
 
-    fn attach_device(&mut self, target: &Target, at: TcAttachType) -> Result<bool, LoadError> {
-        let (name, other) = match (at == TcAttachType::Ingress, target.ethernet) {
-            (true, true) => ("ingress", "ingress_bare"),
-            (true, false) => ("ingress_bare", "ingress"),
-            (false, true) => ("egress", "egress_bare"),
-            (false, false) => ("egress_bare", "egress"),
-        };
+    fn attach_device(&mut self, target: &Target) -> Result<bool, LoadError> {
+        let (name, other) =
+            if target.ethernet { ("ingress", "ingress_bare") } else { ("ingress_bare", "ingress") };
         let device = escape(&target.name);
         let index = u64::from(target.index);
         if self.adopt(name, &device, |attached| attached & 0xffff_ffff == index)? {
             return Ok(false);
         }
         remove(&self.link_pin(other, &device))?;
-        self.attach_first(name, target, at)?;
+        self.attach_first(name, target)?;
         Ok(true)
     }
 
-    /// Attaches a program before all that are there: a CNI's programs behind it see the flow
-    /// between client and backend.
-    fn attach_first(
-        &mut self,
-        name: &'static str,
-        target: &Target,
-        at: TcAttachType,
-    ) -> Result<(), LoadError> {
+    /// Attaches a program before all that are there: one that ends the chain would keep packets
+    /// from it.
+    fn attach_first(&mut self, name: &'static str, target: &Target) -> Result<(), LoadError> {
         let failed =
             |source| LoadError::Attach { program: name, target: target.name.clone(), source };
         let program = packet_program(&mut self.ebpf, name)?;
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let link = program.attach_with_options(&target.name, at, options).map_err(failed)?;
+        let link = program
+            .attach_with_options(&target.name, TcAttachType::Ingress, options)
+            .map_err(failed)?;
         let link = program.take_link(link).map_err(failed)?;
         let link = link.try_into().map_err(|_| failed(ProgramError::NotAttached))?;
         self.pin(name, &escape(&target.name), link)
@@ -197,6 +199,21 @@ impl Dataplane {
 pub(super) fn pins(pins: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(pins.join("links")).into_iter().flatten();
     entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
+}
+
+/// Detaches every program that is pinned below the directory `pins`. The kernel lets go of a
+/// removed pin's link some time later; this is at once.
+pub(super) fn detach(directory: &Path) -> io::Result<()> {
+    for pin in pins(directory) {
+        if let Some(link) = sys::open_pin(&pin)? {
+            match sys::detach_link(link.as_fd()) {
+                // What it was attached to is gone already.
+                Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `false` if the link's target is gone.

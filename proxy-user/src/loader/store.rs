@@ -3,8 +3,11 @@
 
 use super::LoadError;
 use super::filter::SharedFilter;
+use super::nat::SharedNat;
 use super::sys::{self, BatchError, MappedArray};
-use crate::apply::{FULL, NameStore, Retired, Store, StoreError};
+use crate::apply::{FULL, NameStore, NatStore, Store, StoreError};
+use crate::nat::{NatStep, OutputRows};
+use crate::netfilter::NetfilterError;
 use crate::tables::Prefix;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -12,12 +15,11 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::dns::{NameKey, NameValue, Zone};
-use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::source::Source;
-use proxy_ebpf::{Addr, maps};
+use proxy_ebpf::{Addr, End, maps};
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -30,12 +32,10 @@ pub struct MapStore {
     source_ranges: LpmTrie<MapData, Source, u32>,
     affinity: MapData,
     counters: PerCpuArray<MapData, ServiceCounters>,
-    retired: MapData,
-    /// What `retired` holds, and what the kernel has evicted from it.
-    known_retired: Retired,
     slots: MappedArray<Slot>,
     backends: MappedArray<BackendState>,
     addr_filter: SharedFilter,
+    nat: SharedNat,
     dns_names: MapData,
     dns_values: MappedArray<NameValue>,
     dns_records: MappedArray<Addr>,
@@ -45,7 +45,11 @@ pub struct MapStore {
 
 impl MapStore {
     /// Takes the maps out of `ebpf`.
-    pub(super) fn new(ebpf: &mut Ebpf, addr_filter: SharedFilter) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        ebpf: &mut Ebpf,
+        addr_filter: SharedFilter,
+        nat: SharedNat,
+    ) -> Result<Self, LoadError> {
         let mut take = |name: &str| match ebpf.take_map(name) {
             Some(
                 Map::Array(map)
@@ -60,12 +64,7 @@ impl MapStore {
         let mapped = |e| LoadError::Kernel("map arrays of the kernel into memory", e);
         let counters = Map::PerCpuArray(take("service_counters")?);
         let cpus = nr_cpus().map_err(|(_, e)| LoadError::Kernel("count the CPUs", e))?;
-        let retired = take("retired")?;
-        let known_retired = sys::entries::<End, ServiceId>(retired.fd().as_fd())
-            .map_err(|e| LoadError::Kernel("read the retired backends", e))?;
         Ok(Self {
-            retired,
-            known_retired: known_retired.into_iter().collect(),
             frontends: take("frontends")?,
             services: take("services")?,
             source_ranges: source_ranges
@@ -77,6 +76,7 @@ impl MapStore {
             backends: MappedArray::new(take("backends")?.fd().as_fd(), maps::BACKENDS)
                 .map_err(mapped)?,
             addr_filter,
+            nat,
             dns_names: take("dns_names")?,
             dns_values: MappedArray::new(take("dns_values")?.fd().as_fd(), maps::DNS_NAMES)
                 .map_err(mapped)?,
@@ -113,29 +113,6 @@ impl Store for MapStore {
 
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.backends.set(id.0, state);
-    }
-
-    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]) {
-        let map = self.retired.fd().as_fd();
-        let known = &mut self.known_retired;
-        let back = back.iter().filter(|(end, service)| known.come_back(end, *service));
-        let back: Vec<_> = back.map(|(end, _)| *end).collect();
-        let gone = gone.iter().map(|(end, service)| (*end, known.leave(*end, *service)));
-        let gone: Vec<_> = gone.collect();
-        let mut filter = self.addr_filter.lock();
-        gone.iter().for_each(|(end, _)| filter.add(end.addr));
-        let removed = each_batch(map, &back, sys::delete_batch).into_iter();
-        let removed = removed.filter(|(_, e)| e.kind() != io::ErrorKind::NotFound).map(|(_, e)| e);
-        let added = each_batch(map, &gone, sys::update_batch).into_iter().map(|(_, e)| e);
-        for error in removed.chain(added) {
-            tracing::warn!("cannot write the map `retired`, so UDP sockets stay: {error}");
-        }
-        // The kernel evicts; what it has evicted need not be known.
-        if known.len() > maps::RETIRED as usize
-            && let Ok(entries) = sys::entries::<End, ServiceId>(map)
-        {
-            *known = entries.into_iter().collect();
-        }
     }
 
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {
@@ -203,9 +180,8 @@ impl Store for MapStore {
         let frontends: Vec<(FrontendKey, FrontendValue)> =
             sys::entries(self.frontends.fd().as_fd())
                 .map_err(|e| error("frontends", "read", &e))?;
-        let retired = self.known_retired.ends().map(|end| end.addr);
         let served = frontends.iter().map(|(key, _)| key.addr);
-        let repaired = self.addr_filter.lock().retain(served.chain(retired));
+        let repaired = self.addr_filter.lock().retain(served);
         Ok((frontends, repaired))
     }
 
@@ -228,6 +204,28 @@ impl Store for MapStore {
             .map(|(key, e)| (key, error("frontends", "remove a row from", &e)))
             .collect()
     }
+}
+
+impl NatStore for MapStore {
+    fn refill_backends(&mut self, backends: &[(BackendId, End)]) -> Result<(), StoreError> {
+        self.nat.lock().refill_backends(backends).map_err(|e| nat_error("fill", &e))
+    }
+
+    fn refill_output(&mut self, rows: &OutputRows) -> Result<(), StoreError> {
+        self.nat.lock().refill_output(rows).map_err(|e| nat_error("fill", &e))
+    }
+
+    fn write_nat(&mut self, step: &NatStep) -> Result<(), StoreError> {
+        self.nat.lock().commit(step).map_err(|e| nat_error("write", &e))
+    }
+}
+
+fn nat_error(action: &'static str, error: &NetfilterError) -> StoreError {
+    let reason = match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    StoreError { map: "nftables", action, reason }
 }
 
 impl NameStore for MapStore {

@@ -65,8 +65,7 @@ impl Services {
             if is_same {
                 first.counters.connections += again.counters.connections;
                 first.counters.refused += again.counters.refused;
-                first.counters.packets += again.counters.packets;
-                first.counters.bytes += again.counters.bytes;
+                first.counters.datagrams += again.counters.datagrams;
             }
             is_same
         });
@@ -77,11 +76,12 @@ impl Services {
 impl Collector for Services {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         type Count = fn(&ServiceCounters) -> u64;
-        let metrics: [(_, _, Count); 4] = [
-            ("connections", "Connections and flows that were given a backend.", |c| c.connections),
-            ("refused", "Connections and flows that were refused or dropped.", |c| c.refused),
-            ("packets", "Packets translated on the packet path, both directions.", |c| c.packets),
-            ("bytes", "Bytes of those packets, from the network header on.", |c| c.bytes),
+        let metrics: [(_, _, Count); 3] = [
+            ("connections", "Connections of TCP and SCTP that were given a backend.", |c| {
+                c.connections
+            }),
+            ("refused", "Connections and datagrams that were refused or dropped.", |c| c.refused),
+            ("datagrams", "Datagrams of UDP that were given a backend.", |c| c.datagrams),
         ];
         for (name, help, count) in metrics {
             let name = format!("shunt_service_{name}");

@@ -77,7 +77,7 @@ mod tests {
         fn counters(&self) -> Result<Counters, PinnedError> {
             let service = |family, connections| ServiceCount {
                 info: ServiceInfo::new("default", "web", "http", Proto::TCP, family).unwrap(),
-                counters: ServiceCounters { connections, refused: 1, packets: 0, bytes: 9 },
+                counters: ServiceCounters { connections, datagrams: 9, refused: 1 },
             };
             Ok(Counters {
                 names: vec![NameCount {
@@ -91,7 +91,7 @@ mod tests {
                     count: 12,
                 }],
                 services: vec![service(4, 40), service(6, 2)],
-                fill: vec![Fill { map: "flows", used: 3, max: 10 }],
+                fill: vec![Fill { map: "slots", used: 3, max: 10 }],
                 no_local: [(("IPv4", "external"), 2)].into(),
             })
         }
@@ -117,9 +117,9 @@ mod tests {
             "shunt_outcomes_total{program=\"connect\",outcome=\"no_endpoint\"} 12".to_owned(),
             format!("shunt_service_connections_total{{{labels}}} 42"),
             format!("shunt_service_refused_total{{{labels}}} 2"),
-            format!("shunt_service_bytes_total{{{labels}}} 18"),
-            "shunt_map_entries{map=\"flows\"} 3".to_owned(),
-            "shunt_map_max_entries{map=\"flows\"} 10".to_owned(),
+            format!("shunt_service_datagrams_total{{{labels}}} 18"),
+            "shunt_map_entries{map=\"slots\"} 3".to_owned(),
+            "shunt_map_max_entries{map=\"slots\"} 10".to_owned(),
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total\
              {ip_family=\"IPv4\",traffic_policy=\"external\"} 2"
                 .to_owned(),

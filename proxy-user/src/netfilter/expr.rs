@@ -149,6 +149,9 @@ pub enum Expr {
     /// Gives the connection another destination: only in chains of the type `nat` at `prerouting`
     /// and `output`. Ends the rule.
     DestinationNat { family: Family, addr: Register, port: Option<Register>, flags: NatFlags },
+    /// Gives the connection another source: only in chains of the type `nat` at `postrouting` and
+    /// `input`. Ends the rule.
+    SourceNat { family: Family, addr: Register, flags: NatFlags },
     /// Gives the connection the address of the device that it leaves by as its source: only in
     /// chains of the type `nat` at `postrouting`. Ends the rule.
     Masquerade { flags: NatFlags },
@@ -224,7 +227,7 @@ impl Expr {
             Self::InSet { .. } | Self::NotInSet { .. } | Self::Map { .. } => "lookup",
             Self::Hash { .. } => "hash",
             Self::Random { .. } => "numgen",
-            Self::DestinationNat { .. } => "nat",
+            Self::DestinationNat { .. } | Self::SourceNat { .. } => "nat",
             Self::Masquerade { .. } => "masq",
             Self::Reject(_) => "reject",
             Self::NoTrack => "notrack",
@@ -337,6 +340,13 @@ impl Expr {
                     flags |= NatFlags::PORTS;
                 }
                 w.word(7, flags);
+            }
+            Self::SourceNat { family, addr, flags } => {
+                const NFT_NAT_SNAT: u32 = 0;
+                w.word(1, NFT_NAT_SNAT);
+                w.word(2, u32::from(family.number()));
+                w.word(3, addr.number());
+                w.word(7, flags.0 | NatFlags::ADDRS);
             }
             // NFTA_MASQ_FLAGS.
             Self::Masquerade { flags } => {

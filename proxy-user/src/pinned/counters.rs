@@ -81,7 +81,6 @@ impl PinnedMaps {
                 fill("frontends", frontends.len() as u32, self.frontends.max),
                 fill("slots", slots, self.slots.max),
                 fill("services", services.len() as u32, self.services.max),
-                fill("flows", self.flows.len()?, self.flows.max),
                 fill("dns_names", self.dns_names.len()?, self.dns_names.max),
             ],
             no_local,

@@ -11,9 +11,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// The port of DNS servers (RFC 1035 section 4.2).
-pub(super) const DNS_PORT: u16 = 53;
 /// The longest label (RFC 1035 section 2.3.4).
 const LABEL_LEN: usize = 63;
 

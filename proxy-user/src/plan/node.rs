@@ -1,5 +1,5 @@
 //! The plan for the node itself: which devices the packet path is attached to, at which addresses
-//! NodePorts are reached, and what the source of SNAT is on each device.
+//! NodePorts are reached, and what clients are hidden behind.
 //!
 //! A pure function of the interfaces, the settings, and what the world says of the Node, the
 //! ServiceCIDRs and the pods that opt out.
@@ -9,7 +9,8 @@ use crate::model::{DetectLocal, Interface, Node, Warning, World};
 use crate::tables::{NodeRows, Prefix};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::Addr;
-use proxy_ebpf::node::{Device, LinkAddr, NodeAddr};
+use proxy_ebpf::node::{Device, DeviceFlags, NodeAddr};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// The settings that decide about devices and addresses.
@@ -35,9 +36,15 @@ pub struct NodePlan {
     pub rows: NodeRows,
     /// The interfaces that the packet path is attached to.
     pub attach: Vec<Interface>,
+    /// All addresses of the node.
+    pub own: BTreeSet<IpAddr>,
     /// What keeps pods from being told from outsiders.
     pub warnings: Vec<Warning>,
 }
+
+/// The device to which kube-proxy's mode ipvs gives every ClusterIP as an address, and which it
+/// leaves behind. None of them is the node's own.
+const LEFT_BY_IPVS: &str = "kube-ipvs0";
 
 /// Plans the node.
 pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSettings) -> NodePlan {
@@ -58,13 +65,13 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
     };
     let is_node = |i: &Interface| match &settings.devices {
         Some(patterns) => matches_any(patterns, &i.name),
-        None => !i.addrs.is_empty() && i.controller.is_none(),
+        None => (!i.addrs.is_empty() || i.default_route) && i.controller.is_none(),
     };
     let is_used = |i: &&Interface| is_pod(i) || is_local(i) || is_node(i);
     let attach: Vec<&Interface> =
         interfaces.iter().filter(|i| i.up && !i.loopback).filter(is_used).collect();
-    let node_devices = || attach.iter().filter(|i| !is_pod(i) && !is_local(i)).copied();
-    let primary = [false, true].map(|v6| primary(node_devices(), node, v6));
+    let own = || interfaces.iter().filter(|i| !is_pod(i) && !is_local(i) && i.name != LEFT_BY_IPVS);
+    let primary = [false, true].map(|v6| primary(own(), node, v6));
 
     let mut plan = NodePlan::default();
     let pods = match &settings.detect_local {
@@ -76,8 +83,8 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
     plan.warnings.extend(detection_warning(&settings.detect_local, bridge, node));
     plan.rows.service_cidrs =
         world.service_cidrs().map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
-    // The loopback interface too: a VIP that announces itself may be an address of `lo`.
-    for addr in interfaces.iter().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
+    // The loopback interface too: it may have a VIP that is announced, or the InternalIP itself.
+    for addr in own().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
         let v6 = addr.is_ipv6();
         let accepted = match &settings.node_port_addresses {
             Some(ranges) => {
@@ -86,34 +93,61 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
             }
             None => primary.contains(&Some(addr)) || is_only_of_family(node, !v6),
         };
-        let flags = if accepted { NodeAddr::NODE_PORT } else { NodeAddr::LOCAL };
-        plan.rows.addrs.insert(addr.into(), flags);
+        let is_service = || {
+            let networks = world.service_cidrs().unwrap_or_default();
+            networks.iter().any(|network| network.contains(addr))
+        };
+        if accepted {
+            plan.rows.addrs.insert(addr.into(), NodeAddr::NODE_PORT);
+        } else if is_service() {
+            plan.rows.addrs.insert(addr.into(), NodeAddr::OWN);
+        }
+        plan.own.insert(addr);
+    }
+    for interface in own() {
+        let has = |addr: &IpAddr| interface.addrs.iter().any(|own| own.ip() == *addr);
+        let sources = primary.iter().flatten().filter(|addr| has(addr));
+        plan.rows.sources.extend(sources.map(|addr| (interface.index, Addr::from(*addr))));
     }
     for interface in attach {
-        let own = |v6: bool| interface.addrs.iter().map(IpNetwork::ip).find(|a| a.is_ipv6() == v6);
-        let snat = |v6: bool| own(v6).or(primary[usize::from(v6)]).map_or_else(none, Addr::from);
         let names_off = world.opted_out_pods().is_some_and(|opted_out| {
             interface.pods.iter().any(|addr| opted_out.names.contains(addr))
         });
-        let pod = match (is_pod(interface), names_off) {
-            (true, true) => Device::POD | Device::NAMES_OFF,
-            (true, false) => Device::POD,
-            (false, _) if is_local(interface) => Device::LOCAL,
-            (false, _) => 0,
-        };
-        let netns = interface.peer_netns.unwrap_or(-1);
-        let device = Device { snat_v4: snat(false), snat_v6: snat(true), pod, netns };
-        plan.rows.devices.insert(interface.index, device);
-        if pod & Device::POD != 0 {
+        let flags = if is_pod(interface) {
+            let names = if names_off { DeviceFlags::NAMES_OFF } else { DeviceFlags::NODE };
+            let bridge = interfaces.iter().find(|i| interface.controller == Some(i.index));
+            let unseen = bridge.is_some_and(|bridge| bridge.unseen_bridge);
+            plan.warnings.extend(bridge.filter(|_| unseen).map(bridge_warning));
+            let bridge = if unseen { DeviceFlags::UNSEEN_BRIDGE } else { DeviceFlags::NODE };
             let addrs = interface.pods.iter().map(|addr| (Addr::from(*addr), interface.index));
             plan.rows.pod_addrs.extend(addrs);
-            let bridge = interfaces.iter().find(|i| interface.controller == Some(i.index));
-            let addr = bridge.and_then(|bridge| bridge.bridge_addr).map(LinkAddr::new);
-            plan.rows.bridges.extend(addr.map(|addr| (interface.index, addr)));
-        }
+            DeviceFlags::POD.with(names).with(bridge)
+        } else if is_local(interface) {
+            DeviceFlags::LOCAL
+        } else if interface.default_route {
+            DeviceFlags::UPLINK
+        } else {
+            DeviceFlags::NODE
+        };
+        let netns = interface.peer_netns.unwrap_or(-1);
+        plan.rows.devices.insert(interface.index, Device { flags, netns });
         plan.attach.push(interface.clone());
     }
+    plan.warnings.sort();
+    plan.warnings.dedup();
     plan
+}
+
+/// What comes of a bridge whose frames netfilter does not see.
+fn bridge_warning(bridge: &Interface) -> Warning {
+    Warning {
+        subject: format!("bridge {}", bridge.name),
+        message: "netfilter does not see what its ports send each other, so a pod that asks a pod \
+                  beside it through a Service seems to be the node: load the module br_netfilter \
+                  and set the sysctls net.bridge.bridge-nf-call-iptables and \
+                  net.bridge.bridge-nf-call-ip6tables to 1"
+            .to_owned(),
+    }
 }
 
 /// Why no pod is told from an outsider, if the node lacks what `detect_local` goes by.
@@ -136,10 +170,6 @@ fn detection_warning(
     Some(Warning { subject: "--detect-local-mode".to_owned(), message })
 }
 
-const fn none() -> Addr {
-    Addr::UNSPECIFIED_V6
-}
-
 /// Whether the Node has InternalIPs, and all are of one family.
 fn is_only_of_family(node: Option<&Node>, v6: bool) -> bool {
     let internal_ips = node.map_or(&[][..], |node| &node.internal_ips);
@@ -147,7 +177,7 @@ fn is_only_of_family(node: Option<&Node>, v6: bool) -> bool {
 }
 
 /// The node's primary address of a family: its first InternalIP that is here, or else the first
-/// address of the first device.
+/// address of the first device that is not loopback.
 fn primary<'a>(
     mut devices: impl Iterator<Item = &'a Interface> + Clone,
     node: Option<&Node>,
@@ -158,7 +188,10 @@ fn primary<'a>(
         node.internal_ips.iter().find(|ip| ip.is_ipv6() == v6 && here(ip)).copied()
     });
     internal.or_else(|| {
-        devices.find_map(|i| i.addrs.iter().map(IpNetwork::ip).find(|ip| ip.is_ipv6() == v6))
+        devices
+            .by_ref()
+            .filter(|i| !i.loopback)
+            .find_map(|i| i.addrs.iter().map(IpNetwork::ip).find(|ip| ip.is_ipv6() == v6))
     })
 }
 

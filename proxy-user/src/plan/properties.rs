@@ -174,7 +174,7 @@ fn one_by_one((services, slices, node): (Vec<Service>, Vec<Slice>, Node)) -> Vec
 }
 
 fn from_scratch(world: &World) -> Planner {
-    let mut planner = Planner::new(OWN_NODE).with_names(examples::name("a"));
+    let mut planner = Planner::new(OWN_NODE).with_names();
     let delta = planner.update(world, &EVERYTHING());
     let mut tables = Tables::default();
     tables.apply(&delta);
@@ -183,8 +183,7 @@ fn from_scratch(world: &World) -> Planner {
 }
 
 fn planned(changes: impl IntoIterator<Item = Change>) -> (World, Planner) {
-    let (mut world, mut planner) =
-        (World::default(), Planner::new(OWN_NODE).with_names(examples::name("a")));
+    let (mut world, mut planner) = (World::default(), Planner::new(OWN_NODE).with_names());
     for change in changes {
         let touched = world.apply(change);
         let _delta = planner.update(&world, &touched);
@@ -198,7 +197,7 @@ proptest! {
     fn incremental_equals_from_scratch(
         batches in vec(vec(change(), 0..4), 0..12),
     ) {
-        let (mut world, mut planner) = (World::default(), Planner::new(OWN_NODE).with_names(examples::name("a")));
+        let (mut world, mut planner) = (World::default(), Planner::new(OWN_NODE).with_names());
         let mut tables = Tables::default();
         for batch in batches {
             let mut touched = Touched::default();

@@ -12,6 +12,8 @@ pub(super) enum About {
     Addr,
     /// A frontend that two of the Service's ports ask for.
     TwoPorts,
+    /// A ClusterIP that the node has as an address.
+    OwnAddr,
     /// A NodePort that is not served.
     NodePort,
 }

@@ -3,7 +3,6 @@
 //! A pure function of the Service, its slices and the [`Place`]. Other Services do not matter
 //! here; who gets a contested frontend is decided in `claims`.
 
-use super::dns::DNS_PORT;
 use super::remarks::{About, Remarks};
 use super::{backends, sources};
 use crate::model::{ObjectName, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
@@ -28,10 +27,18 @@ pub(super) struct Place<'a> {
     pub(super) node_ips: &'a [IpAddr],
     /// Whether `spec.externalIPs` are served.
     pub(super) external_ips: bool,
+    /// The node's own addresses.
+    pub(super) own_addrs: &'a BTreeSet<IpAddr>,
     /// The NodePorts that the programs look for.
     pub(super) node_ports: NodePortRange,
-    /// The DNS service, if queries to it may be answered on their way.
-    pub(super) dns_service: Option<&'a ObjectName>,
+}
+
+impl Place<'_> {
+    /// Whether `addr` is one of the node's own, as NodeLocal DNSCache makes the ClusterIP of the
+    /// DNS service: then the node answers there.
+    fn is_own(&self, addr: Addr) -> bool {
+        self.own_addrs.contains(&addr.into())
+    }
 }
 
 /// What one Service needs.
@@ -174,10 +181,16 @@ fn plan_frontends(
         });
     }
 
-    // One of its ports answers for all that the Service does not have.
-    plan.frontends
-        .entry(FrontendKey::address(cluster_ip))
-        .or_insert(FrontendRow { service: key.clone(), flags: FrontendFlags::REFUSED });
+    if place.is_own(cluster_ip) {
+        plan.remarks.add(About::OwnAddr, || {
+            format!("{cluster_ip} is an address of this node, which answers there by itself")
+        });
+    } else {
+        // One of its ports answers for all that the Service does not have.
+        plan.frontends
+            .entry(FrontendKey::address(cluster_ip))
+            .or_insert(FrontendRow { service: key.clone(), flags: FrontendFlags::REFUSED });
+    }
 }
 
 /// The row of `port` in `family`, and how many endpoints do not fit into it.
@@ -215,12 +228,10 @@ fn frontends(
     let external = local(service.external_policy, FrontendFlags::EXTERNAL_LOCAL);
 
     let at = |addr| FrontendKey::service(addr, port.port, port.proto);
-    let is_dns = port.port.number() == DNS_PORT && port.proto == Proto::UDP;
-    let dns = match place.dns_service {
-        Some(name) if is_dns && *name == service.name => FrontendFlags::DNS,
-        _ => FrontendFlags::NONE,
-    };
-    let mut frontends = vec![(at(cluster_ip), internal.with(dns))];
+    let mut frontends = Vec::new();
+    if !place.is_own(cluster_ip) {
+        frontends.push((at(cluster_ip), internal));
+    }
     if let Some(number) = node_port(service, port).filter(|&n| place.node_ports.contains(n)) {
         let key = FrontendKey::node_port(cluster_ip, number, port.proto);
         frontends.push((key, FrontendFlags::NODE_PORT.with(external)));

@@ -61,27 +61,6 @@ fn external_ips_can_be_turned_off() {
 }
 
 #[test]
-fn queries_to_the_dns_service_are_left_to_the_veth() {
-    let mut service = examples::service("kube-dns", addr(1));
-    let tcp = service.ports[0].clone();
-    let port = |number, proto| ServicePort { port: Port::new(number), proto, ..tcp.clone() };
-    service.ports = vec![port(53, Proto::UDP), port(53, Proto::TCP), port(9153, Proto::UDP)];
-    let mut other = examples::service("web", addr(2));
-    other.ports = service.ports.clone();
-    let (world, touched) = world(vec![service, other], vec![]);
-    let flagged = |planner: Planner| {
-        let delta = { planner }.update(&world, &touched);
-        let rows = delta.frontends.into_iter().filter_map(|(key, row)| Some((key, row?)));
-        rows.filter(|(_, row)| row.flags.has(FrontendFlags::DNS)).map(|(key, _)| key).collect()
-    };
-    let planner = || Planner::new("node-a");
-    let left: Vec<_> = flagged(planner().with_names(examples::name("kube-dns")));
-    assert_eq!(left, [FrontendKey::service(addr(1).into(), Port::new(53), Proto::UDP)]);
-    let left: Vec<_> = flagged(planner());
-    assert_eq!(left, []);
-}
-
-#[test]
 fn service_without_a_cluster_ip_gets_nothing_and_no_warning() {
     let mut service = examples::service("web", addr(1));
     service.cluster_ips.clear();

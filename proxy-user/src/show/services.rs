@@ -40,14 +40,12 @@ pub struct ServiceRow {
     /// The networks that `loadBalancerSourceRanges` open its balancer's addresses to; empty if
     /// they are open to all.
     pub source_ranges: Vec<IpNetwork>,
-    /// Connections and flows that were given a backend.
+    /// Connections of TCP and SCTP that were given a backend.
     pub connections: u64,
-    /// Connections and flows that were refused or dropped.
+    /// Datagrams of UDP that were given a backend.
+    pub datagrams: u64,
+    /// Connections and datagrams that were refused or dropped.
     pub refused: u64,
-    /// Packets of the packet path.
-    pub packets: u64,
-    /// Bytes of those packets.
-    pub bytes: u64,
 }
 
 /// A frontend, as it is shown.
@@ -116,9 +114,8 @@ pub fn services(snapshot: &Snapshot, filter: &Filter) -> Vec<ServiceRow> {
                     .copied()
                     .collect(),
                 connections: counters.connections,
+                datagrams: counters.datagrams,
                 refused: counters.refused,
-                packets: counters.packets,
-                bytes: counters.bytes,
             }
         });
     rows.collect()
@@ -134,9 +131,8 @@ impl Row for ServiceRow {
         column("READY"),
         column("LOCAL"),
         column("CONNECTIONS"),
+        column("DATAGRAMS"),
         column("REFUSED"),
-        wide("PACKETS"),
-        wide("BYTES"),
         wide("AFFINITY"),
         wide("SOURCES"),
         wide("FAMILY"),
@@ -155,9 +151,8 @@ impl Row for ServiceRow {
             judged(format!("{}/{}", self.ready, self.cluster), self.ready > 0),
             Cell::new(if has_local { self.local.to_string() } else { "-".into() }),
             Cell::new(self.connections),
+            Cell::new(self.datagrams),
             Cell::new(self.refused),
-            Cell::new(self.packets),
-            Cell::new(self.bytes),
             Cell::new(match self.affinity_seconds {
                 0 => "-".into(),
                 seconds => super::span(seconds.into()),

@@ -99,7 +99,7 @@ impl StatusReport {
                         Outcome::NotOurs
                             | Outcome::Chosen
                             | Outcome::Matched
-                            | Outcome::PortChanged
+                            | Outcome::LeftToPackets
                     ),
                 })
                 .collect(),

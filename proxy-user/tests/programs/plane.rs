@@ -229,7 +229,7 @@ impl Plane {
         rows.cluster_cidrs = self.cluster_cidrs.iter().copied().map(Prefix::from).collect();
         rows.service_cidrs = Some(self.service_cidrs.iter().copied().map(Prefix::from).collect());
         rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod, netns: -1 });
-        self.dataplane.write_node(&rows).unwrap();
+        assert!(self.dataplane.write_node(&rows).1.is_empty());
     }
 
     /// Makes the one device be a pod's veth with the flags `pod`, where `addrs` are the pod's.
@@ -238,7 +238,7 @@ impl Plane {
         let mut rows = NodeRows::default();
         rows.devices.insert(DEVICE, Device { pod, ..Device::default() });
         rows.pod_addrs = addrs.iter().map(|addr| (Addr::from(*addr), DEVICE)).collect();
-        self.dataplane.write_node(&rows).unwrap();
+        assert!(self.dataplane.write_node(&rows).1.is_empty());
     }
 
     /// Hands `packet` to the program that answers names. Returns what becomes of it, and the one

@@ -19,6 +19,8 @@ type Neighbour = (u32, Option<IpAddr>, Vec<u8>);
 /// What the tables say.
 #[derive(Default)]
 pub(super) struct Pods {
+    /// The devices that default routes lead to.
+    defaults: BTreeSet<u32>,
     routes: BTreeSet<(u32, IpAddr)>,
     neighbours: BTreeSet<Neighbour>,
 }
@@ -38,6 +40,7 @@ impl Pods {
                 .await
                 .map_err(|e| DevicesError::List("routes", e))?;
             pods.routes.extend(routes.iter().filter_map(host_route));
+            pods.defaults.extend(routes.iter().flat_map(default_devices));
         }
         for family in [AddressFamily::Unspec, AddressFamily::Bridge] {
             let request = handle.neighbours().get().set_address_family(family);
@@ -49,6 +52,11 @@ impl Pods {
             pods.neighbours.extend(neighbours.iter().filter_map(neighbour));
         }
         Ok(pods)
+    }
+
+    /// Whether a default route leads to `device`.
+    pub(super) fn has_default_route(&self, device: u32) -> bool {
+        self.defaults.contains(&device)
     }
 
     /// The addresses that each device leads to.
@@ -80,10 +88,24 @@ impl Pods {
             }
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message),
-            ) => host_route(message).is_some(),
+            ) => host_route(message).is_some() || !default_devices(message).is_empty(),
             _ => true,
         }
     }
+}
+
+/// The devices of a default route, which may have several hops.
+fn default_devices(route: &RouteMessage) -> Vec<u32> {
+    let is_default = route.header.destination_prefix_length == 0;
+    if !is_default || route.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let devices = route.attributes.iter().flat_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    });
+    devices.collect()
 }
 
 /// The device and the address of a route for one address that needs no router.

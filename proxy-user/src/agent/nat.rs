@@ -1,0 +1,70 @@
+//! Follows what others change in the tables `shunt` of nftables, such as a firewall that starts
+//! anew and flushes the rule set.
+//!
+//! Takes nftables' events; tells the agent that it has to look. Never writes.
+
+use super::report::{Problems, chain};
+use crate::model::Warning;
+use crate::nat::TABLE;
+use crate::netfilter::{Event, Events, NetfilterError, NetlinkPort};
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// How soon the events are followed again after an error.
+const RETRY: Duration = Duration::from_secs(1);
+/// How many doubts may wait; one is enough to make the agent look.
+pub(super) const DOUBTS: usize = 4;
+
+/// What speaks against the tables being as the agent left them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Doubt {
+    /// Somebody else has changed them.
+    Changed,
+    /// Events were lost: the agent's own, if nobody else has changed any table.
+    Unsure,
+}
+
+/// Sends a doubt whenever there is reason for one. `own` is the agent's name in the events.
+pub(super) fn spawn_watch(
+    tasks: &mut JoinSet<()>,
+    own: NetlinkPort,
+    problems: Problems,
+    doubts: mpsc::Sender<Doubt>,
+) {
+    tasks.spawn(async move {
+        loop {
+            let Err(error) = watch(own, &problems, &doubts).await;
+            let subject = "events of nftables".to_owned();
+            problems.set("nftables", vec![Warning { subject, message: chain(&error) }]);
+            tokio::time::sleep(RETRY).await;
+        }
+    });
+}
+
+async fn watch(
+    own: NetlinkPort,
+    problems: &Problems,
+    doubts: &mpsc::Sender<Doubt>,
+) -> Result<Infallible, NetfilterError> {
+    let mut events = Events::open()?;
+    problems.set("nftables", Vec::new());
+    let tell = |doubt| {
+        // Of a full queue the agent has enough to look.
+        let _full = doubts.try_send(doubt);
+    };
+    // Something may have happened before.
+    tell(Doubt::Unsure);
+    loop {
+        for event in events.next().await? {
+            match event {
+                Event::Changed(change) if change.table.name == TABLE && change.by != own => {
+                    tell(Doubt::Changed);
+                }
+                Event::Changed(_) | Event::Done(_) => {}
+                Event::Lost => tell(Doubt::Unsure),
+            }
+        }
+    }
+}
