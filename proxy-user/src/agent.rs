@@ -8,6 +8,7 @@ mod clock;
 mod contests;
 mod dns;
 mod judge;
+mod layouts;
 mod nat;
 mod node;
 mod opt_out;
@@ -157,6 +158,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         retry_delay: retry::FIRST_DELAY,
         reclaim: None,
         opt_out: OptOut::default(),
+        spares_redirected: config.socket_path == SocketPath::Auto,
         contests: Contests::new(notices),
         udp_changed,
         nat_doubts,
@@ -251,6 +253,8 @@ struct Agent {
     /// Waits for the programs that may still read what was replaced.
     reclaim: Option<JoinHandle<Option<Quarantine>>>,
     opt_out: OptOut,
+    /// Whether pods whose connections somebody redirects opt out too.
+    spares_redirected: bool,
     contests: Contests,
     /// Tells that UDP sockets may have lost their backend.
     udp_changed: Arc<Notify>,
@@ -331,7 +335,8 @@ impl Agent {
         let touched = self.world.apply(change);
         self.touched.merge(touched);
         if let Some(pods) = self.world.opted_out_pods() {
-            self.opt_out.set(&pods.socket_path);
+            let redirected = pods.redirected.iter().filter(|_| self.spares_redirected);
+            self.opt_out.set(pods.socket_path.iter().chain(redirected).cloned().collect());
         }
         if is_node {
             self.health.node(self.world.node());
@@ -394,18 +399,6 @@ impl Agent {
         self.finish_pass(began);
     }
 
-    /// Ends what agents of other layouts have left, now that everything is served without it.
-    fn remove_other_layouts(&self) {
-        match loader::remove_other_layouts(&self.bpffs_root) {
-            Ok(removed) => {
-                for layout in removed {
-                    tracing::info!(layout, "removed what an agent of another version had left");
-                }
-            }
-            Err(error) => tracing::warn!("what another version has left stays: {error}"),
-        }
-    }
-
     fn finish_pass(&mut self, began: Instant) {
         let now = Timestamp::now();
         self.last_pass = Some(Instant::now());
@@ -430,17 +423,6 @@ impl Agent {
             if self.applier.set_output(addrs, self.node.is_socket_path_off()) {
                 self.next_pass = Some(Instant::now());
             }
-        }
-    }
-
-    /// Fills the tables of nftables anew, at once, unless they are sure to be as they were left.
-    fn mend_nat(&mut self, mut doubt: Doubt) {
-        while let Ok(another) = self.nat_doubts.try_recv() {
-            doubt = if another == Doubt::Changed { another } else { doubt };
-        }
-        if self.synced && (doubt == Doubt::Changed || !self.node.is_nat_untouched()) {
-            self.applier.doubt_nat();
-            self.next_pass = Some(Instant::now());
         }
     }
 

@@ -22,6 +22,9 @@ use std::sync::Arc;
 pub struct OptedOut {
     /// The UIDs, as the kubelet names cgroups by, of those that want the packet path alone.
     pub socket_path: BTreeSet<Arc<str>>,
+    /// The UIDs of pods whose connections somebody redirects or emulates, and which are better left
+    /// alone too.
+    pub redirected: BTreeSet<Arc<str>>,
     /// The addresses of those that want their names from the DNS service.
     pub names: BTreeSet<IpAddr>,
 }
@@ -30,6 +33,7 @@ impl OptedOut {
     /// With what `other` opted out of.
     pub fn extend(&mut self, other: &Self) {
         self.socket_path.extend(other.socket_path.iter().cloned());
+        self.redirected.extend(other.redirected.iter().cloned());
         self.names.extend(&other.names);
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Takes nftables' events; tells the agent that it has to look. Never writes.
 
+use super::Agent;
 use super::report::{Problems, chain};
 use crate::model::Warning;
 use crate::nat::TABLE;
@@ -11,6 +12,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// How soon the events are followed again after an error.
 const RETRY: Duration = Duration::from_secs(1);
@@ -65,6 +67,19 @@ async fn watch(
                 Event::Changed(_) | Event::Done(_) => {}
                 Event::Lost => tell(Doubt::Unsure),
             }
+        }
+    }
+}
+
+impl Agent {
+    /// Fills the tables of nftables anew, at once, unless they are sure to be as they were left.
+    pub(super) fn mend_nat(&mut self, mut doubt: Doubt) {
+        while let Ok(another) = self.nat_doubts.try_recv() {
+            doubt = if another == Doubt::Changed { another } else { doubt };
+        }
+        if self.synced && (doubt == Doubt::Changed || !self.node.is_nat_untouched()) {
+            self.applier.doubt_nat();
+            self.next_pass = Some(Instant::now());
         }
     }
 }

@@ -30,9 +30,9 @@ pub(super) struct OptOut {
 
 impl OptOut {
     /// The pods are those with these `uids` from now on.
-    pub(super) fn set(&mut self, uids: &BTreeSet<Arc<str>>) {
-        if self.uids.as_ref() != Some(uids) {
-            self.uids = Some(uids.clone());
+    pub(super) fn set(&mut self, uids: BTreeSet<Arc<str>>) {
+        if self.uids.as_ref() != Some(&uids) {
+            self.uids = Some(uids);
             self.wait = FIRST_WAIT;
             self.next_search = Some(Instant::now());
         }

@@ -6,6 +6,7 @@
 
 mod address;
 mod intern;
+mod redirected;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -183,9 +184,12 @@ impl Converter {
         if matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             return opted_out;
         }
+        let uid = static_uid(object).or(metadata.uid.as_deref());
+        let uid = uid.map(|uid| self.strings.intern(uid));
         if annotation(metadata, SOCKET_PATH) == Some("off") {
-            let uid = static_uid(object).or(metadata.uid.as_deref());
-            opted_out.socket_path.extend(uid.map(|uid| self.strings.intern(uid)));
+            opted_out.socket_path.extend(uid);
+        } else if redirected::is_redirected(object) {
+            opted_out.redirected.extend(uid);
         }
         if annotation(metadata, DNS) == Some("off") {
             let addrs =

@@ -226,6 +226,7 @@ pub struct Pod {
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
     pub node_name: Option<String>,
+    pub runtime_class_name: Option<String>,
 }
 
 /// `status` of a Pod.
