@@ -130,6 +130,9 @@ pub(crate) async fn make_netns(name: &str, role: Role, rp_filter: RpFilter) -> R
             // Else a client would learn ways around the node that it asks.
             ("ipv4/conf/all/send_redirects", "0"),
             ("ipv4/conf/default/send_redirects", "0"),
+            // Every refusal is told: a test asks more than the kernel would answer in a second.
+            ("ipv4/icmp_ratelimit", "0"),
+            ("ipv6/icmp/ratelimit", "0"),
         ]);
     }
     Netns::create(name, &sysctls).await
@@ -188,8 +191,11 @@ impl Fabric {
     }
 }
 
-/// Prepares a node for its pods.
+/// Prepares a node for its pods. What it has no better route for goes to the fabric, which
+/// throws it away.
 pub(crate) async fn prepare_node(cni: Cni, node: &Netns, number: u8) -> Result<()> {
+    node.add_route(network(Ipv4Addr::UNSPECIFIED, 0), Via::Gateway(FABRIC.v4.into())).await?;
+    node.add_route(network(Ipv6Addr::UNSPECIFIED, 0), Via::Gateway(FABRIC.v6.into())).await?;
     if matches!(cni, Cni::Bridge | Cni::Vxlan) {
         node.add_bridge(BRIDGE, "cni0").await?;
         let [v4, v6] = pod_networks(number);

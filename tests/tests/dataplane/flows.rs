@@ -1,11 +1,9 @@
-//! Flows: what the packet path remembers, how ports are given out, and what comes after what.
+//! Ports of clients: used again at once, for several services at a time, for a backend itself.
 
-use crate::scene::{Path, Scene, answer, node_port, reaches, sockets, vip};
+use crate::scene::{Path, Scene, answer, node_port, vip};
 use anyhow::{Context, Result};
-use lab::cluster::eventually;
-use lab::{Ask, Cni, FailureKind, Load, Machine, Pattern, Pod, Reply, Serve};
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use lab::{Ask, Cni, Load, Machine, Pattern, Pod, Reply, Serve};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -96,70 +94,12 @@ async fn a_used_port_may_ask_another_service_on_the_same_backend() -> Result<()>
     Ok(())
 }
 
-/// The rows of `shunt flows` on the first node, for connections from `client`.
-async fn flows_from(scene: &Scene, client: SocketAddr) -> Result<Vec<Value>> {
-    let rows = scene.cluster.shunt(0, &["flows"]).await?;
-    let rows = rows.as_array().context("rows")?;
-    Ok(rows.iter().filter(|row| row["client"] == json!(client)).cloned().collect())
-}
-
-#[tokio::test]
-async fn a_flow_names_client_frontend_backend_and_snat() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.start(Path::Packet).await?;
-    let outsider = scene.routed_outsider().await?;
-    let node = scene.cluster.lab.node(0);
-    let facts = [(&*scene.client, vip(1), false), (&outsider, vip(1), true)];
-    for (from, to, snat) in facts {
-        for (family, to) in to.into_iter().enumerate() {
-            let socket = from.open(Ask::tcp(to)).await?;
-            let reply = socket.ask().await?;
-            let rows = flows_from(&scene, reply.local).await?;
-            let [row] = &rows[..] else { panic!("{} → {to}: {rows:?}", from.name()) };
-            assert_eq!(row["frontend"], json!(to), "{row}");
-            assert_eq!(row["backend"], json!(scene.web[1].addrs().at(8080)[family]), "{row}");
-            assert_eq!(row["service"], json!("default/svc-1:web"), "{row}");
-            assert_eq!(row["state"], json!("established"), "{row}");
-            if snat {
-                assert_eq!(row["snat"], json!(reply.client), "what the backend sees: {row}");
-                assert_eq!(reply.client.ip(), node.addrs().at(0)[family].ip());
-            } else {
-                assert_eq!((&row["snat"], reply.client), (&Value::Null, reply.local), "{row}");
-            }
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_new_connection_of_an_old_port_forgets_how_the_old_one_ended() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.start(Path::Packet).await?;
-    let outsider = scene.routed_outsider().await?;
-    for from in [&*scene.client, &outsider] {
-        for (family, to) in vip(1).into_iter().enumerate() {
-            let ask = Ask::tcp(to).from(from.addrs().at(7_000)[family]);
-            // Ends with a reset.
-            let once = Load::new(ask.clone()).lasting(Duration::from_millis(20));
-            assert!(from.load(once).await?.answered() > 0);
-            let socket = from.open(ask).await?;
-            let local = socket.ask().await?.local;
-            let rows = flows_from(&scene, local).await?;
-            let [row] = &rows[..] else { panic!("{} → {to}: {rows:?}", from.name()) };
-            assert_eq!(row["state"], json!("established"), "{} → {to}: {row}", from.name());
-        }
-    }
-    Ok(())
-}
-
 /// Asks both in turn, twice; `ask` gives the reply of the first or the second.
 async fn in_turn(
     what: &str,
     tos: [SocketAddr; 2],
     ask: impl AsyncFn(usize) -> Result<Reply>,
-) -> Result<[Reply; 2]> {
+) -> Result<()> {
     let [first, second] = [ask(0).await?, ask(1).await?];
     for (index, before) in [&first, &second].into_iter().enumerate() {
         let reply = ask(index).await?;
@@ -168,7 +108,7 @@ async fn in_turn(
     assert_eq!(first.local.port(), second.local.port(), "{what}");
     assert_ne!(first.client, second.client, "{what}: the backend tells them apart");
     assert_eq!(first.client.ip(), second.client.ip(), "{what}");
-    Ok([first, second])
+    Ok(())
 }
 
 #[tokio::test]
@@ -188,10 +128,7 @@ async fn one_client_port_may_ask_two_services_on_one_backend_at_once() -> Result
                 let open = async |to| from.open(Ask::tcp(to).from(own).timeout(AT_ONCE)).await;
                 let sockets = [open(one).await?, open(two).await?];
                 let ask = async |index: usize| Ok(sockets[index].ask().await?);
-                let [_, second] = in_turn(&what, [one, two], ask).await?;
-                let rows = flows_from(&scene, second.local).await?;
-                let row = rows.iter().find(|row| row["frontend"] == json!(two));
-                assert_eq!(row.context("a flow")?["snat"], json!(second.client), "{what}");
+                in_turn(&what, [one, two], ask).await?;
 
                 let socket = from.open(Ask::udp_unconnected(one).timeout(AT_ONCE)).await?;
                 let ask = async |index: usize| Ok(socket.ask_of([one, two][index]).await?);
@@ -199,93 +136,30 @@ async fn one_client_port_may_ask_two_services_on_one_backend_at_once() -> Result
             }
         }
     }
-    assert!(scene.outcome("ingress", "port_changed").await? >= 16);
-    assert_eq!(scene.outcome("ingress", "collision").await?, 0);
-    Ok(())
-}
-
-#[tokio::test]
-async fn snat_ports_lie_in_their_range() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61163")]).await?;
-    let outsider = scene.cluster.lab.add_client("outsider").await?;
-    let node = scene.cluster.lab.node(0);
-    for ask in sockets(node.addrs().at(node_port(1))) {
-        let mut ports = BTreeSet::new();
-        for _ in 0..5 {
-            ports.insert(answer("SNAT", &outsider, &ask).await?.client.port());
-        }
-        assert!(ports.iter().all(|port| (61_100..61_164).contains(port)), "{ask:?} {ports:?}");
-        assert_eq!(ports.len(), 5, "one port for each flow: {ask:?} {ports:?}");
-    }
     Ok(())
 }
 
 /// Else the answers to the node's own socket would go to the client.
 #[tokio::test]
-async fn no_snat_port_is_one_where_the_node_has_a_socket() -> Result<()> {
+async fn a_hidden_client_never_has_the_port_of_the_nodes_own_connection() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
     scene.publish(1, &[&scene.web[1]])?;
-    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61103")]).await?;
+    scene.start(Path::Socket).await?;
     let outsider = scene.cluster.lab.add_client("outsider").await?;
     let node = scene.cluster.lab.node(0);
     let backends = scene.web[1].addrs().at(8080);
     for (family, to) in node.addrs().at(node_port(1)).into_iter().enumerate() {
         for ask in [Ask::tcp, Ask::udp] {
-            let own = node.addrs().at(61_102)[family];
+            let (own, theirs) =
+                (node.addrs().at(7_000)[family], outsider.addrs().at(7_000)[family]);
             let socket = node.open(ask(backends[family]).from(own)).await?;
-            let mut ports = BTreeSet::new();
-            let mut open = Vec::new();
-            for _ in 0..3 {
-                let client = outsider.open(ask(to)).await?;
-                ports.insert(client.ask().await?.client.port());
-                open.push(client);
-            }
-            assert_eq!(ports, BTreeSet::from([61_100, 61_101, 61_103]), "{:?}", ask(to));
             assert_eq!(socket.ask().await?.client, own);
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn without_a_free_snat_port_a_flow_is_dropped_and_counted_and_others_go_on() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.publish(2, &[&scene.web[0]])?;
-    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61107")]).await?;
-    let outsider = scene.cluster.lab.add_client("outsider").await?;
-    let node = scene.cluster.lab.node(0);
-    let at = |number| node.addrs().at(node_port(number));
-    for to in at(1) {
-        let mut open = Vec::new();
-        for _ in 0..8 {
-            open.push(outsider.open(Ask::tcp(to)).await?);
-        }
-        let before = scene.outcome("egress", "snat_exhausted").await?;
-        let ninth = outsider.open(Ask::tcp(to).timeout(AT_ONCE)).await.err().context("a ninth")?;
-        assert_eq!(ninth.kind, FailureKind::TimedOut, "{ninth}");
-        assert!(scene.outcome("egress", "snat_exhausted").await? > before);
-        for socket in &open {
-            assert_eq!(socket.ask().await?.name, "web-1");
-        }
-    }
-    let own = outsider.addrs();
-    reaches("no SNAT, no limit", &outsider, sockets(at(2)), &[(&scene.web[0], own)]).await
-}
-
-#[tokio::test]
-async fn ended_connections_give_their_snat_ports_back() -> Result<()> {
-    let mut scene = Scene::strict(Cni::Routed).await?;
-    let closing = add_closing_pod(&scene).await?;
-    scene.publish(1, &[&scene.web[1]])?;
-    scene.publish(2, &[&closing])?;
-    scene.start_with(Path::Socket, &[("--snat-port-range", "61100-61163")]).await?;
-    let outsider = scene.cluster.lab.add_client("outsider").await?;
-    for (number, pattern) in ENDINGS {
-        for to in scene.cluster.lab.node(0).addrs().at(node_port(number)) {
-            all_answered(&outsider, Ask::tcp(to), pattern, 200).await?;
+            let client = outsider.open(ask(to).from(theirs)).await?;
+            for _ in 0..2 {
+                let seen = client.ask().await?.client;
+                assert_eq!((seen.ip(), seen.port() == 7_000), (own.ip(), false), "{:?}", ask(to));
+                assert_eq!(socket.ask().await?.client, own);
+            }
         }
     }
     Ok(())
@@ -309,9 +183,7 @@ async fn a_port_that_asked_a_service_may_ask_its_backend_next() -> Result<()> {
             let own = from.addrs().at(7_000)[family];
             for ask in [Ask::tcp, Ask::udp] {
                 let _reply = answer("the service", from, &ask(to).from(own)).await?;
-                let next = ask(backend).from(own).timeout(Duration::from_millis(300));
-                let asked = async || from.ask(next.clone()).await;
-                let reply = eventually("its backend", asked, Result::is_ok).await??;
+                let reply = from.ask(ask(backend).from(own).timeout(AT_ONCE)).await?;
                 assert_eq!((reply.name.as_str(), reply.peer), ("web-1", backend));
             }
         }
@@ -320,20 +192,22 @@ async fn a_port_that_asked_a_service_may_ask_its_backend_next() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_client_port_may_ask_one_backend_over_both_paths_in_turn() -> Result<()> {
+async fn one_client_port_may_ask_one_backend_by_two_frontends_in_turn() -> Result<()> {
     let mut scene = Scene::strict(Cni::Routed).await?;
     scene.publish(1, &[&scene.web[1]])?;
-    // ClusterIPs are for the packet path then, and NodePorts for the socket path.
+    // Clients of ClusterIPs are hidden then, and those of NodePorts are seen.
     scene.start_with(Path::Socket, &[("--masquerade-all", "true")]).await?;
     let Scene { cluster, client, web: [_, web_1] } = &scene;
     let node = cluster.lab.node(0).addrs();
     for (family, own) in client.addrs().at(7_000).into_iter().enumerate() {
         let asked = [(vip(1)[family], node), (node.at(node_port(1))[family], client.addrs())];
         for (to, seen) in asked.into_iter().cycle().take(8) {
-            let reply = client.ask(Ask::udp(to).from(own).timeout(AT_ONCE)).await;
-            let reply = reply.with_context(|| format!("ask {to}"))?;
-            assert_eq!(reply.name, web_1.name(), "{to}");
-            assert_eq!(reply.client.ip(), seen.at(0)[family].ip(), "{to}");
+            for ask in [Ask::tcp, Ask::udp] {
+                let reply = client.ask(ask(to).from(own).timeout(AT_ONCE)).await;
+                let reply = reply.with_context(|| format!("ask {to}"))?;
+                assert_eq!(reply.name, web_1.name(), "{to}");
+                assert_eq!(reply.client.ip(), seen.at(0)[family].ip(), "{to}");
+            }
         }
     }
     Ok(())

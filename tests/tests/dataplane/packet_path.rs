@@ -55,9 +55,8 @@ async fn clients_are_seen(cni: Cni, devices: &str) -> Result<()> {
     reaches("also by a NodePort", client, sockets(node.at(node_port(1))), &all).await?;
 
     // A backend that asks itself would answer itself, past the node. The node speaks from the
-    // address of the device that leads to the pod, if that has one.
-    let seen = if (cni, devices) == (Cni::Bridge, "eth0") { node } else { GATEWAY };
-    let itself = [(&**client, seen)];
+    // address of the device that leads to the pod.
+    let itself = [(&**client, GATEWAY)];
     reaches("itself as the node", client, sockets(vip(2)), &itself).await?;
     reaches("also by a NodePort", client, sockets(node.at(node_port(2))), &itself).await?;
 

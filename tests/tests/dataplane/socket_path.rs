@@ -1,5 +1,6 @@
-//! The socket path: a destination is translated when a socket connects or sends.
+//! The socket path: a TCP socket is translated as it connects; its datagrams go by packets.
 
+use crate::everyone::only;
 use crate::scene::{Path, Scene, answer, mapped_sockets, node_port, reaches, serve, sockets, vip};
 use anyhow::Result;
 use futures::future::try_join_all;
@@ -9,6 +10,9 @@ use lab::{Addrs, Ask, Load, Serve, Transport};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+/// The first node's addresses on the devices of its pods.
+const GATEWAY: Addrs =
+    Addrs { v4: Ipv4Addr::new(10, 244, 1, 1), v6: Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 1) };
 const LOOPBACK: Addrs = Addrs { v4: Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
 
 /// Scenarios 17 and 26.
@@ -39,17 +43,21 @@ async fn a_process_of_the_node_reaches_services_as_a_pod_does() -> Result<()> {
     scene.start(Path::Socket).await?;
     let (node, [web_0, web_1]) = (scene.cluster.lab.node(0), &scene.web);
     let own = node.addrs();
-    for (fact, to) in [
-        ("ClusterIP", vip(1)),
-        ("its own NodePort", own.at(node_port(1))),
-        ("the NodePort on loopback", LOOPBACK.at(node_port(1))),
-    ] {
+    for (fact, to) in [("ClusterIP", vip(1)), ("its own NodePort", own.at(node_port(1)))] {
         reaches(fact, node, sockets(to), &[(web_1, own)]).await?;
         reaches(fact, node, mapped_sockets(to), &[(web_1, own)]).await?;
     }
-    // To its own pods it speaks from the address of the device that leads to them.
-    let gateway = Addrs { v4: [10, 244, 1, 1].into(), v6: "fd00:244:1::1".parse()? };
-    reaches("a backend here", node, sockets(vip(2)), &[(web_0, gateway)]).await?;
+    let loopback = LOOPBACK.at(node_port(1));
+    for asks in [sockets(loopback), mapped_sockets(loopback)] {
+        let asks = only(Transport::Tcp, asks);
+        reaches("the NodePort on loopback", node, asks, &[(web_1, own)]).await?;
+    }
+    // By TCP it speaks to its own pods from the address of the device that leads to them.
+    let tcp = only(Transport::Tcp, sockets(vip(2)));
+    reaches("a backend here", node, tcp, &[(web_0, GATEWAY)]).await?;
+    for to in vip(2) {
+        assert_eq!(answer("a backend here", node, &Ask::udp(to)).await?.name, "web-0");
+    }
     Ok(())
 }
 
@@ -77,8 +85,18 @@ async fn a_pod_that_is_its_own_backend_reaches_itself() -> Result<()> {
     scene.publish(1, &[client])?;
     scene.start(Path::Socket).await?;
     let client = &scene.client;
-    reaches("itself", client, sockets(vip(1)), &[(client, client.addrs())]).await?;
-    reaches("itself, mapped", client, mapped_sockets(vip(1)), &[(client, client.addrs())]).await
+    for asks in [sockets(vip(1)), mapped_sockets(vip(1))] {
+        for (transport, seen) in [
+            (Transport::Tcp, client.addrs()),
+            // By packets it would answer itself past the node.
+            (Transport::Udp, GATEWAY),
+            (Transport::UdpUnconnected, GATEWAY),
+        ] {
+            let asks = only(transport, asks.clone());
+            reaches("itself", client, asks, &[(client, seen)]).await?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]
