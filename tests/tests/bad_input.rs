@@ -25,14 +25,12 @@ async fn agent_that_cannot_begin_says_why_and_what_to_do() -> Result<()> {
     let good = ["--source", "files", "--manifests", &here, "--cgroup-root", &cgroup];
     let kube = ["--kubeconfig", &nowhere, "--cgroup-root", &cgroup];
     let with = |flag, value| [&good[..], &[flag, value]].concat();
-    let cases: [(Vec<&str>, &[&str]); 11] = [
+    let cases: [(Vec<&str>, &[&str]); 9] = [
         (with("--min-sync-period", "5"), &["--min-sync-period", "\"5\"", "50ms"]),
         (with("--cluster-cidr", "10.0.0.0/40"), &["--cluster-cidr", "10.0.0.0/40"]),
         (with("--healthz-bind-address", "10256"), &["--healthz-bind-address", "0.0.0.0:10256"]),
         (with("--log-level", "loud"), &["--log-level", "loud", "debug"]),
         (with("--config", &config), &["clusterCIDR", "agent.yaml", "cluster-cidr"]),
-        (with("--snat-port-range", "50000-51000"), &["50000-51000", "ip_local_port_range"]),
-        (with("--snat-port-range", "32000-32700"), &["32000-32700", "NodePorts", "--snat"]),
         (with("--bpffs-root", &here), &[&here, "no BPF file system", "--bpffs-root", "mount -t"]),
         (vec!["--cgroup-root", &here], &[&here, "no cgroup v2 directory", "--cgroup-root"]),
         (vec!["--source", "files", "--manifests", &nowhere], &[&nowhere, "--manifests"]),
@@ -98,7 +96,7 @@ async fn pinned_maps_of_another_layout_are_left_alone_until_cleanup() -> Result<
     let pins = pin_directory(web.cluster.lab.node(0).bpffs_root());
     let options = web.cluster.options();
     // The first one has larger keys and values, the second one smaller ones.
-    for (other, name) in [("flows", "frontends"), ("node_addrs", "slots")] {
+    for (other, name) in [("services", "frontends"), ("node_addrs", "slots")] {
         fs::rename(pins.join(other), pins.join(name))?;
         let ended = web.cluster.start_agent(0, &options)?.wait_synced().await;
         let error = format!("{:#}", ended.err().context("the agent runs")?);

@@ -50,7 +50,7 @@ pub(super) async fn how_to_look_around(world: &World) -> Result<String> {
         node.bpffs_root().display(),
         node.control_socket().display()
     );
-    let commands = ["status", "services", "backends", "flows --limit 5", "explain 10.96.0.10:80"];
+    let commands = ["status", "services", "backends", "explain 10.96.0.10:80"];
     add(
         "what Shunt says on node-1",
         &commands.map(|command| format!("{} {command} {view}", shunt.display())),

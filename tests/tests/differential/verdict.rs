@@ -27,7 +27,8 @@ pub(crate) fn judge(
     let is_refused = |answers: &BTreeSet<_>| answers.contains(&Answer::Refusal);
     if kube_proxy == shunt
         || (is_forbidden(kube_proxy) || is_refused_too_early(question)) && !has_answers(shunt)
-        // The kernel's own errors are limited in number; Shunt's are not.
+        || is_refused(kube_proxy) && is_refused_at_output(question) && is_forbidden(shunt)
+        // To TCP kube-proxy's refusals are limited in number, and Shunt's are not.
         || is_refused(kube_proxy) && !has_answers(kube_proxy) && shunt.iter().eq([&Answer::Refusal])
     {
         return Ok(());
@@ -72,6 +73,12 @@ fn is_refused_too_early(question: &Question<'_>) -> bool {
     question.client == Client::Node
         && !is_let_in(question)
         && question.service.cluster(1).is_empty()
+}
+
+/// The node asks a NodePort of its own by UDP. kube-proxy refuses that where it comes in again, by
+/// ICMP; Shunt where it leaves, which send(2) says.
+fn is_refused_at_output(question: &Question<'_>) -> bool {
+    question.client == Client::Node && matches!(question.frontend, Frontend::NodePort(_))
 }
 
 /// Where kube-proxy's mode iptables does not decide as its mode nftables: it knows no ports that
