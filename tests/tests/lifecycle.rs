@@ -309,8 +309,7 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
     };
     let attached = attachments(&mut web).await?;
     let unlink = |link: &str| fs::remove_file(pins.join("links").join(link)).map_err(Into::into);
-    let node = web.cluster.lab.node(0).netns().path();
-    let tampers: [(&str, &dyn Fn() -> Result<()>); 13] = [
+    let tampers: [(&str, &dyn Fn() -> Result<()>); 10] = [
         ("the frontends are removed", &|| clear::<FrontendKey, FrontendValue>(&pins, "frontends")),
         ("a frontend leads elsewhere, and another one is made up", &|| {
             let mut map = open::<FrontendKey, FrontendValue>(&pins, "frontends")?;
@@ -344,9 +343,6 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
         }),
         ("the socket path is detached", &|| unlink("connect4@cgroup")),
         ("the packet path is detached", &|| unlink("ingress@eth0")),
-        ("the table of rules is deleted", &|| nft(&node, "delete table ip shunt")),
-        ("a rule is deleted", &|| nft(&node, "flush chain ip6 shunt prerouting")),
-        ("the addresses of backends are removed", &|| nft(&node, "flush map ip shunt backends")),
     ];
     for (what, tamper) in tampers {
         let status = web.cluster.agent(0)?.status().await?;
@@ -363,11 +359,39 @@ async fn what_others_change_in_maps_and_links_is_healed_and_told() -> Result<()>
     Ok(())
 }
 
-/// Has a stranger change the rules of a network namespace.
-fn nft(netns: &Path, rules: &str) -> Result<()> {
+/// Has a stranger do something with the rules of a network namespace.
+fn nft(netns: &Path, command: &str) -> Result<String> {
     let netns = format!("--net={}", netns.display());
-    let output = Command::new("nsenter").args([&netns, "nft", rules]).output()?;
-    ensure!(output.status.success(), "{rules}: {output:?}");
+    let output = Command::new("nsenter").args([&netns, "nft", command]).output()?;
+    ensure!(output.status.success(), "{command}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Scenario 111.
+#[tokio::test]
+async fn what_others_change_in_rules_is_healed() -> Result<()> {
+    let web = Web::start(1).await?;
+    let node = web.cluster.lab.node(0).netns().path();
+    // In the order of their lines, since a map's elements have none.
+    let rules = async || -> Result<Vec<String>> {
+        let text = nft(&node, "list ruleset")?;
+        let mut words: Vec<_> = text.split([',', '\n']).map(|w| w.trim().to_owned()).collect();
+        words.sort();
+        Ok(words)
+    };
+    let before = rules().await?;
+    for tamper in [
+        "delete table ip shunt",
+        "flush chain ip6 shunt prerouting",
+        "flush map ip shunt backends",
+        "flush map ip6 shunt output_services",
+        "flush ruleset",
+    ] {
+        let _said = nft(&node, tamper)?;
+        let is_back = |now: &Result<Vec<String>>| now.as_ref().is_ok_and(|now| *now == before);
+        let _rules = eventually(tamper, rules, is_back).await??;
+        web.wait_reached().await.context(tamper)?;
+    }
     Ok(())
 }
 
@@ -390,7 +414,7 @@ async fn flushed_rules_are_healed_at_once_and_open_connections_go_on() -> Result
     let load = web.outside.start_load(load).await?;
     let mut gaps = Vec::new();
     for _ in 0..5 {
-        nft(&node.netns().path(), "flush ruleset")?;
+        let _said = nft(&node.netns().path(), "flush ruleset")?;
         let began = Instant::now();
         for to in to {
             let ask = Ask::tcp(to).timeout(Duration::from_millis(10));

@@ -99,8 +99,9 @@ type Mode<'a> = (&'a [(&'a str, &'a str)], [bool; 2]);
 
 /// No name of a device tells a pod, so that the modes have to.
 const NO_POD_DEVICES: (&str, &str) = ("--pod-devices", "none*");
-/// Pods are seen where they leave the bridge.
-const BRIDGE: (&str, &str) = ("--devices", "eth0,cni0");
+/// Pods are seen at the ports of the bridge, which are the node's devices then. Where the bridge
+/// calls the rules itself, they have decided before the bridge's own device sees a packet.
+const BRIDGE: (&str, &str) = ("--devices", "eth0,veth*");
 
 const MODES: [Mode<'static>; 5] = [
     (&[NO_POD_DEVICES, BRIDGE], [true, true]),

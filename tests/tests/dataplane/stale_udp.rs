@@ -1,5 +1,5 @@
-//! UDP sockets that are connected to a backend which serves no longer: they are moved or closed,
-//! and never talk to nobody.
+//! UDP sockets that are connected to a backend which serves no longer: they are moved, those of
+//! pods and those of the node, and never talk to nobody.
 
 use crate::addresses::{balanced, balancer};
 use crate::scene::{Path, Scene, mapped_sockets, node_port, ready, serve, vip};
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use futures::future::try_join_all;
 use lab::cluster::eventually;
 use lab::objects::terminating;
-use lab::{Ask, Cni, Failure, FailureKind, LabConfig, Reply, RpFilter, Serve, Socket, Transport};
+use lab::{Ask, Cni, Failure, LabConfig, Reply, RpFilter, Serve, Socket, Transport};
 use serde_json::json;
 use std::time::Duration;
 
@@ -91,54 +91,38 @@ async fn a_pods_connected_sockets_leave_a_backend_on_their_bridge() -> Result<()
     Ok(())
 }
 
-/// `socket` is closed, which its owner hears of.
-async fn is_closed(socket: &Socket) -> Result<()> {
-    let closed = |reply: &Result<Reply, Failure>| {
-        reply.as_ref().is_err_and(|failure| failure.kind != FailureKind::TimedOut)
-    };
-    eventually("closed", async || socket.ask().await, closed).await.map(drop)
+/// `socket` is answered no longer.
+async fn is_alone(socket: &Socket) -> Result<()> {
+    eventually("no answer", async || socket.ask().await, Result::is_err).await.map(drop)
 }
 
 /// Scenarios 95 and 96; S8.
 #[tokio::test]
-async fn sockets_stay_while_nothing_else_may_serve_and_move_when_something_does() -> Result<()> {
+async fn sockets_stay_while_their_backend_drains_and_leave_it_when_it_is_gone() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
-    scene.publish(2, &[&scene.web[0]])?;
     scene.start(Path::Socket).await?;
     let [web_0, web_1] = &scene.web;
     let node = scene.cluster.lab.node(0);
-    let sockets = connected(&scene).await?;
-    let own = try_join_all(vip(1).map(|to| node.open(Ask::udp(to).timeout(PATIENCE)))).await?;
-    for socket in sockets.iter().chain(&own) {
+    let mut sockets = connected(&scene).await?;
+    sockets.extend(try_join_all(vip(1).map(|to| node.open(Ask::udp(to).timeout(PATIENCE)))).await?);
+    for socket in &sockets {
         is_moved(socket, web_0.name()).await?;
     }
-    let drains = vec![(web_0, terminating(true)), (web_1, ready())];
-    for (what, left, to) in [("it drains", drains, web_1), ("nothing is left", vec![], web_0)] {
-        endpoints(&scene, &left, 8080)?;
-        let new = async || scene.client.udp(vip(1)[0]).await;
-        let is_so = |reply: &Result<Reply, Failure>| match reply {
-            Ok(reply) => left.len() == 2 && reply.name == web_1.name(),
-            Err(_) => left.is_empty(),
-        };
-        eventually(what, new, is_so).await?.err();
-        // Once one that has to go is closed, all have been looked at.
-        let witness = node.open(Ask::udp(vip(2)[0]).timeout(PATIENCE)).await?;
-        let _ = witness.ask().await.context("the witness")?;
-        scene.publish(2, &[to])?;
-        is_closed(&witness).await.context("the witness")?;
-        for socket in sockets.iter().chain(&own) {
-            let reply = socket.ask().await.with_context(|| format!("{what}: it still answers"))?;
-            assert_eq!(reply.name, web_0.name(), "{what}");
-        }
+    endpoints(&scene, &[(web_0, terminating(true)), (web_1, ready())], 8080)?;
+    let new = async || scene.client.udp(vip(1)[0]).await;
+    let is_other = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == "web-1");
+    let _reply = eventually("new sockets get the other", new, is_other).await??;
+    for socket in &sockets {
+        assert_eq!(socket.ask().await.context("it drains")?.name, web_0.name());
     }
-    // That service 2 has `web-0` now is nothing to those who asked service 1.
-    scene.publish(1, &[web_1])?;
+    endpoints(&scene, &[], 8080)?;
+    for socket in &sockets {
+        is_alone(socket).await?;
+    }
+    endpoints(&scene, &[(web_1, ready())], 8080)?;
     for socket in &sockets {
         is_moved(socket, web_1.name()).await?;
-    }
-    for socket in &own {
-        is_closed(socket).await?;
     }
     Ok(())
 }
@@ -167,7 +151,7 @@ async fn a_socket_that_asks_for_the_backend_itself_is_left_alone() -> Result<()>
 
 /// Scenarios 92 and 94.
 #[tokio::test]
-async fn the_nodes_own_connected_sockets_are_closed_with_an_error() -> Result<()> {
+async fn the_nodes_own_connected_sockets_move_too() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
     scene.cluster.api.apply(&balanced(1, &json!({})))?;
@@ -175,23 +159,20 @@ async fn the_nodes_own_connected_sockets_are_closed_with_an_error() -> Result<()
     let node = scene.cluster.lab.node(0);
     let at_node = node.addrs().at(node_port(1));
     let mut asks: Vec<_> = [vip(1), balancer(1), at_node].concat().iter().map(Ask::udp).collect();
-    asks.push(Ask::udp(format!("127.0.0.1:{}", node_port(1))));
     asks.extend(mapped_sockets(vip(1)).into_iter().filter(|a| a.transport == Transport::Udp));
     let mut sockets = Vec::new();
     for ask in asks {
-        let socket = node.open(ask.clone().timeout(PATIENCE)).await?;
+        let socket = node.open(ask.timeout(PATIENCE)).await?;
         assert_eq!(socket.ask().await?.name, scene.web[0].name());
-        sockets.push((ask, socket));
+        sockets.push(socket);
     }
     let [web_0, web_1] = &scene.web;
     web_0.serve(Serve::udp(9090).named("web-0-at-9090")).await?;
     // First the same pod at another port, then another pod.
     for (pod, port, name) in [(web_0, 9090, "web-0-at-9090"), (web_1, 8080, "web-1")] {
         endpoints(&scene, &[(pod, ready())], port)?;
-        for (ask, socket) in &mut sockets {
-            is_closed(socket).await?;
-            *socket = node.open(ask.clone().timeout(PATIENCE)).await?;
-            assert_eq!(socket.ask().await?.name, name, "{}", ask.to);
+        for socket in &sockets {
+            is_moved(socket, name).await?;
         }
     }
     Ok(())
@@ -210,9 +191,8 @@ async fn what_changes_while_no_agent_runs_moves_sockets_when_one_does() -> Resul
     scene.publish(1, &[&scene.web[1]])?;
     let options = scene.cluster.options();
     scene.cluster.start_agent(0, &options)?.wait_synced().await?;
-    for socket in &sockets {
+    for socket in sockets.iter().chain([&own]) {
         is_moved(socket, scene.web[1].name()).await?;
     }
-    eventually("closed", async || own.ask().await, Result::is_err).await?.err();
     Ok(())
 }

@@ -22,8 +22,8 @@ async fn rules_in_raw_prerouting_keep_outsiders_from_node_ports() -> Result<()> 
     node.nft(
         "table inet firewall { chain raw {
             type filter hook prerouting priority -300;
-            iifname eth0 meta l4proto { tcp, udp } th dport 30000-32767 drop
-        } }",
+            iifname eth0 meta l4proto { tcp, udp } th dport 30000-32767 drop;
+        }; }",
     )
     .await?;
     for number in [1, 2] {
@@ -61,8 +61,8 @@ async fn a_pod_behind_a_second_device_answers_node_ports_by_the_first() -> Resul
         "table ip eni { chain mangle {
             type filter hook prerouting priority -150;
             iifname eth0 fib daddr type local ct mark set ct mark or 0x80
-            iifname \"veth*\" meta mark set ct mark and 0x80
-        } }",
+            iifname \"veth*\" meta mark set ct mark and 0x80;
+        }; }",
     )
     .await?;
     scene.start_with(Path::Socket, &[("--devices", "auto")]).await?;
@@ -86,8 +86,8 @@ async fn a_sidecar_sees_the_cluster_ip_where_pods_are_left_to_the_packet_path() 
     let rules = "table inet mesh { chain output {
         type nat hook output priority -100;
         ip daddr 10.96.0.1 tcp dport 80 redirect to :15001
-        ip6 daddr fd00:96::1 tcp dport 80 redirect to :15001
-    } }";
+        ip6 daddr fd00:96::1 tcp dport 80 redirect to :15001;
+    }; }";
     let output = pod.exec("nft", &[rules]).await?;
     ensure!(output.status == Some(0), "{output:?}");
     for ask in hearing(sockets(vip(1))) {

@@ -21,12 +21,16 @@ async fn a_port_with_a_node_port_open_may_ask_the_backend_itself() -> Result<()>
         for (family, to) in node.addrs().at(node_port(number)).into_iter().enumerate() {
             let own = outsider.addrs().at(7_000 + u16::from(number))[family];
             let backend = pod.addrs().at(8080)[family];
-            for ask in [Ask::tcp, Ask::udp] {
-                let open = outsider.open(ask(to).from(own)).await?;
-                assert_eq!(open.ask().await?.name, pod.name());
-                let reply = answer("itself", &outsider, &ask(backend).from(own)).await?;
-                assert_eq!(reply.name, pod.name());
-                assert_eq!(open.ask().await?.peer, to, "the first goes on");
+            let open = outsider.open(Ask::tcp(to).from(own)).await?;
+            assert_eq!(open.ask().await?.name, pod.name());
+            let reply = answer("itself", &outsider, &Ask::tcp(backend).from(own)).await?;
+            assert_eq!(reply.name, pod.name());
+            assert_eq!(open.ask().await?.peer, to, "the first goes on");
+
+            let socket = outsider.open(Ask::udp_unconnected(to).from(own)).await?;
+            for to in [to, backend, to, backend] {
+                let reply = socket.ask_of(to).await?;
+                assert_eq!((reply.name.as_str(), reply.peer), (pod.name(), to));
             }
         }
     }

@@ -98,8 +98,8 @@ async fn the_answer_to_a_masqueraded_datagram_is_not_the_node_ports() -> Result<
     node.nft(
         "table inet cni { chain postrouting {
             type nat hook postrouting priority 100;
-            oifname eth0 udp dport 8080 masquerade to :31001
-        } }",
+            oifname eth0 udp dport 8080 masquerade to :31001;
+        }; }",
     )
     .await?;
     for to in outsider.addrs().at(8080) {
