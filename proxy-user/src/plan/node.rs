@@ -83,8 +83,10 @@ pub fn plan_node(interfaces: &[Interface], world: &World, settings: &NodeSetting
     plan.warnings.extend(detection_warning(&settings.detect_local, bridge, node));
     plan.rows.service_cidrs =
         world.service_cidrs().map(|cidrs| cidrs.iter().copied().map(Prefix::from).collect());
-    // The loopback interface too: it may have a VIP that is announced, or the InternalIP itself.
-    for addr in own().flat_map(|i| &i.addrs).map(IpNetwork::ip) {
+    // The loopback interface too: it may have a VIP that is announced, or the InternalIP itself. And
+    // the node's ends of pods' devices: pods find the node there.
+    let all = interfaces.iter().filter(|i| i.name != LEFT_BY_IPVS);
+    for addr in all.flat_map(|i| &i.addrs).map(IpNetwork::ip) {
         let v6 = addr.is_ipv6();
         let accepted = match &settings.node_port_addresses {
             Some(ranges) => {
