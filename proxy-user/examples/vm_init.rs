@@ -45,7 +45,8 @@ fn run() -> Result<()> {
         bpffs_root: "/sys/fs/bpf".into(),
         node_ports: NodePortRange { first: 30_000, last: 32_767 },
         masquerade_all: false,
-        snat_ports: 61_000..=65_535,
+        host_sockets_only: false,
+        masquerade_mark: 1 << 14,
         log_level: None,
         dns_limit: DnsLimit::default(),
     })?;

@@ -366,10 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn service_is_named_with_its_namespace() {
-        let parse = |text| Cli::try_parse_from(["shunt", "flows", "--service", text]);
-        assert!(parse("default/web").is_ok());
-        assert!(parse("web").is_err() && parse("/web").is_err());
+    fn one_namespace_and_all_exclude_each_other() {
         let both = Cli::try_parse_from(["shunt", "services", "-A", "-n", "default"]);
         assert!(both.is_err());
     }

@@ -1,9 +1,11 @@
 //! Apply over maps in memory, which can be full, broken and changed by strangers.
 
 mod clients;
+mod nat;
 mod unwritten;
 
 use super::*;
+use crate::nat::NatStep;
 use crate::tables::{Family, ServicePortName, ServiceRow, Tables};
 use proptest::prelude::*;
 use proxy_ebpf::choose::{Caller, Choice, choose};
@@ -12,7 +14,7 @@ use proxy_ebpf::frontend::FrontendFlags;
 use proxy_ebpf::service::ServiceInfo;
 use proxy_ebpf::slot::{BackendFlags, RangeHeader, Slot};
 use proxy_ebpf::source::Source;
-use proxy_ebpf::{Addr, Port, Proto};
+use proxy_ebpf::{Addr, End, Port, Proto};
 
 /// Maps in memory, which can be full or broken.
 #[derive(Debug, Default, Clone)]
@@ -27,7 +29,10 @@ struct Fake {
     source_ranges: BTreeSet<(ServiceId, Prefix)>,
     source_room: Option<usize>,
     forgotten: Vec<ServiceId>,
-    retired: Retired,
+    nat: nat::NatRows,
+    nat_writes: usize,
+    /// How many elements NAT still takes; with none left, it is broken.
+    nat_room: Option<usize>,
     writes: usize,
     names: names::tests::Fake,
 }
@@ -51,14 +56,6 @@ impl Store for Fake {
     fn write_backend(&mut self, id: BackendId, state: BackendState) {
         self.writes += 1;
         self.backends.insert(id, state);
-    }
-    fn retire(&mut self, gone: &[(End, ServiceId)], back: &[(End, ServiceId)]) {
-        for (end, service) in back {
-            let _ = self.retired.come_back(end, *service);
-        }
-        for (end, service) in gone {
-            let _ = self.retired.leave(*end, *service);
-        }
     }
     fn services(&self) -> Result<Vec<(ServiceId, ServiceInfo)>, StoreError> {
         Ok(self.services.iter().map(|(id, info)| (*id, *info)).collect())
@@ -110,6 +107,7 @@ impl Store for Fake {
                 let error = StoreError { map: "frontends", action: "write", reason };
                 failed.push((*key, error));
             } else {
+                self.assert_translated(*value);
                 self.writes += 1;
                 self.frontends.insert(*key, *value);
             }
@@ -397,67 +395,4 @@ fn programs_can_choose_from_what_apply_wrote() {
     assert!(matches!(choice(1, 0), Some(Choice::Backend(_, slot)) if slot.addr == addr(11)));
     assert!(matches!(choice(1, u32::MAX), Some(Choice::Backend(_, slot)) if slot.addr == addr(12)));
     assert!(matches!(choice(2, 0), Some(Choice::Refuse(_))));
-}
-
-fn retired(applier: &Applier<Fake>) -> BTreeSet<End> {
-    applier.store.retired.ends().copied().collect()
-}
-
-#[test]
-fn a_backend_of_two_services_is_retired_until_that_has_it_again_which_it_left() {
-    let of = |mut service: ServiceKey| {
-        Arc::make_mut(&mut service.port).proto = Proto::UDP;
-        service
-    };
-    let udp = |one: &[u8], two: &[u8]| {
-        let mut tables = Tables::default();
-        for (vip, name, cluster) in [(1, "one", one), (2, "two", two)] {
-            let key = of(service(name));
-            tables.services.insert(key.clone(), row(cluster, &[]).into());
-            let row = FrontendRow { service: key, flags: FrontendFlags::NONE };
-            let key = FrontendKey::service(addr(vip), Port::new(53), Proto::UDP);
-            tables.frontends.insert(key, row);
-        }
-        tables
-    };
-    let end = |last| End { addr: addr(last), port: Port::new(8080) };
-    let mut applier = applier();
-    for (one, two, expected) in [
-        (&[11][..], &[][..], vec![]),
-        (&[12], &[11], vec![end(11)]),
-        (&[11, 12], &[11], vec![]),
-        (&[12], &[], vec![end(11)]),
-        (&[11, 12], &[11], vec![end(11)]),
-    ] {
-        assert_eq!(applier.apply_all(&udp(one, two)), []);
-        assert_eq!(retired(&applier), expected.into_iter().collect(), "{one:?} {two:?}");
-        applier = Applier::restore(applier.store).unwrap();
-    }
-}
-
-#[test]
-fn backends_of_udp_retire_when_they_leave_also_by_a_restart_and_return() {
-    let mut key = service("dns");
-    Arc::make_mut(&mut key.port).proto = Proto::UDP;
-    let udp = |cluster: &[u8]| {
-        let mut tables = Tables::default();
-        tables.services.insert(key.clone(), row(cluster, &[]).into());
-        let row = FrontendRow { service: key.clone(), flags: FrontendFlags::NONE };
-        tables.frontends.insert(FrontendKey::service(addr(1), Port::new(53), Proto::UDP), row);
-        tables
-    };
-    let end = |last| End { addr: addr(last), port: Port::new(8080) };
-    let mut applier = applier();
-    assert_eq!(applier.apply_all(&udp(&[11, 12])), []);
-    assert_eq!(retired(&applier), [].into());
-    assert_eq!(applier.apply_all(&udp(&[12])), []);
-    assert_eq!(retired(&applier), [end(11)].into());
-    let mut next = Applier::restore(applier.store).unwrap();
-    assert_eq!(next.apply_all(&udp(&[11])), []);
-    assert_eq!(retired(&next), [end(12)].into(), "gone while nobody looked");
-    assert_eq!(next.apply_all(&Tables::default()), []);
-    assert_eq!(retired(&next), [end(11), end(12)].into(), "gone with its service");
-    assert_eq!(next.apply_all(&tables(&[("web", 2, &[21])])), []);
-    assert_eq!(next.apply_all(&tables(&[("web", 2, &[22])])), []);
-    assert_eq!(retired(&next).len(), 2, "TCP sockets stay with their backend");
 }

@@ -38,6 +38,7 @@ fn the_defaults_suit_a_kubeadm_node() {
             node_name: "node-1".to_owned(),
             cgroup_root: None,
             bpffs_root: "/sys/fs/bpf".into(),
+            socket_path: SocketPath::Auto,
             devices: DeviceSelection::Auto,
             pod_devices: ["veth*", "cali*", "lxc*", "eni*", "azv*", "gke*"]
                 .map(str::to_owned)
@@ -46,7 +47,7 @@ fn the_defaults_suit_a_kubeadm_node() {
             detect_local: DetectLocal::ClusterCidr,
             node_port_addresses: NodePortAddresses::Primary,
             node_port_range: PortRange { first: 30_000, last: 32_767 },
-            snat_port_range: PortRange { first: 1_024, last: 29_999 },
+            masquerade_bit: 14,
             masquerade_all: false,
             external_ips: true,
             dns: None,
@@ -68,9 +69,10 @@ fn the_defaults_suit_a_kubeadm_node() {
 fn every_setting_can_be_given_in_a_file() {
     let file = file(
         "source: files\nmanifests: here\nnode-name: n\ncgroup-root: /c\nbpffs-root: /b\n\
-         devices: [eth0, 'ens*']\npod-devices: p*\ncluster-cidr: [10.0.0.0/8, 'fd00::/8']\n\
+         socket-path: off\ndevices: [eth0, 'ens*']\npod-devices: p*\n\
+         cluster-cidr: [10.0.0.0/8, 'fd00::/8']\n\
          detect-local-mode: BridgeInterface\npod-bridge-interface: cni0\n\
-         node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nsnat-port-range: 3-3\n\
+         node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nmasquerade-bit: 31\n\
          masquerade-all: true\nexternal-ips: 'false'\n\
          min-sync-period: 0\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
          metrics-bind-address: 127.0.0.1:2\ncontrol-socket: /s\nlog-format: json\n\
@@ -84,13 +86,14 @@ fn every_setting_can_be_given_in_a_file() {
             node_name: "n".to_owned(),
             cgroup_root: Some("/c".into()),
             bpffs_root: "/b".into(),
+            socket_path: SocketPath::Off,
             devices: DeviceSelection::Named(vec!["eth0".to_owned(), "ens*".to_owned()]),
             pod_devices: vec!["p*".to_owned()],
             cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
             detect_local: DetectLocal::BridgeInterface("cni0".to_owned()),
             node_port_addresses: NodePortAddresses::Cidrs(vec!["192.168.0.0/16".parse().unwrap()]),
             node_port_range: PortRange { first: 1, last: 2 },
-            snat_port_range: PortRange { first: 3, last: 3 },
+            masquerade_bit: 31,
             masquerade_all: true,
             external_ips: false,
             dns: None,
@@ -104,6 +107,21 @@ fn every_setting_can_be_given_in_a_file() {
             warnings: Vec::new(),
         }
     );
+}
+
+/// An upgrade must not stop for a flag that has lost its meaning.
+#[test]
+fn the_range_of_snat_ports_is_taken_and_means_nothing() {
+    let config = |flags: &[&str]| args(flags).resolve().unwrap();
+    assert_eq!(config(&["--snat-port-range", "30000-31000"]), config(&[]));
+}
+
+#[test]
+fn the_socket_path_serves_as_many_as_it_is_told_to() {
+    let path = |choice| args(&["--socket-path", choice]).resolve().unwrap().socket_path;
+    assert_eq!(path("auto"), SocketPath::Auto);
+    assert_eq!(path("all"), SocketPath::All);
+    assert_eq!(path("host"), SocketPath::Host);
 }
 
 #[test]
@@ -263,16 +281,20 @@ fn a_wrong_value_is_refused_with_what_would_be_right() {
             "kubeconfig in FILE is not for --source files: leave it out, or choose the other source",
         ),
         (
-            &["--snat-port-range", "30500-31000"],
-            "",
-            "the SNAT ports 30500-31000 and the NodePorts 30000-32767 overlap: \
-             move --snat-port-range",
+            &[],
+            "node-port-range: 65000-61000",
+            "node-port-range in FILE: \"65000-61000\" is no port range: \
+             write FIRST-LAST within 1-65535, lowest first",
         ),
         (
-            &[],
-            "snat-port-range: 65000-61000",
-            "snat-port-range in FILE: \"65000-61000\" is no port range: \
-             write FIRST-LAST within 1-65535, lowest first",
+            &["--masquerade-bit", "32"],
+            "",
+            "--masquerade-bit: \"32\" is no bit of a packet mark: write 0 to 31",
+        ),
+        (
+            &["--socket-path", "pods"],
+            "",
+            "--socket-path: \"pods\" is no choice of sockets: write auto, all, host or off",
         ),
         (
             &["--min-sync-period", "50"],

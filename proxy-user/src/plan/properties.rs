@@ -4,7 +4,7 @@
 use super::Planner;
 use crate::model::{
     Change, Conditions, Endpoint, Node, ObjectName, Placement, Service, ServicePort, ServiceType,
-    Slice, SlicePort, Touched, TrafficPolicy, World, examples,
+    Slice, SlicePort, Touched, TrafficPolicy, World,
 };
 use crate::tables::Tables;
 use ipnetwork::IpNetwork;

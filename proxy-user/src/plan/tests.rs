@@ -5,10 +5,10 @@ use super::backends::MAX_BACKENDS;
 use crate::model::{
     Change, Service, ServicePort, ServiceType, Slice, SlicePort, Touched, World, examples,
 };
+use proxy_ebpf::Port;
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
+use proxy_ebpf::frontend::Scope;
 use proxy_ebpf::slot::BackendFlags;
-use proxy_ebpf::{Port, Proto};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;

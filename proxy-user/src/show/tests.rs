@@ -7,13 +7,12 @@ use crate::pinned::{Counters, Fill, OutcomeCount, Range};
 use crate::status::{Attachment, DnsStatus, Drift, Objects, Status};
 use jiff::Timestamp;
 use proxy_ebpf::choose::Destination;
-use proxy_ebpf::flow::{End, FlowFlags, FlowKey, FlowValue, Hook, Stamp};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue};
 use proxy_ebpf::node::NodeAddr;
 use proxy_ebpf::outcome::{Outcome, Program};
 use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendFlags, BackendId, RangeHeader, Slot};
-use proxy_ebpf::{Addr, Port, Proto};
+use proxy_ebpf::{Addr, End, Port, Proto};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -70,12 +69,8 @@ impl Snapshot {
         let slots = sets.into_iter().flatten().map(slot).collect();
         self.ranges.insert(index, Range { header, slots });
         self.services.insert(id, info);
-        let counters = ServiceCounters {
-            connections: 41 + u64::from(id.0),
-            refused: 1,
-            packets: 9,
-            bytes: 900,
-        };
+        let counters =
+            ServiceCounters { connections: 41 + u64::from(id.0), datagrams: 9, refused: 1 };
         self.counters.insert(id, counters);
         index
     }
@@ -125,7 +120,7 @@ fn cluster() -> Snapshot {
     s.at("[fd00:96::7]:443", Proto::TCP, range, F::NONE);
     s.service_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
     s.node_addrs.insert(addr("192.168.0.1"), NodeAddr::NODE_PORT);
-    s.node_addrs.insert(addr("172.17.0.1"), NodeAddr::LOCAL);
+    s.node_addrs.insert(addr("172.17.0.1"), NodeAddr::OWN);
     s.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/56".parse().unwrap()];
     s
 }
@@ -159,47 +154,6 @@ fn colour_is_for_terminals_only() {
     assert!(!shown(&rows, Format::Table).contains('\x1b'));
     let terminal = Output { format: Format::Table, colour: true };
     assert!(render(&rows, terminal).unwrap().contains('\x1b'));
-}
-
-#[test]
-fn entries_of_a_flow_are_one_row() {
-    let (client, web) = (end("198.51.100.7:40000"), end("192.168.0.1:30080"));
-    let (pod, snat) = (end("10.244.2.9:8080"), end("192.168.0.1:61007"));
-    let mut entries = BTreeMap::new();
-    let mut enter = |proto, hook, src, dst, to, flags: FlowFlags, seen| {
-        let value = FlowValue::new(to, flags, ServiceId(3), BackendId(1), Stamp(seen));
-        entries.insert(FlowKey::new(hook, src, dst, proto), value);
-    };
-    let (up, reply) = (FlowFlags::ESTABLISHED.with(FlowFlags::SNAT), FlowFlags::REPLY);
-    let back = up.with(reply);
-    enter(Proto::TCP, Hook::Ingress, client, web, pod, up, 90);
-    enter(Proto::TCP, Hook::Egress, client, pod, snat, up, 90);
-    enter(Proto::TCP, Hook::Ingress, pod, snat, client, back.with(FlowFlags::FIN), 93);
-    enter(Proto::TCP, Hook::Egress, pod, client, web, back, 93);
-    let ended = end("198.51.100.6:40000");
-    let fin = FlowFlags::ESTABLISHED.with(FlowFlags::FIN);
-    enter(Proto::TCP, Hook::Ingress, ended, web, pod, fin, 80);
-    enter(Proto::TCP, Hook::Egress, pod, ended, web, fin.with(reply), 80);
-    let opening = end("198.51.100.5:40000");
-    let pending = End { addr: pod.addr, port: Port::new(0) };
-    enter(Proto::TCP, Hook::Ingress, opening, web, pod, FlowFlags::SNAT, 99);
-    enter(Proto::TCP, Hook::Egress, opening, pod, pending, FlowFlags::SNAT, 99);
-    let other = end("198.51.100.8:40000");
-    enter(
-        Proto::UDP,
-        Hook::Ingress,
-        other,
-        end("10.96.0.10:53"),
-        end("10.244.0.2:53"),
-        FlowFlags(0),
-        1,
-    );
-    let table = FlowTable { entries, services: cluster().services, now: Stamp(100) };
-    check("flows", &shown(&flows(&table, &Filter::default()), Format::Wide));
-    let web = Filter { namespace: Some("default".into()), name: Some("web".into()) };
-    check("flows-json", &shown(&flows(&table, &web), Format::Json));
-    let dns = Filter { namespace: Some("kube-system".into()), name: Some("kube-dns".into()) };
-    assert!(flows(&table, &dns).is_empty());
 }
 
 #[test]
@@ -294,7 +248,7 @@ fn status_tells_the_agent_and_the_maps() {
         services: Vec::new(),
         fill: vec![
             Fill { map: "frontends", used: 260, max: 65_536 },
-            Fill { map: "flows", used: 500_000, max: 524_288 },
+            Fill { map: "slots", used: 500_000, max: 524_288 },
         ],
         no_local: BTreeMap::new(),
     };

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{Change, OptedOut};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
     Interface {
@@ -13,7 +13,8 @@ fn interface(index: u32, name: &str, addrs: &[&str]) -> Interface {
         ethernet: true,
         controller: None,
         peer_netns: None,
-        bridge_addr: None,
+        default_route: false,
+        unseen_bridge: false,
         addrs: addrs.iter().map(|addr| addr.parse().unwrap()).collect(),
         pods: Vec::new(),
     }
@@ -56,7 +57,8 @@ fn node_devices_have_addresses_and_pod_devices_match() {
     let plan = plan_node(&interfaces(), &World::default(), &settings());
     let names: Vec<_> = plan.attach.iter().map(|i| i.name.as_str()).collect();
     assert_eq!(names, ["eth0", "eth1", "veth12"]);
-    assert_eq!(plan.rows.devices.values().map(|d| d.pod).collect::<Vec<_>>(), [0, 0, 1]);
+    let flags: Vec<_> = plan.rows.devices.values().map(|device| device.flags).collect();
+    assert_eq!(flags, [DeviceFlags::NODE, DeviceFlags::NODE, DeviceFlags::POD]);
 }
 
 #[test]
@@ -122,13 +124,25 @@ fn prefixes(networks: &[&str]) -> BTreeSet<Prefix> {
 }
 
 #[test]
-fn pods_device_knows_the_bridge_that_it_is_a_port_of() {
-    let bridge = [2, 0, 0, 0, 0, 7];
+fn pods_device_says_whether_netfilter_sees_its_bridge() {
     let mut interfaces = bridged();
-    interfaces[6].bridge_addr = Some(bridge);
     interfaces[5].name = "veth6".to_owned();
-    let rows = plan_node(&interfaces, &World::default(), &settings()).rows;
-    assert_eq!(rows.bridges, BTreeMap::from([(6, LinkAddr::new(bridge))]), "and no other device");
+    let marked = |interfaces: &[Interface]| -> Vec<u32> {
+        let devices = plan_node(interfaces, &World::default(), &settings()).rows.devices;
+        let unseen = DeviceFlags::UNSEEN_BRIDGE;
+        devices.iter().filter(|(_, device)| device.flags.has(unseen)).map(|(i, _)| *i).collect()
+    };
+    assert!(marked(&interfaces).is_empty());
+    interfaces[6].unseen_bridge = true;
+    assert_eq!(marked(&interfaces), [6], "and no other device");
+}
+
+#[test]
+fn device_without_an_address_is_used_where_a_default_route_leads_to_it() {
+    let mut interfaces = interfaces();
+    interfaces[4].default_route = true;
+    let plan = plan_node(&interfaces, &World::default(), &settings());
+    assert!(plan.attach.iter().any(|interface| interface.name == "wlan0"));
 }
 
 #[test]
@@ -153,13 +167,14 @@ fn pods_are_told_by_the_bridge_and_its_ports_or_by_the_beginning_of_a_name() {
         assert_eq!(plan.rows.cluster_cidrs, prefixes(&[]), "and not by their addresses");
         let accepted = plan.rows.addrs.iter().filter(|(_, a)| a.accepts_node_ports());
         assert!(accepted.map(|(addr, _)| *addr).eq([addr("172.18.0.2"), addr("fd00::2")]));
-        [2, 4, 6, 7, 8].map(|index| plan.rows.devices.get(&index).map(|device| device.pod))
+        [2, 4, 6, 7, 8].map(|index| plan.rows.devices.get(&index).map(|device| device.flags))
     };
-    let (pod, local) = (Some(Device::POD), Some(Device::LOCAL));
+    let (node, pod) = (Some(DeviceFlags::NODE), Some(DeviceFlags::POD));
+    let local = Some(DeviceFlags::LOCAL);
     let bridge = flags(DetectLocal::BridgeInterface("cni0".to_owned()));
-    assert_eq!(bridge, [Some(0), pod, pod, local, local]);
+    assert_eq!(bridge, [node, pod, pod, local, local]);
     let prefix = flags(DetectLocal::InterfaceNamePrefix("pod".to_owned()));
-    assert_eq!(prefix, [Some(0), pod, pod, Some(0), None]);
+    assert_eq!(prefix, [node, pod, pod, node, None]);
 }
 
 #[test]
@@ -191,13 +206,32 @@ fn primary_is_the_internal_ip_and_else_the_first_address() {
 
 /// Scenario 42.
 #[test]
-fn listed_ranges_choose_the_addresses_and_all_are_known() {
+fn listed_ranges_choose_the_addresses() {
     let mut settings = settings();
     settings.node_port_addresses = Some(vec!["10.0.0.0/8".parse().unwrap()]);
     let plan = plan_node(&interfaces(), &World::default(), &settings);
-    assert!(plan.rows.addrs[&addr("10.1.0.2")].accepts_node_ports());
-    assert!(!plan.rows.addrs[&addr("172.18.0.2")].accepts_node_ports());
-    assert!(plan.rows.addrs.contains_key(&addr("192.168.7.7")));
+    let accepted = plan.rows.addrs.iter().filter(|(_, addr)| addr.accepts_node_ports());
+    assert!(accepted.map(|(addr, _)| *addr).eq([addr("10.1.0.2"), addr("fd00::2")]));
+    assert_eq!(plan.rows.addrs.len(), 2, "others are no business of the programs");
+    for own in ["10.1.0.2", "172.18.0.2", "192.168.7.7", "fd00::2"] {
+        assert!(plan.own.contains(&own.parse().unwrap()), "{own}");
+    }
+}
+
+/// NodeLocal DNSCache has the ClusterIP of the DNS service on a device of the node.
+#[test]
+fn addresses_of_the_node_among_the_cluster_ips_are_known_as_its_own() {
+    let mut interfaces = interfaces();
+    interfaces.push(interface(6, "nodelocaldns", &["10.96.0.10/32", "169.254.20.10/32"]));
+    interfaces.push(interface(7, LEFT_BY_IPVS, &["10.96.0.1/32"]));
+    let mut world = World::default();
+    let known = |world: &World| plan_node(&interfaces, world, &settings()).rows.addrs;
+    assert!(!known(&world).contains_key(&addr("10.96.0.10")), "no ServiceCIDR is known");
+    let _ = world.apply(Change::ServiceCidrs(vec!["10.96.0.0/16".parse().unwrap()]));
+    let addrs = known(&world);
+    assert_eq!(addrs.get(&addr("10.96.0.10")), Some(&NodeAddr::OWN));
+    assert_eq!(addrs.get(&addr("169.254.20.10")), None);
+    assert_eq!(addrs.get(&addr("10.96.0.1")), None, "kube-proxy's, which is gone");
 }
 
 /// Scenario S15.
@@ -219,9 +253,14 @@ fn a_family_of_which_nothing_is_named_is_not_restricted() {
 }
 
 #[test]
-fn snat_takes_the_devices_own_address_or_the_primary_one() {
-    let plan = plan_node(&interfaces(), &World::default(), &settings());
-    assert_eq!(plan.rows.devices[&3].snat_v4, addr("10.1.0.2"));
-    assert_eq!(plan.rows.devices[&3].snat_v6, addr("fd00::2"));
-    assert_eq!(plan.rows.devices[&4].snat_v4, addr("172.18.0.2"));
+fn clients_are_hidden_behind_the_primary_address_where_its_device_is_used() {
+    let sources = |node: Option<&Node>| {
+        let plan = plan_node(&interfaces(), &world(node), &settings());
+        plan.rows.sources.into_iter().map(|(index, addr)| (index, addr.to_string())).collect()
+    };
+    let found: Vec<(u32, String)> = sources(None);
+    assert_eq!(found, [(2, "172.18.0.2".to_owned()), (2, "fd00::2".to_owned())]);
+    let internal_ips = vec!["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+    let found: Vec<(u32, String)> = sources(Some(&Node { internal_ips, ..Node::default() }));
+    assert_eq!(found, [(2, "fd00::2".to_owned()), (3, "10.1.0.2".to_owned())]);
 }

@@ -221,6 +221,7 @@ async fn pods_of_the_own_node_that_opt_out_and_run_are_named() {
     let opted_out = OptedOut {
         socket_path: BTreeSet::from(["uid-a".into()]),
         names: ["10.244.1.9", "fd00::9"].map(|addr| addr.parse().unwrap()).into(),
+        ..OptedOut::default()
     };
     assert_eq!(next(&mut changes).await, Change::OptedOutPods(opted_out));
     let _no_node = next(&mut changes).await;
