@@ -19,6 +19,7 @@ impl<S: Store> Applier<S> {
     ) {
         self.quarantine.append(std::mem::take(&mut self.held));
         self.touch_owners(step.publish.keys().chain(&removals));
+        self.nat.touched.extend(step.publish.values().map(|(service, _)| service.clone()));
         self.nat.touched.extend(step.placed.iter().map(|(key, _)| key.clone()));
         self.put_frontends(step.publish, errors);
         self.remove_frontends(removals, errors);

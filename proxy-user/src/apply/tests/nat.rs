@@ -195,10 +195,18 @@ fn flushed_or_changed_nat_is_filled_again_once_it_is_doubted() {
     let other = OutputKey { end: strange, ..key };
     let spoil: [&dyn Fn(&mut NatRows); 6] = [
         &|nat| *nat = NatRows::default(),
-        &|nat| drop(nat.backends.insert(id, strange)),
-        &|nat| drop(nat.backends.insert(BackendId(77), strange)),
-        &|nat| drop(nat.output.targets.insert(key, OutputTarget::Direct(Priority::DROP.0))),
-        &|nat| drop(nat.output.targets.insert(other, OutputTarget::Shared(9))),
+        &|nat| {
+            nat.backends.insert(id, strange);
+        },
+        &|nat| {
+            nat.backends.insert(BackendId(77), strange);
+        },
+        &|nat| {
+            nat.output.targets.insert(key, OutputTarget::Direct(Priority::DROP.0));
+        },
+        &|nat| {
+            nat.output.targets.insert(other, OutputTarget::Shared(9));
+        },
         &|nat| nat.output.shares.values_mut().for_each(|shares| shares[5] = 0),
     ];
     for (number, spoil) in spoil.iter().enumerate() {
@@ -441,4 +449,34 @@ fn the_nodes_tcp_is_left_to_its_sockets_unless_they_drop_or_have_no_hook() {
     assert!(applier.set_output(vec![], false));
     assert_eq!(applier.apply(TableDelta::default()), []);
     assert_eq!(all(&applier), [None, Some(vec![DROPPED]), None]);
+}
+
+#[test]
+fn the_node_finds_a_frontend_that_comes_moves_and_goes_without_its_service() {
+    let mut applier = applier();
+    let (one, two) = (row(&[11], &[]), row(&[12], &[]));
+    let world = |owner: &str, with: bool| {
+        let mut tables =
+            tables_of(&[("one", &[udp_at(1)], one.clone()), ("two", &[udp_at(2)], two.clone())]);
+        if with {
+            let service = key(owner, Proto::UDP);
+            let row = FrontendRow { service, flags: FrontendFlags::EXTERNAL_IP };
+            tables.frontends.insert(udp_at(9).0, row);
+        }
+        tables.frontends
+    };
+    assert_eq!(
+        applier.apply_all(&tables_of(&[
+            ("one", &[udp_at(1)], one.clone()),
+            ("two", &[udp_at(2)], two.clone())
+        ])),
+        []
+    );
+    for (owner, wanted) in [("one", Some(11)), ("two", Some(12)), ("two", None)] {
+        let row = world(owner, wanted.is_some()).remove(&udp_at(9).0);
+        let frontends = [(udp_at(9).0, row)].into();
+        assert_eq!(applier.apply(TableDelta { frontends, ..TableDelta::default() }), []);
+        let wanted = wanted.map(|last| vec![(last, true)]);
+        assert_eq!(finds(&applier, 9, 53, Proto::UDP), wanted, "{owner}");
+    }
 }
