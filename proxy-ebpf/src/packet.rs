@@ -65,7 +65,7 @@ pub fn peek<P: Packet>(packet: &P, ethertype: u16, network: usize) -> Option<Hea
         let [_, next, s0, s1, s2, s3, d0, d1, d2, d3, both] = header;
         proto = next.to_ne_bytes()[2];
         (src, dst) = (Addr::from_words([s0, s1, s2, s3]), Addr::from_words([d0, d1, d2, d3]));
-        if dst.is_v4() {
+        if src.is_v4() || dst.is_v4() {
             return None;
         }
         ports = both;

@@ -98,6 +98,10 @@ fn what_is_not_read_says_why() {
         assert_eq!(read(&Bytes(packet), ethertype, network), Err(why));
     }
     assert_eq!(peek(&Bytes(ipv6(6, mapped)), ETH_P_IPV6, 0), None);
+    let mut from_mapped = ipv6(6, [0xfd; 16]);
+    from_mapped[8..24].copy_from_slice(&mapped);
+    assert_eq!(peek(&Bytes(from_mapped.clone()), ETH_P_IPV6, 0), None);
+    assert_eq!(read(&Bytes(from_mapped), ETH_P_IPV6, 0), Err(Unread::Malformed));
 }
 
 #[test]
