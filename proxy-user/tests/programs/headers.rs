@@ -1,102 +1,118 @@
-//! Headers and checksums: what a translation must take care of beyond the addresses.
+//! Headers between the packet's beginning and its ports: what the program reads past, and what has
+//! no ports to read.
 
 use crate::net::Net;
-use crate::packet::{ETHERNET, Packet};
-use crate::plane::{Plane, Via, passed};
+use crate::packet::{ETHERNET, Packet, extended, fragments};
+use crate::plane::{Plane, Told, Via};
 use crate::writer::{CLUSTER_IP, Served};
-use proxy_ebpf::Proto;
-use proxy_ebpf::flow::Hook::{Egress, Ingress};
-use proxy_ebpf::outcome::Outcome::{Chosen, Matched};
+use proxy_ebpf::outcome::Outcome::{Chosen, NotOurs, Unsupported};
 use proxy_user::tables::Family;
 use std::net::{IpAddr, SocketAddr};
 
-const UDP: [Net; 2] = [Net::new(Proto::UDP, Family::V4), Net::new(Proto::UDP, Family::V6)];
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION: u8 = 60;
 
-fn serve(plane: &mut Plane, net: Net, backend: SocketAddr) {
-    let frontends = &[(net.vip, CLUSTER_IP)];
-    plane.serve(net, "web", Served { cluster: &[backend], frontends, ..Default::default() });
+/// A plane on which every net's `vip` leads to its first backend elsewhere.
+fn plane() -> Plane {
+    let mut plane = Plane::new();
+    for net in Net::ALL {
+        let frontends = &[(net.vip, CLUSTER_IP)];
+        let cluster = &net.there[..1];
+        plane.serve(net, "web", Served { cluster, frontends, ..Default::default() });
+    }
+    plane
 }
 
 #[test]
-fn payload_and_ipv4_options_of_any_length_stay_as_they_are() {
-    let mut plane = Plane::new();
+fn payload_and_ipv4_options_of_any_length_do_not_matter() {
+    let mut plane = plane();
     for net in Net::ALL {
-        let backend = net.there[0];
-        serve(&mut plane, net, backend);
-        let payload: Vec<u8> = (0..1400_u32).map(|i| (i * 7) as u8).collect();
-        for (number, len) in (0_u16..).zip([0, 1, 2, 3, 64, 1399, 1400]) {
+        let chosen = (Chosen, Told::To(net.there[0]));
+        for len in [0, 1, 2, 3, 64, 1399, 1400] {
             for options in [0, 4, 20, 40] {
-                let client = SocketAddr::new(net.pod.ip(), 1000 + 100 * number + options as u16);
-                let opening = Packet {
-                    options: vec![1; options],
-                    ..net.opening(client, net.vip).payload(&payload[..len])
-                };
-                let inside = opening.to(backend);
-                assert_eq!(plane.run(Via::Pod, Ingress, &opening), passed(Chosen, &inside));
-                let reply = inside.reply();
-                let expected = passed(Matched, &reply.from(net.vip));
-                assert_eq!(plane.run(Via::Pod, Egress, &reply), expected);
+                let opening = net.opening(net.pod, net.vip).payload(&vec![7; len]);
+                let opening = Packet { options: vec![1; options], ..opening };
+                assert_eq!(plane.run(Via::Pod, &opening), chosen, "{len} {options}");
             }
         }
     }
 }
 
 #[test]
-fn udp_without_a_checksum_stays_without() {
-    let mut plane = Plane::new();
-    for net in UDP {
-        let backend = net.there[0];
-        serve(&mut plane, net, backend);
-        let bytes = |packet: &Packet| {
-            let mut bytes = packet.bytes();
-            bytes[packet.checksum_at()..][..2].fill(0);
-            bytes
-        };
-        let opening = net.opening(net.pod, net.vip);
-        let out = plane.run_bytes(Via::Pod, Ingress, &bytes(&opening));
-        assert_eq!((out.outcome, out.packet), (Chosen, bytes(&opening.to(backend))));
+fn extension_headers_are_read_past() {
+    let mut plane = plane();
+    let chains: [&[u8]; 5] = [
+        &[HOP_BY_HOP],
+        &[DESTINATION],
+        &[ROUTING],
+        &[HOP_BY_HOP, DESTINATION, ROUTING, DESTINATION],
+        &[DESTINATION; 6],
+    ];
+    for net in Net::ALL.into_iter().filter(|net| net.family == Family::V6) {
+        let packet = net.opening(net.pod, net.vip);
+        for chain in chains {
+            let out = plane.run_bytes(Via::Pod, &extended(&packet, chain));
+            assert_eq!(out, (Chosen, Told::To(net.there[0])), "{chain:?}");
+        }
+        let unsupported = (Unsupported, Told::Nothing);
+        let seven = extended(&packet, &[DESTINATION; 7]);
+        assert_eq!(plane.run_bytes(Via::Pod, &seven), unsupported);
+        // A segment is left: the packet is not for this destination.
+        let mut routed = extended(&packet, &[ROUTING]);
+        routed[ETHERNET + 43] = 1;
+        assert_eq!(plane.run_bytes(Via::Pod, &routed), unsupported);
     }
 }
 
-/// RFC 768: a checksum that is computed as zero is sent as 0xffff, since zero means none.
+/// Whatever the order in which they come: conntrack puts them together before NAT.
 #[test]
-fn udp_checksum_that_becomes_zero_is_sent_as_ones() {
-    let mut plane = Plane::new();
-    for net in UDP {
-        let (client, frontend, backend) = (net.pod, net.vip, net.there[0]);
-        serve(&mut plane, net, backend);
-        let ones = |packet: &Packet| packet.bytes()[packet.checksum_at()..][..2] == [0xff, 0xff];
-        let with_word = |word: u16| net.opening(client, frontend).payload(&word.to_be_bytes());
-        let mut packets = (0..=u16::MAX).map(with_word);
-        // The checksum of the packet that comes out, then of the one that goes in.
-        let becomes = packets.clone().find(|packet| ones(&packet.to(backend))).unwrap();
-        let was = packets.find(ones).unwrap();
-        assert_eq!(plane.run(Via::Pod, Ingress, &becomes), passed(Chosen, &becomes.to(backend)));
-        assert_eq!(plane.run(Via::Pod, Ingress, &was), passed(Matched, &was.to(backend)));
+fn first_fragment_chooses_and_later_ones_are_left_alone() {
+    let mut plane = plane();
+    for net in Net::ALL {
+        let packet = net.opening(net.pod, net.vip).payload(&[7; 2_000]);
+        let [first, second, third] = &fragments(&packet, 800, 9)[..] else { panic!("three") };
+        for later in [third, second] {
+            assert_eq!(plane.run_bytes(Via::Pod, later), (NotOurs, Told::Nothing), "{net:?}");
+        }
+        let out = plane.run_bytes(Via::Pod, first);
+        assert_eq!(out, (Chosen, Told::To(net.there[0])), "{net:?}");
+        assert_eq!(plane.run_bytes(Via::Pod, second), (NotOurs, Told::Nothing), "{net:?}");
+    }
+}
+
+/// IPv4's "don't fragment", and RFC 6946's fragment that is all of its packet.
+#[test]
+fn packet_that_only_looks_like_a_fragment_chooses() {
+    let mut plane = plane();
+    for net in Net::ALL {
+        let packet = net.opening(net.pod, net.vip);
+        let bytes = match net.family {
+            Family::V4 => {
+                let mut bytes = packet.bytes();
+                bytes[ETHERNET + 6] = 0x40;
+                bytes
+            }
+            Family::V6 => fragments(&packet, 800, 9).remove(0),
+        };
+        assert_eq!(plane.run_bytes(Via::Pod, &bytes), (Chosen, Told::To(net.there[0])));
     }
 }
 
 /// The kernel's test run takes the packet's type from where an Ethernet header has it, whatever
 /// the program expects; there, this packet has two bytes of its source address.
 #[test]
-fn packet_without_a_link_header_is_translated_by_the_programs_for_bare_devices() {
-    let mut plane = Plane::new();
+fn packet_without_a_link_header_is_read_by_the_program_for_bare_devices() {
+    let mut plane = plane();
     for net in Net::ALL {
-        let typed = |host: u16, port: u16| {
-            let ip: IpAddr = match net.family {
-                Family::V4 => [8, 0, 0, host as u8].into(),
-                Family::V6 => [0xfd00, 0, 0x86dd, 0, 0, 0, 0, host].into(),
-            };
-            SocketAddr::new(ip, port)
+        let ip: IpAddr = match net.family {
+            Family::V4 => [8, 0, 0, 1].into(),
+            Family::V6 => [0xfd00, 0, 0x86dd, 0, 0, 0, 0, 1].into(),
         };
-        let (client, backend) = (typed(1, 40_000), typed(2, 8080));
-        serve(&mut plane, net, backend);
-        let opening = net.opening(client, net.vip).payload(&[7; 64]);
-        let bare = |packet: &Packet| packet.bytes().split_off(ETHERNET);
-        let out = plane.run_program("ingress_bare", Via::Pod, Ingress, &bare(&opening));
-        assert_eq!((out.outcome, out.packet), (Chosen, bare(&opening.to(backend))));
-        let reply = opening.to(backend).reply();
-        let out = plane.run_program("egress_bare", Via::Pod, Egress, &bare(&reply));
-        assert_eq!((out.outcome, out.packet), (Matched, bare(&reply.from(net.vip))));
+        let opening = net.opening(SocketAddr::new(ip, 40_000), net.vip).payload(&[7; 64]);
+        let bare = opening.bytes().split_off(ETHERNET);
+        let (outcome, bare_priority) = plane.run_program("ingress_bare", Via::Pod, 0, &bare);
+        let (_, priority) = plane.run_program("ingress", Via::Pod, 0, &opening.bytes());
+        assert_eq!((outcome, bare_priority), (Chosen, priority));
     }
 }

@@ -1,25 +1,22 @@
 //! The kernel programs in the kernel: made packets go through the real programs, over maps that
 //! the real `apply` has filled. Needs root; attaches nothing and sends nothing.
 //!
-//! Socket hooks have no test run in the kernel, nor do the states of a checksum and of a VLAN tag
-//! that only devices make (CHECKSUM_PARTIAL, CHECKSUM_COMPLETE, a tag beside the packet): the lab
-//! has those.
+//! Socket hooks have no test run in the kernel, nor has a VLAN tag that only a device makes, beside
+//! the packet: the lab has those. What NAT makes of the numbers is the lab's too.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod clients;
 mod headers;
-mod lifetime;
 mod mutations;
 mod names;
+mod nat;
 mod net;
 mod outcomes;
 mod packet;
-mod parts;
 mod plane;
-mod ports;
 mod races;
-mod reject;
+mod refusals;
 mod services;
 mod size;
 mod writer;

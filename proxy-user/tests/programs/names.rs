@@ -7,12 +7,11 @@
 mod hostile;
 mod world;
 
-use crate::packet::{ETHERNET, Packet};
+use crate::packet::{ETHERNET, Packet, back};
 use crate::plane::{Fate, Plane};
-use crate::reject::back;
 use proxy_ebpf::Proto;
 use proxy_ebpf::dns::{Kind, Outcome};
-use proxy_ebpf::node::Device;
+use proxy_ebpf::node::DeviceFlags;
 use proxy_user::tables::{DnsName, NameKind, TableDelta};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ fn stage() -> (Plane, World) {
     let world = World::new();
     plane.writer.apply(world.tables());
     plane.writer.write_zone(Some(&world.row));
-    plane.be_pod(Device::POD, &POD.map(|pod| pod.parse().unwrap()));
+    plane.be_pod(DeviceFlags::POD, &POD.map(|pod| pod.parse().unwrap()));
     (plane, world)
 }
 
@@ -149,8 +148,9 @@ fn settings_of_the_zone_and_the_pod_turn_answers_off() {
     plane.writer.write_zone_until(Some(&world.row), 1);
     assert_eq!(outcomes(&mut plane), [Outcome::Off; 2], "nobody vouches for the names");
     plane.writer.write_zone(Some(&world.row));
-    for pod in [0, Device::NAMES_OFF, Device::POD | Device::NAMES_OFF] {
-        plane.be_pod(pod, &POD.map(|pod| pod.parse().unwrap()));
+    let off = DeviceFlags::NAMES_OFF;
+    for flags in [DeviceFlags::NODE, off, DeviceFlags::POD.with(off)] {
+        plane.be_pod(flags, &POD.map(|pod| pod.parse().unwrap()));
         assert_eq!(outcomes(&mut plane), [Outcome::Off; 2]);
     }
 }
@@ -162,7 +162,7 @@ fn a_pod_that_asks_too_often_is_sent_to_the_service() {
     let world = World::new();
     plane.writer.apply(world.tables());
     plane.writer.write_zone(Some(&world.row));
-    plane.be_pod(Device::POD, &POD.map(|pod| pod.parse().unwrap()));
+    plane.be_pod(DeviceFlags::POD, &POD.map(|pod| pod.parse().unwrap()));
     let packet = datagram(0, &query("web.shop.svc", "A")).bytes();
     let outcomes: Vec<_> = (0..7).map(|_| plane.ask(&packet).3).collect();
     assert_eq!(outcomes[..5], [Outcome::Addresses; 5]);

@@ -61,7 +61,11 @@ impl Net {
 
     /// The address of one of many clients outside.
     pub(crate) fn nth(self, host: u16) -> IpAddr {
-        at(self.family, [198, 18], 100 + host as u8, 0).ip()
+        let [high, low] = host.to_be_bytes();
+        match self.family {
+            Family::V4 => [198, 18, high, low].into(),
+            Family::V6 => [0xfd00, 198, 18, 0, 0, 0, 1, host].into(),
+        }
     }
 
     pub(crate) fn has_tcp(self) -> bool {

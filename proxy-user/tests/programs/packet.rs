@@ -1,10 +1,9 @@
 //! Packets as the tests speak of them. Their bytes are made from scratch by `etherparse`, all
-//! checksums included, so a packet that a program has rewritten must equal one that was made
-//! with the other address from the start.
+//! checksums included.
 
 use etherparse::{
     IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel, Ipv6Header, PacketBuilder,
-    TcpHeader,
+    PacketBuilderStep, TcpHeader,
 };
 use proxy_ebpf::Proto;
 use std::net::{IpAddr, SocketAddr};
@@ -59,11 +58,6 @@ impl Packet {
     /// The same packet, but for its destination.
     pub(crate) fn to(&self, dst: SocketAddr) -> Self {
         Self { dst, ..self.clone() }
-    }
-
-    /// What the receiver answers.
-    pub(crate) fn reply(&self) -> Self {
-        Self { src: self.dst, dst: self.src, flags: self.flags | ACK, ..self.clone() }
     }
 
     /// Where the transport header begins.
@@ -180,25 +174,22 @@ pub(crate) fn fragments(packet: &Packet, size: usize, id: u16) -> Vec<Vec<u8>> {
     chunks.enumerate().map(fragment).collect()
 }
 
-/// An ICMP message from `src` to `dst` of the type and code `kind`, with `rest` in its header,
-/// that quotes `quote`.
-pub(crate) fn quoting(
-    [kind, code]: [u8; 2],
-    rest: [u8; 4],
-    src: IpAddr,
-    dst: IpAddr,
-    quote: &[u8],
-) -> Vec<u8> {
-    let [src, dst] = [src, dst].map(|ip| SocketAddr::new(ip, 0));
-    let ends = Packet { options: vec![], ..Packet::new(Proto::UDP, src, dst) };
-    let ip = PacketBuilder::ethernet2(MACS[0], MACS[1]).ip(ends.ip_header());
-    let mut bytes = Vec::new();
-    if src.is_ipv4() {
-        ip.icmpv4_raw(kind, code, rest).write(&mut bytes, quote).unwrap();
-    } else {
-        ip.icmpv6_raw(kind, code, rest).write(&mut bytes, quote).unwrap();
-    }
-    bytes
+/// The beginning of an answer to `packet`, on the way back.
+pub(crate) fn back(packet: &Packet, tos: u8) -> PacketBuilderStep<IpHeaders> {
+    let link = PacketBuilder::ethernet2(MACS[1], MACS[0]);
+    link.ip(match (packet.dst.ip(), packet.src.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let header = Ipv4Header::new(0, 64, IpNumber(0), src.octets(), dst.octets());
+            let header = Ipv4Header { dscp: (tos >> 2).try_into().unwrap(), ..header.unwrap() };
+            IpHeaders::Ipv4(header, Default::default())
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let (source, destination) = (src.octets(), dst.octets());
+            let header = Ipv6Header { hop_limit: 64, source, destination, ..Default::default() };
+            IpHeaders::Ipv6(header, Default::default())
+        }
+        _ => panic!("{packet:?} is of two families"),
+    })
 }
 
 /// The sum of the checksummed 16-bit words of `bytes` (RFC 1071): what a translation that

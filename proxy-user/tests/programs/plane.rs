@@ -1,44 +1,67 @@
 //! The stage: the real programs and maps in a BPF file system that nothing else sees, filled by
-//! the real `apply`. No program is attached to anything; packets are handed to them one by one.
+//! the real `apply`, and the tables of NAT in a network namespace of the test's own. No program is
+//! attached to anything; packets are handed to them one by one.
 
 use crate::net::Net;
 use crate::packet::Packet;
-use crate::writer::{Served, Writer, end};
+use crate::writer::{Served, Writer};
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::Program as AyaProgram;
 use aya::{Pod, TestRun as _, TestRunOptions};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::dns;
-use proxy_ebpf::flow::{FlowFlags, FlowKey, FlowValue, Hook};
-use proxy_ebpf::node::{Device, NodeAddr};
+use proxy_ebpf::node::{Device, DeviceFlags, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Outcome, Program, counter_index};
+use proxy_ebpf::priority::Priority;
 use proxy_ebpf::service::ServiceCounters;
-use proxy_ebpf::{Addr, Proto};
-use proxy_user::loader::{Dataplane, DnsLimit, FlowTable, Settings, pin_directory};
+use proxy_ebpf::slot::BackendId;
+use proxy_ebpf::{Addr, Proto, dns};
+use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
+use proxy_user::nat::table;
+use proxy_user::netfilter::{Family as NatFamily, Socket};
 use proxy_user::pinned::PinnedMaps;
 use proxy_user::tables::{Family, NodeRows, Prefix};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// The device that the kernel's test runs seem to come by: loopback. Nothing is sent by it.
 const DEVICE: u32 = 1;
+pub(crate) const NODE_PORTS: NodePortRange = NodePortRange { first: 30_000, last: 32_767 };
+/// The bit of the packet mark that hides a client.
+const MASQUERADE_MARK: u32 = 1 << 14;
+/// The size of the context of a packet program, `struct __sk_buff`.
+const CONTEXT: usize = 192;
+/// Where it has `priority`.
+const PRIORITY: usize = 32;
 
-/// The device that a packet comes in by or leaves by.
+/// The device that a packet comes in by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Via {
     /// The node's side of a pod's veth.
     Pod,
+    /// The same, as a port of a bridge whose frames netfilter does not see.
+    Bridged,
     /// A device of the node.
     Node,
     /// One that pods are behind, as `--detect-local-mode` says.
     Local,
-    /// A device without an address.
-    Unnumbered,
+}
+
+impl Via {
+    pub(crate) const ALL: [Self; 4] = [Self::Pod, Self::Bridged, Self::Node, Self::Local];
+
+    pub(crate) const fn flags(self) -> DeviceFlags {
+        match self {
+            Self::Pod => DeviceFlags::POD,
+            Self::Bridged => DeviceFlags::POD.with(DeviceFlags::UNSEEN_BRIDGE),
+            Self::Node => DeviceFlags::NODE,
+            Self::Local => DeviceFlags::LOCAL,
+        }
+    }
 }
 
 /// Where a packet goes.
@@ -52,32 +75,41 @@ pub(crate) enum Fate {
     Returned,
 }
 
-/// What came of a packet. The outcome was counted once, and no other one was.
-#[derive(PartialEq, Eq, Debug)]
-pub(crate) struct Out {
-    pub(crate) fate: Fate,
-    pub(crate) outcome: Outcome,
-    pub(crate) packet: Vec<u8>,
+/// What netfilter is told of a packet's connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Told {
+    /// Nothing.
+    Nothing,
+    /// It goes to the backend that NAT finds under the number, which sees the client.
+    To(SocketAddr),
+    /// It goes to that backend, which sees the node.
+    Hidden(SocketAddr),
+    /// It is refused.
+    Refuse,
+    /// It is dropped.
+    Drop,
 }
 
-/// The packet goes on, and is now `packet`.
-pub(crate) fn passed(outcome: Outcome, packet: &Packet) -> Out {
-    Out { fate: Fate::Passed, outcome, packet: packet.bytes() }
-}
+/// What came of a packet, which went on as it was. The outcome was counted once, and no other was.
+pub(crate) type Out = (Outcome, Told);
 
 pub(crate) struct Plane {
     dataplane: Dataplane,
     pub(crate) writer: Writer,
     pub(crate) maps: PinnedMaps,
-    pub(crate) flows: FlowTable,
+    pub(crate) nat: Socket,
+    /// The backends that NAT had when it was last asked.
+    backends: BTreeMap<BackendId, SocketAddr>,
     outcomes: PerCpuArray<MapData, u64>,
     counted: Vec<u64>,
     via: Option<Via>,
+    /// Addresses of the node beside the one that takes NodePorts.
+    own: Vec<Addr>,
     /// Where ClusterIPs are taken from, as far as the programs are told; see
     /// [`Plane::know_services`].
-    service_cidrs: Vec<IpNetwork>,
+    pub(crate) service_cidrs: Vec<IpNetwork>,
     /// What the programs are told of pods' addresses; see [`Plane::know_pods`].
-    cluster_cidrs: Vec<IpNetwork>,
+    pub(crate) cluster_cidrs: Vec<IpNetwork>,
     settings: Settings,
     _bpffs: OwnedFd,
 }
@@ -87,29 +119,30 @@ impl Plane {
         Self::with(|_| {})
     }
 
-    pub(crate) fn with_snat_ports(snat_ports: RangeInclusive<u16>) -> Self {
-        Self::with(|settings| settings.snat_ports = snat_ports)
-    }
-
     pub(crate) fn with_dns_limit(dns_limit: DnsLimit) -> Self {
         Self::with(|settings| settings.dns_limit = dns_limit)
     }
 
-    /// With settings that `adjust` has changed.
+    /// With settings that `adjust` has changed. Takes this thread out of the machine's network.
     pub(crate) fn with(adjust: impl FnOnce(&mut Settings)) -> Self {
+        // SAFETY: the danger of unshare(2) is `CLONE_FILES`, after which threads no longer share
+        // descriptors; a network namespace of its own leaves them alone.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+            .expect("these tests load programs into the kernel and must run as root");
         let bpffs = bpffs();
         let mut settings = Settings {
             bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
-            node_ports: NodePortRange { first: 30_000, last: 32_767 },
+            node_ports: NODE_PORTS,
             masquerade_all: false,
-            snat_ports: 61_000..=65_535,
+            host_sockets_only: false,
+            masquerade_mark: MASQUERADE_MARK,
             log_level: None,
             dns_limit: DnsLimit { rate: 0, burst: 0 },
         };
         adjust(&mut settings);
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
         let writer = Writer::new(&mut dataplane);
-        let flows = dataplane.flow_table().unwrap();
+        let nat = Socket::open().unwrap();
         let maps = PinnedMaps::open(&settings.bpffs_root).unwrap();
         let outcomes = MapData::from_pin(pin_directory(&settings.bpffs_root).join("outcomes"));
         let outcomes = Map::PerCpuArray(outcomes.unwrap()).try_into().unwrap();
@@ -118,10 +151,12 @@ impl Plane {
             dataplane,
             writer,
             maps,
-            flows,
+            nat,
+            backends: BTreeMap::new(),
             outcomes,
             counted,
             via: None,
+            own: Vec::new(),
             service_cidrs: Vec::new(),
             cluster_cidrs: Vec::new(),
             settings,
@@ -144,38 +179,53 @@ impl Plane {
         Writer::new(&mut Dataplane::load(&self.settings).unwrap())
     }
 
-    /// Hands `packet` to the program of `hook`.
-    pub(crate) fn run(&mut self, via: Via, hook: Hook, packet: &Packet) -> Out {
-        self.run_bytes(via, hook, &packet.bytes())
+    /// Hands `packet` to the program at ingress.
+    pub(crate) fn run(&mut self, via: Via, packet: &Packet) -> Out {
+        self.run_bytes(via, &packet.bytes())
     }
 
-    pub(crate) fn run_bytes(&mut self, via: Via, hook: Hook, packet: &[u8]) -> Out {
-        let name = match hook {
-            Hook::Ingress => "ingress",
-            Hook::Egress => "egress",
-        };
-        self.run_program(name, via, hook, packet)
+    pub(crate) fn run_bytes(&mut self, via: Via, packet: &[u8]) -> Out {
+        let (outcome, priority) = self.run_program("ingress", via, 0, packet);
+        (outcome, self.told(priority))
     }
 
-    /// Hands `packet` to the program `name`, which counts as the one of `hook`.
-    pub(crate) fn run_program(&mut self, name: &str, via: Via, hook: Hook, packet: &[u8]) -> Out {
+    /// Hands `packet`, whose `skb->priority` somebody has set, to the program `name` of the packet
+    /// path. Returns the outcome and what the priority is then.
+    pub(crate) fn run_program(
+        &mut self,
+        name: &str,
+        via: Via,
+        priority: u32,
+        packet: &[u8],
+    ) -> (Outcome, u32) {
         self.be_at(via);
-        let (fate, packet) = self.run_uncounted(name, packet);
-        Out { fate, outcome: self.new_outcome(hook), packet }
+        let (fate, after, priority) = self.run_uncounted(name, priority, packet);
+        assert_eq!(fate, Fate::Passed);
+        assert!(after == packet, "the packet goes on as it was");
+        (self.new_outcome(), priority)
     }
 
     /// Hands `packet` to the program `name` and looks at no counter, which takes most of the time
-    /// otherwise. Returns what becomes of the packet, and the packet.
-    pub(crate) fn run_uncounted(&self, name: &str, packet: &[u8]) -> (Fate, Vec<u8>) {
+    /// otherwise. Returns what becomes of the packet, the packet, and its priority.
+    pub(crate) fn run_uncounted(
+        &self,
+        name: &str,
+        priority: u32,
+        packet: &[u8],
+    ) -> (Fate, Vec<u8>, u32) {
         let mut programs = self.dataplane.programs();
         let Some((_, AyaProgram::SchedClassifier(program))) = programs.find(|(n, _)| *n == name)
         else {
             panic!("there is no packet program {name}");
         };
         let mut data_out = vec![0; packet.len().max(1_400) + 64];
+        let (mut ctx_in, mut ctx_out) = ([0; CONTEXT], [0; CONTEXT]);
+        ctx_in[PRIORITY..][..4].copy_from_slice(&priority.to_ne_bytes());
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut data_out),
+            ctx_in: Some(&ctx_in),
+            ctx_out: Some(&mut ctx_out),
             ..Default::default()
         };
         let result = program.test_run(options).unwrap();
@@ -186,57 +236,83 @@ impl Plane {
             7 => Fate::Returned,
             other => panic!("{name} ended with {other}: not NEXT, SHOT or REDIRECT"),
         };
-        (fate, data_out)
+        let priority = ctx_out[PRIORITY..][..4].try_into().unwrap();
+        (fate, data_out, u32::from_ne_bytes(priority))
+    }
+
+    /// What a priority tells netfilter. The backend is the one that the map of NAT has under the
+    /// number: the kernel would send the connection there.
+    fn told(&mut self, priority: u32) -> Told {
+        let priority = match Priority(priority) {
+            Priority(0) => return Told::Nothing,
+            Priority::REFUSE => return Told::Refuse,
+            Priority::DROP => return Told::Drop,
+            priority => priority,
+        };
+        assert!(priority.is_tagged(), "{priority:?}");
+        let id = BackendId(priority.0 & Priority::BACKEND_MASK);
+        if !self.backends.contains_key(&id) {
+            self.backends = self.nat_backends();
+        }
+        let backend = *self.backends.get(&id).unwrap_or_else(|| panic!("NAT has no {id:?}"));
+        if priority.0 & Priority::HIDE == 0 { Told::To(backend) } else { Told::Hidden(backend) }
+    }
+
+    /// The backends that the maps of NAT have in the kernel.
+    pub(crate) fn nat_backends(&mut self) -> BTreeMap<BackendId, SocketAddr> {
+        let mut backends = BTreeMap::new();
+        for (family, len) in [(NatFamily::Ipv4, 4), (NatFamily::Ipv6, 16)] {
+            for (key, value) in self.nat.elements(&table(family), "backends").unwrap().iter() {
+                let (addr, port) = value.split_at(len);
+                let addr = match <[u8; 4]>::try_from(addr) {
+                    Ok(v4) => IpAddr::from(v4),
+                    Err(_) => IpAddr::from(<[u8; 16]>::try_from(addr).unwrap()),
+                };
+                let port = u16::from_be_bytes([port[0], port[1]]);
+                let id = BackendId(u32::from_ne_bytes(key[..4].try_into().unwrap()));
+                backends.insert(id, SocketAddr::new(addr, port));
+            }
+        }
+        backends
     }
 
     /// The one outcome that was counted since the last time.
-    fn new_outcome(&mut self, hook: Hook) -> Outcome {
+    fn new_outcome(&mut self) -> Outcome {
         let mut new = Vec::new();
         for index in 0..COUNTERS {
             let count = self.outcomes.get(&index, 0).unwrap().iter().sum();
             let before = std::mem::replace(&mut self.counted[index as usize], count);
             new.extend(std::iter::repeat_n(index, (count - before) as usize));
         }
-        let program = match hook {
-            Hook::Ingress => Program::Ingress,
-            Hook::Egress => Program::Egress,
-        };
-        let matches = |o: &Outcome| new == [counter_index(program, *o as u32)];
-        Outcome::ALL.into_iter().find(matches).unwrap_or_else(|| {
-            panic!("{program:?} counted {new:?}, not one outcome of its own once")
-        })
+        let matches = |o: &Outcome| new == [counter_index(Program::Ingress, *o as u32)];
+        Outcome::ALL
+            .into_iter()
+            .find(matches)
+            .unwrap_or_else(|| panic!("counted {new:?}, not one outcome of its own once"))
     }
 
-    /// Makes the one device be `via`. The node's address takes NodePorts, the device's is the
-    /// one for SNAT.
+    /// Makes the one device be `via`. The node's address takes NodePorts.
     fn be_at(&mut self, via: Via) {
         if self.via.replace(via) == Some(via) {
             return;
         }
-        let [v4, v6] = [Family::V4, Family::V6]
-            .map(|family| Addr::from(Net::new(Proto::TCP, family).node_port.ip()));
         let mut rows = NodeRows::default();
-        rows.addrs.extend([(v4, NodeAddr::NODE_PORT), (v6, NodeAddr::NODE_PORT)]);
-        let pod = match via {
-            Via::Pod => Device::POD,
-            Via::Local => Device::LOCAL,
-            Via::Node | Via::Unnumbered => 0,
-        };
-        let (v4, v6) = match via {
-            Via::Unnumbered => (Addr::UNSPECIFIED_V4, Addr::UNSPECIFIED_V6),
-            _ => (v4, v6),
-        };
+        for family in [Family::V4, Family::V6] {
+            let addr = Net::new(Proto::TCP, family).node_port.ip();
+            rows.addrs.insert(addr.into(), NodeAddr::NODE_PORT);
+        }
+        rows.addrs.extend(self.own.iter().map(|addr| (*addr, NodeAddr::OWN)));
         rows.cluster_cidrs = self.cluster_cidrs.iter().copied().map(Prefix::from).collect();
         rows.service_cidrs = Some(self.service_cidrs.iter().copied().map(Prefix::from).collect());
-        rows.devices.insert(DEVICE, Device { snat_v4: v4, snat_v6: v6, pod, netns: -1 });
+        rows.devices.insert(DEVICE, Device { flags: via.flags(), netns: -1 });
         assert!(self.dataplane.write_node(&rows).1.is_empty());
     }
 
-    /// Makes the one device be a pod's veth with the flags `pod`, where `addrs` are the pod's.
-    pub(crate) fn be_pod(&mut self, pod: u32, addrs: &[IpAddr]) {
+    /// Makes the one device be a pod's veth with these flags, where `addrs` are the pod's.
+    pub(crate) fn be_pod(&mut self, flags: DeviceFlags, addrs: &[IpAddr]) {
         self.via = None;
         let mut rows = NodeRows::default();
-        rows.devices.insert(DEVICE, Device { pod, ..Device::default() });
+        rows.devices.insert(DEVICE, Device { flags, netns: -1 });
         rows.pod_addrs = addrs.iter().map(|addr| (Addr::from(*addr), DEVICE)).collect();
         assert!(self.dataplane.write_node(&rows).1.is_empty());
     }
@@ -245,7 +321,7 @@ impl Plane {
     /// outcome that was counted, by the kind of question.
     pub(crate) fn ask(&mut self, packet: &[u8]) -> (Fate, Vec<u8>, dns::Kind, dns::Outcome) {
         let before = self.dns_counters();
-        let (fate, packet) = self.run_uncounted("names", packet);
+        let (fate, packet, _) = self.run_uncounted("names", 0, packet);
         let counted = self.dns_counters();
         let all = || dns::Kind::ALL.into_iter().flat_map(|k| dns::Outcome::ALL.map(|o| (k, o)));
         let new: Vec<_> = all()
@@ -277,32 +353,10 @@ impl Plane {
         self.via = None;
     }
 
-    /// Every flow entry of `net`, as a sorted line of text.
-    pub(crate) fn entries(&self, net: Net) -> Vec<String> {
-        let mut lines: Vec<String> = self
-            .maps
-            .flows()
-            .unwrap()
-            .iter()
-            .filter(|(key, _)| key.proto == net.proto && Family::of(key.src().addr) == net.family)
-            .map(|(key, value)| {
-                let ends = [key.src(), key.dst(), value.end()]
-                    .map(|end| SocketAddr::new(end.addr.into(), end.port.number()));
-                entry(key.hook(), ends[0], ends[1], ends[2], value.flags)
-            })
-            .collect();
-        lines.sort();
-        lines
-    }
-
-    /// The entry that `packet` would match at `hook`.
-    pub(crate) fn entry(&self, hook: Hook, packet: &Packet) -> Option<FlowValue> {
-        self.maps.flows().unwrap().get(&flow_key(hook, packet)).copied()
-    }
-
-    /// Removes the entry that `packet` would match at `hook`, as eviction does.
-    pub(crate) fn evict(&self, hook: Hook, packet: &Packet) {
-        self.flows.remove(&[flow_key(hook, packet)]).unwrap();
+    /// Makes `end` an address of the node at which there are no NodePorts.
+    pub(crate) fn own(&mut self, end: SocketAddr) {
+        self.own.push(end.ip().into());
+        self.via = None;
     }
 
     /// What the service `name` has carried.
@@ -338,24 +392,11 @@ impl Plane {
     /// Writes a row of the map `name` past everything that keeps it right.
     pub(crate) fn write_raw<K: Pod, V: Pod>(&self, name: &str, key: K, value: V) {
         let map = MapData::from_pin(pin_directory(&self.settings.bpffs_root).join(name)).unwrap();
-        let map = if name == "flows" { Map::LruHashMap(map) } else { Map::HashMap(map) };
-        HashMap::<MapData, K, V>::try_from(map).unwrap().insert(key, value, 0).unwrap();
+        HashMap::<MapData, K, V>::try_from(Map::HashMap(map))
+            .unwrap()
+            .insert(key, value, 0)
+            .unwrap();
     }
-}
-
-/// A flow entry as [`Plane::entries`] gives it.
-pub(crate) fn entry(
-    hook: Hook,
-    src: SocketAddr,
-    dst: SocketAddr,
-    to: SocketAddr,
-    flags: FlowFlags,
-) -> String {
-    format!("{hook:?} {src} -> {dst} becomes {to} {:05b}", flags.0)
-}
-
-pub(crate) fn flow_key(hook: Hook, packet: &Packet) -> FlowKey {
-    FlowKey::new(hook, end(packet.src), end(packet.dst), packet.proto)
 }
 
 /// A BPF file system that is mounted nowhere, and is gone with its descriptor.

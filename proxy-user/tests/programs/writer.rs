@@ -1,7 +1,6 @@
 //! Services, written into the maps as the agent writes them: tables go through the real `apply`.
 
 use crate::net::Net;
-use proxy_ebpf::flow::End;
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey};
 use proxy_ebpf::slot::BackendFlags;
 use proxy_ebpf::{Addr, Port};
@@ -74,11 +73,10 @@ impl Writer {
         self.apply(delta);
     }
 
-    /// Takes the frontend at `end` away.
-    pub(crate) fn withdraw(&mut self, net: Net, end: SocketAddr, flags: FrontendFlags) {
-        let mut delta = TableDelta::default();
-        delta.frontends.insert(frontend_key(net, end, flags), None);
-        self.apply(delta);
+    /// Compares what NAT has with what it should have, and mends it.
+    pub(crate) fn mend_nat(&mut self) {
+        self.0.doubt_nat();
+        self.apply(TableDelta::default());
     }
 
     pub(crate) fn apply(&mut self, delta: TableDelta) {
@@ -102,10 +100,6 @@ impl Writer {
         wait_for_programs().unwrap();
         self.0.release(quarantine);
     }
-}
-
-pub(crate) fn end(end: SocketAddr) -> End {
-    End { addr: end.ip().into(), port: port(end) }
 }
 
 pub(crate) fn frontend_key(net: Net, end: SocketAddr, flags: FrontendFlags) -> FrontendKey {

@@ -122,7 +122,7 @@ fn mutated_messages_are_answered_as_the_contract_says() {
         }
         let family = round % 2;
         let asked = datagram(family, &message);
-        let (fate, packet) = plane.run_uncounted("names", &asked.bytes());
+        let (fate, packet, _) = plane.run_uncounted("names", 0, &asked.bytes());
         let Ok(due) = world.ask(&message) else {
             assert_eq!((fate, packet), (Fate::Passed, asked.bytes()), "{message:x?}");
             continue;
@@ -160,7 +160,7 @@ fn packets_that_are_damaged_anywhere_pass_unchanged_or_come_back_to_the_pod() {
         if random.below(8) == 0 {
             before.truncate(random.below(before.len()).max(SHORTEST));
         }
-        let (fate, after) = plane.run_uncounted("names", &before);
+        let (fate, after, _) = plane.run_uncounted("names", 0, &before);
         match fate {
             Fate::Passed => assert_eq!(after, before),
             Fate::Dropped => panic!("dropped: {before:x?}"),
