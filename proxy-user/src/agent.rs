@@ -14,6 +14,7 @@ mod node;
 mod opt_out;
 mod report;
 mod retry;
+mod stale;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
 use crate::config::{AgentConfig, PortRange, SocketPath};
@@ -37,15 +38,14 @@ use node::NodeState;
 use opt_out::OptOut;
 use proxy_ebpf::Proto;
 use proxy_ebpf::choose::NodePortRange;
-
 use report::{Report, bounded, chain};
+use stale::AfterUdp;
 use std::fs::File;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
@@ -118,8 +118,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     report.spawn_watch_for_kube_proxy(&mut tasks);
     let listeners = http::start_thread().map_err(AgentError::Listeners)?;
     report.spawn_servers(&listeners, &config, &health, &metrics, Arc::clone(&pinned));
-    let udp_changed = Arc::new(Notify::new());
-    report.spawn_watch_listeners(&mut tasks, &config, &udp_changed, pinned);
+    let after_udp = AfterUdp::spawn(&mut tasks, &report, &config, &metrics, pinned);
     let (doubts_in, nat_doubts) = mpsc::channel(nat::DOUBTS);
     nat::spawn_watch(&mut tasks, dataplane.nat_port(), report.problems(), doubts_in);
     let (health_checks, checks) = watch::channel(HealthChecks::new());
@@ -160,7 +159,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         opt_out: OptOut::default(),
         spares_redirected: config.socket_path == SocketPath::Auto,
         contests: Contests::new(notices),
-        udp_changed,
+        after_udp,
         nat_doubts,
         health_checks,
         health,
@@ -256,8 +255,7 @@ struct Agent {
     /// Whether pods whose connections somebody redirects opt out too.
     spares_redirected: bool,
     contests: Contests,
-    /// Tells that UDP sockets may have lost their backend.
-    udp_changed: Arc<Notify>,
+    after_udp: AfterUdp,
     /// Whether somebody else may have changed the tables of nftables.
     nat_doubts: mpsc::Receiver<Doubt>,
     health_checks: watch::Sender<HealthChecks>,
@@ -386,7 +384,7 @@ impl Agent {
             drop(tokio::task::spawn_blocking(sys::trim_memory));
         }
         if udp {
-            self.udp_changed.notify_one();
+            self.after_udp.notify();
         }
         self.health_checks.send_if_modified(|known| {
             let checks = self.planner.health_checks();
@@ -422,6 +420,7 @@ impl Agent {
             let addrs = self.node.node_port_addrs().to_vec();
             if self.applier.set_output(addrs, self.node.is_socket_path_off()) {
                 self.next_pass = Some(Instant::now());
+                self.after_udp.notify();
             }
         }
     }
@@ -462,7 +461,7 @@ impl Agent {
             return;
         }
         let repaired = self.repair_node();
-        self.udp_changed.notify_one();
+        self.after_udp.notify();
         self.search_opted_out();
         match self.applier.heal(self.planner.tables()) {
             Ok((rows, _)) => {

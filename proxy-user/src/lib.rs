@@ -24,6 +24,7 @@ pub mod preflight;
 pub mod show;
 pub mod sockets;
 pub mod source;
+pub mod stale;
 pub mod status;
 pub mod tables;
 pub mod tree;

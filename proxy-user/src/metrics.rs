@@ -3,7 +3,7 @@
 //! Names, labels and buckets are kube-proxy's wherever the meaning is the same, so that
 //! dashboards go on working; the rest begins with `shunt_`. kube-proxy syncs each family by
 //! itself and Shunt both at once, so both values of `ip_family` say the same, but for
-//! `no_local_endpoints_total`, which counts services.
+//! `no_local_endpoints_total`, which counts services, and the entries deleted from conntrack.
 
 mod maps;
 mod server;
@@ -143,7 +143,7 @@ impl Metrics {
             purged: PerFamily::new(
                 r,
                 "conntrack_reconciler_deleted_entries",
-                "Flow entries of UDP that were removed because their backend no longer serves",
+                "Conntrack entries of UDP that were deleted, since their backend no longer serves",
                 Counter::default,
             ),
             healthz,
@@ -183,9 +183,11 @@ impl Metrics {
         self.0.endpoint_changes_pending.each(|gauge| gauge.set(slices as i64));
     }
 
-    /// So many flow entries of UDP were removed because their backend no longer serves.
-    pub fn purged(&self, entries: u64) {
-        self.0.purged.each(|counter| counter.inc_by(entries));
+    /// So many conntrack entries of UDP were deleted, of IPv4 and of IPv6.
+    pub fn purged(&self, v4: u64, v6: u64) {
+        for (ip_family, entries) in [("IPv4", v4), ("IPv6", v6)] {
+            self.0.purged.0.get_or_create(&IpFamily { ip_family }).inc_by(entries);
+        }
     }
 
     /// `/healthz` was answered with `code`.
@@ -233,7 +235,7 @@ mod tests {
         metrics.queued(Timestamp::from_second(49).unwrap());
         metrics.changes(2, 5);
         metrics.pending(1, 4);
-        metrics.purged(6);
+        metrics.purged(6, 7);
         let text = metrics.text();
         for line in [
             "shunt_build_info{version=\"1.2.3\"} 1",
@@ -249,6 +251,7 @@ mod tests {
             "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv4\"} 2",
             "kubeproxy_sync_proxy_rules_service_changes_pending{ip_family=\"IPv6\"} 1",
             "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 6",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 7",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
