@@ -60,6 +60,13 @@ impl StaleEntries {
         Self { node_ports, known: HashSet::new(), departed: HashMap::new() }
     }
 
+    /// Takes note of the frontends that `maps` have, as an earlier agent left them: of those that
+    /// go when this agent first writes, entries may be left.
+    pub fn remember(&mut self, maps: &PinnedMaps) -> Result<(), PinnedError> {
+        self.known = served::frontends(maps)?.into_keys().collect();
+        Ok(())
+    }
+
     /// Deletes the entries that are stale by what `maps` say. Tries each of them, and returns the
     /// first error with what was deleted all the same.
     pub fn delete(&mut self, maps: &PinnedMaps) -> (Deleted, Result<(), StaleError>) {

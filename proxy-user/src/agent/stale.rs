@@ -37,8 +37,13 @@ impl AfterUdp {
     ) -> Self {
         let after = Self { listeners: Arc::default(), stale: Arc::default() };
         report.spawn_watch_listeners(tasks, config, &after.listeners, Arc::clone(&maps));
+        let mut entries = StaleEntries::new(super::node_ports(config));
+        // Before anything is written.
+        if let Err(error) = entries.remember(&maps) {
+            tracing::warn!("which Services go now is not known: {}", chain(&error));
+        }
         tasks.spawn(delete_stale(
-            StaleEntries::new(super::node_ports(config)),
+            entries,
             Arc::clone(&after.stale),
             maps,
             metrics.clone(),

@@ -4,7 +4,7 @@ use crate::netfilter::conntrack::{Entry, Status};
 use crate::pinned::{PinnedError, PinnedMaps, Range};
 use ipnetwork::IpNetwork;
 use proxy_ebpf::choose::NodePortRange;
-use proxy_ebpf::frontend::{FrontendKey, Scope};
+use proxy_ebpf::frontend::{FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::node::NodeAddr;
 use proxy_ebpf::{Addr, End, Port, Proto};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -30,8 +30,7 @@ pub(super) struct Served {
 impl Served {
     /// Reads the maps.
     pub(super) fn read(maps: &PinnedMaps, node_ports: NodePortRange) -> Result<Self, PinnedError> {
-        let mut frontends = maps.frontends()?;
-        frontends.retain(|key, _| key.proto == Proto::UDP && key.scope() != Scope::Address);
+        let mut frontends = frontends(maps)?;
         let backends = maps.ranges(&mut frontends)?;
         let ends = |(index, range): (u32, Range)| {
             let ends = range.slots.iter().map(|slot| End { addr: slot.addr, port: slot.port });
@@ -99,6 +98,15 @@ impl Served {
         self.node_ports.contains(asked.port)
             && self.node_addrs.get(&asked.addr).is_some_and(|addr| addr.accepts_node_ports())
     }
+}
+
+/// The frontends of UDP.
+pub(super) fn frontends(
+    maps: &PinnedMaps,
+) -> Result<BTreeMap<FrontendKey, FrontendValue>, PinnedError> {
+    let mut frontends = maps.frontends()?;
+    frontends.retain(|key, _| key.proto == Proto::UDP && key.scope() != Scope::Address);
+    Ok(frontends)
 }
 
 const fn service(End { addr, port }: End) -> FrontendKey {

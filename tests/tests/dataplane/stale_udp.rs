@@ -1,45 +1,72 @@
-//! UDP sockets that are connected to a backend which serves no longer: they are moved, those of
-//! pods and those of the node, and never talk to nobody.
+//! UDP sockets whose backend is gone: conntrack forgets the flow, so the next datagram moves or is
+//! refused, whatever the socket is and whoever has it.
 
-use crate::addresses::{balanced, balancer};
-use crate::scene::{Path, Scene, mapped_sockets, node_port, ready, serve, vip};
+use crate::scene::{Path, Scene, mapped_sockets, node_port, ready, service, vip};
 use crate::udp::endpoints;
 use anyhow::{Context as _, Result};
-use futures::future::try_join_all;
 use lab::cluster::eventually;
 use lab::objects::terminating;
-use lab::{Ask, Cni, Failure, LabConfig, Reply, RpFilter, Serve, Socket, Transport};
-use serde_json::json;
+use lab::{
+    Ask, Cni, Failure, FailureKind, LabConfig, Machine, Reply, RpFilter, Serve, Socket, Transport,
+};
 use std::time::Duration;
 
 /// How long a datagram may take; what has no way fails after it.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Connected UDP sockets of the client pod, for both families and the mapped one, to the
-/// ClusterIP and the NodePort of service 1.
-async fn connected(scene: &Scene) -> Result<Vec<Socket>> {
-    let node_port = scene.cluster.lab.node(0).addrs().at(node_port(1));
-    let mut asks = [vip(1), node_port].concat().into_iter().map(Ask::udp).collect::<Vec<_>>();
-    asks.extend(mapped_sockets(vip(1)));
-    asks.retain(|ask| ask.transport == Transport::Udp);
+/// UDP sockets of `from`, connected and not, to `to` in both families.
+async fn open(from: &Machine, to: [std::net::SocketAddr; 2]) -> Result<Vec<Socket>> {
     let mut sockets = Vec::new();
-    for ask in asks {
-        sockets.push(scene.client.open(ask.timeout(PATIENCE)).await?);
+    for to in to {
+        for ask in [Ask::udp(to), Ask::udp_unconnected(to)] {
+            sockets.push(from.open(ask.timeout(PATIENCE)).await?);
+        }
     }
     Ok(sockets)
 }
 
-/// `socket` is answered by `name`, and sees the same peer and has the same port as before.
-async fn is_moved(socket: &Socket, name: &str) -> Result<()> {
-    let moved = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == name);
-    let reply = eventually("another backend", async || socket.ask().await, moved).await??;
-    assert_eq!((Some(reply.peer), reply.local), (socket.peer(), socket.local()));
+/// Those of the client pod and of its node to the ClusterIP and the NodePort of service 1, and
+/// of `outsider` to the NodePort.
+async fn everyones(scene: &Scene, outsider: &Machine) -> Result<Vec<Socket>> {
+    let node = scene.cluster.lab.node(0);
+    let at_node = node.addrs().at(node_port(1));
+    let mut sockets = open(outsider, at_node).await?;
+    for from in [&*scene.client, node] {
+        for to in [vip(1), at_node] {
+            sockets.extend(open(from, to).await?);
+        }
+        for ask in mapped_sockets(vip(1)) {
+            if ask.transport != Transport::Tcp {
+                sockets.push(from.open(ask.timeout(PATIENCE)).await?);
+            }
+        }
+    }
+    Ok(sockets)
+}
+
+/// `socket` is answered by `name`, and its peer and its port are what they were.
+async fn is_served_by(socket: &Socket, name: &str) -> Result<()> {
+    let served = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == name);
+    let reply = eventually(name, async || socket.ask().await, served).await??;
+    if let Some(peer) = socket.peer() {
+        assert_eq!((reply.peer, reply.local), (peer, socket.local()));
+    }
     Ok(())
+}
+
+/// `socket` is answered no more; a connected one is refused. The node's own rules say so with EPERM.
+async fn is_refused(socket: &Socket) -> Result<()> {
+    let refused = |reply: &Result<Reply, Failure>| {
+        let kind = reply.as_ref().err().map(|failure| failure.kind);
+        matches!(kind, Some(FailureKind::Refused | FailureKind::NotPermitted))
+            || socket.peer().is_none() && kind == Some(FailureKind::TimedOut)
+    };
+    eventually("refused", async || socket.ask().await, refused).await.map(drop)
 }
 
 /// Scenario 92.
 #[tokio::test]
-async fn a_pods_connected_sockets_move_with_their_service() -> Result<()> {
+async fn everyones_sockets_move_with_their_service() -> Result<()> {
     for cni in [Cni::Routed, Cni::Bridge] {
         let config = LabConfig { cni, rp_filter: RpFilter::Strict, ..LabConfig::default() };
         sockets_move(Scene::prepare(config).await?).await.with_context(|| format!("{cni:?}"))?;
@@ -50,79 +77,114 @@ async fn a_pods_connected_sockets_move_with_their_service() -> Result<()> {
 async fn sockets_move(mut scene: Scene) -> Result<()> {
     scene.publish(1, &[&scene.web[1]])?;
     scene.start(Path::Socket).await?;
-    let sockets = connected(&scene).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let sockets = everyones(&scene, &outsider).await?;
     let [web_0, web_1] = &scene.web;
-    for socket in &sockets {
-        is_moved(socket, web_1.name()).await?;
-    }
     // The first has them again in the end.
-    for left in [web_0, web_1] {
-        scene.publish(1, &[left])?;
+    for pod in [web_1, web_0, web_1] {
+        scene.publish(1, &[pod])?;
         for socket in &sockets {
-            is_moved(socket, left.name()).await.context("after a change")?;
+            is_served_by(socket, pod.name()).await?;
         }
     }
+    let metrics = lab::metrics::text(scene.cluster.lab.node(0))?;
+    let deleted = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+    let deleted = lab::metrics::value(&metrics, deleted).context("the metric")?;
+    assert!(deleted >= 2.0 * sockets.len() as f64 / 2.0, "{deleted} of {}", sockets.len());
     Ok(())
 }
 
+/// Scenario 94.
 #[tokio::test]
-async fn a_pods_connected_sockets_leave_a_backend_on_their_bridge() -> Result<()> {
-    let config =
-        LabConfig { cni: Cni::Bridge, rp_filter: RpFilter::Strict, ..LabConfig::default() };
-    for gone in [false, true] {
-        let mut scene = Scene::prepare(config).await?;
-        let near = scene.cluster.lab.add_pod(scene.cluster.lab.node(0), "near").await?;
-        serve(&near).await?;
-        scene.publish(1, &[&near])?;
-        scene.start(Path::Socket).await?;
-        let sockets = connected(&scene).await?;
-        for socket in &sockets {
-            is_moved(socket, near.name()).await?;
-        }
-        // Frames have its address on the link, whether it is there or not.
-        let still_there = (!gone).then_some(near);
-        scene.publish(1, &[&scene.web[1]])?;
-        for socket in &sockets {
-            is_moved(socket, scene.web[1].name()).await.with_context(|| format!("gone {gone}"))?;
-            is_moved(socket, scene.web[1].name()).await.context("again")?;
-        }
-        drop(still_there);
-    }
-    Ok(())
-}
-
-/// `socket` is answered no longer.
-async fn is_alone(socket: &Socket) -> Result<()> {
-    eventually("no answer", async || socket.ask().await, Result::is_err).await.map(drop)
-}
-
-/// Scenarios 95 and 96; S8.
-#[tokio::test]
-async fn sockets_stay_while_their_backend_drains_and_leave_it_when_it_is_gone() -> Result<()> {
+async fn sockets_follow_a_change_of_the_backends_port() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
     scene.start(Path::Socket).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let sockets = everyones(&scene, &outsider).await?;
+    let [web_0, _] = &scene.web;
+    web_0.serve(Serve::udp(9090).named("web-0-at-9090")).await?;
+    for (port, name) in [(8080, "web-0"), (9090, "web-0-at-9090")] {
+        endpoints(&scene, &[(web_0, ready())], port)?;
+        for socket in &sockets {
+            is_served_by(socket, name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Scenarios 93, 95; S8.
+#[tokio::test]
+async fn without_endpoints_sockets_are_refused_until_there_are_some() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[])?;
+    scene.start(Path::Socket).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let sockets = everyones(&scene, &outsider).await?;
     let [web_0, web_1] = &scene.web;
-    let node = scene.cluster.lab.node(0);
-    let mut sockets = connected(&scene).await?;
-    sockets.extend(try_join_all(vip(1).map(|to| node.open(Ask::udp(to).timeout(PATIENCE)))).await?);
-    for socket in &sockets {
-        is_moved(socket, web_0.name()).await?;
+    for pods in [&[][..], &[web_0], &[], &[web_1]] {
+        scene.publish(1, pods)?;
+        for socket in &sockets {
+            match pods.first() {
+                Some(pod) => is_served_by(socket, pod.name()).await?,
+                None => is_refused(socket).await?,
+            }
+        }
     }
-    endpoints(&scene, &[(web_0, terminating(true)), (web_1, ready())], 8080)?;
-    let new = async || scene.client.udp(vip(1)[0]).await;
-    let is_other = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == "web-1");
-    let _reply = eventually("new sockets get the other", new, is_other).await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn flows_of_a_deleted_service_stop_and_find_it_when_it_is_made_anew() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let sockets = everyones(&scene, &outsider).await?;
+    let [web_0, web_1] = &scene.web;
     for socket in &sockets {
-        assert_eq!(socket.ask().await.context("it drains")?.name, web_0.name());
+        is_served_by(socket, web_0.name()).await?;
     }
-    endpoints(&scene, &[], 8080)?;
+    assert!(scene.cluster.api.delete("services", "default", "svc-1"));
     for socket in &sockets {
-        is_alone(socket).await?;
+        eventually("it stops", async || socket.ask().await, Result::is_err).await?.err();
     }
     endpoints(&scene, &[(web_1, ready())], 8080)?;
+    scene.cluster.api.apply(&service(1))?;
     for socket in &sockets {
-        is_moved(socket, web_1.name()).await?;
+        is_served_by(socket, web_1.name()).await?;
+    }
+    Ok(())
+}
+
+/// Scenario 96.
+#[tokio::test]
+async fn sockets_stay_with_a_backend_that_drains_until_it_is_gone() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let [web_0, web_1] = &scene.web;
+    let sockets = everyones(&scene, &outsider).await?;
+    let witness = &open(&scene.client, vip(2)).await?[0];
+    for socket in sockets.iter().chain([witness]) {
+        is_served_by(socket, web_0.name()).await?;
+    }
+    endpoints(&scene, &[(web_0, terminating(true)), (web_1, ready())], 8080)?;
+    let moved = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == "web-1");
+    eventually("new ones move", async || scene.client.udp(vip(1)[0]).await, moved).await??;
+    // Once the flow that has to go is gone, all have been looked at.
+    scene.publish(2, &[web_1])?;
+    is_served_by(witness, web_1.name()).await.context("the witness")?;
+    for socket in &sockets {
+        assert_eq!(socket.ask().await?.name, web_0.name());
+    }
+    // That service 2 once had it, and another one has, is nothing to those who asked service 1.
+    scene.publish(2, &[web_0])?;
+    scene.publish(1, &[web_1])?;
+    for socket in &sockets {
+        is_served_by(socket, web_1.name()).await?;
     }
     Ok(())
 }
@@ -133,15 +195,16 @@ async fn a_socket_that_asks_for_the_backend_itself_is_left_alone() -> Result<()>
     scene.publish(1, &[&scene.web[0]])?;
     scene.start(Path::Socket).await?;
     let [web_0, web_1] = &scene.web;
-    let through = connected(&scene).await?;
-    let mut direct = Vec::new();
-    for addr in web_0.addrs().at(8080) {
-        direct.push(scene.client.open(Ask::udp(addr)).await?);
-        direct.push(scene.cluster.lab.node(0).open(Ask::udp(addr)).await?);
+    let node = scene.cluster.lab.node(0);
+    let through = open(&scene.client, vip(1)).await?;
+    let mut direct = open(&scene.client, web_0.addrs().at(8080)).await?;
+    direct.extend(open(node, web_0.addrs().at(8080)).await?);
+    for socket in through.iter().chain(&direct) {
+        is_served_by(socket, web_0.name()).await?;
     }
     scene.publish(1, &[web_1])?;
     for socket in &through {
-        is_moved(socket, web_1.name()).await?;
+        is_served_by(socket, web_1.name()).await?;
     }
     for socket in &direct {
         assert_eq!(socket.ask().await?.name, web_0.name());
@@ -149,31 +212,24 @@ async fn a_socket_that_asks_for_the_backend_itself_is_left_alone() -> Result<()>
     Ok(())
 }
 
-/// Scenarios 92 and 94.
+/// Scenario 93: conntrack has an entry of what went nowhere, which is not translated.
 #[tokio::test]
-async fn the_nodes_own_connected_sockets_move_too() -> Result<()> {
+async fn sockets_from_before_the_agent_are_served() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
-    scene.cluster.api.apply(&balanced(1, &json!({})))?;
-    scene.start(Path::Socket).await?;
     let node = scene.cluster.lab.node(0);
-    let at_node = node.addrs().at(node_port(1));
-    let mut asks: Vec<_> = [vip(1), balancer(1), at_node].concat().iter().map(Ask::udp).collect();
-    asks.extend(mapped_sockets(vip(1)).into_iter().filter(|a| a.transport == Transport::Udp));
-    let mut sockets = Vec::new();
-    for ask in asks {
-        let socket = node.open(ask.timeout(PATIENCE)).await?;
-        assert_eq!(socket.ask().await?.name, scene.web[0].name());
-        sockets.push(socket);
+    // It forwards nothing: what has no way leaves the node, and never comes back.
+    let nowhere = scene.cluster.lab.add_client("nowhere").await?;
+    node.route("10.96.0.0/16", nowhere.ipv4()).await?;
+    node.route("fd00:96::/64", nowhere.ipv6()).await?;
+    let mut sockets = open(&scene.client, vip(1)).await?;
+    sockets.extend(open(node, vip(1)).await?);
+    for socket in &sockets {
+        assert!(socket.ask().await.is_err());
     }
-    let [web_0, web_1] = &scene.web;
-    web_0.serve(Serve::udp(9090).named("web-0-at-9090")).await?;
-    // First the same pod at another port, then another pod.
-    for (pod, port, name) in [(web_0, 9090, "web-0-at-9090"), (web_1, 8080, "web-1")] {
-        endpoints(&scene, &[(pod, ready())], port)?;
-        for socket in &sockets {
-            is_moved(socket, name).await?;
-        }
+    scene.start(Path::Socket).await?;
+    for socket in &sockets {
+        is_served_by(socket, scene.web[0].name()).await?;
     }
     Ok(())
 }
@@ -183,16 +239,25 @@ async fn the_nodes_own_connected_sockets_move_too() -> Result<()> {
 async fn what_changes_while_no_agent_runs_moves_sockets_when_one_does() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
+    scene.publish(2, &[&scene.web[0]])?;
     scene.start(Path::Socket).await?;
-    let sockets = connected(&scene).await?;
-    let own = scene.cluster.lab.node(0).open(Ask::udp(vip(1)[0]).timeout(PATIENCE)).await?;
-    let _ = own.ask().await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let [web_0, web_1] = &scene.web;
+    let sockets = everyones(&scene, &outsider).await?;
+    let gone = open(&scene.client, vip(2)).await?;
+    for socket in sockets.iter().chain(&gone) {
+        is_served_by(socket, web_0.name()).await?;
+    }
     scene.cluster.kill_agent(0).await?;
-    scene.publish(1, &[&scene.web[1]])?;
+    scene.publish(1, &[web_1])?;
+    assert!(scene.cluster.api.delete("services", "default", "svc-2"));
     let options = scene.cluster.options();
     scene.cluster.start_agent(0, &options)?.wait_synced().await?;
-    for socket in sockets.iter().chain([&own]) {
-        is_moved(socket, scene.web[1].name()).await?;
+    for socket in &sockets {
+        is_served_by(socket, scene.web[1].name()).await?;
+    }
+    for socket in &gone {
+        eventually("it stops", async || socket.ask().await, Result::is_err).await?.err();
     }
     Ok(())
 }
