@@ -20,6 +20,7 @@ mod report;
 mod rounds;
 mod rules;
 mod stats;
+mod surroundings;
 mod target;
 
 pub use options::Options;
@@ -30,6 +31,7 @@ use contender::Contender;
 use control::Loads;
 use facts::Facts;
 use indicatif::{ProgressBar, ProgressStyle};
+use measure::Measure;
 use noise::{Noise, Watch};
 use proxies::Proxies;
 use report::{Report, Row, markdown, plot, table};
@@ -37,9 +39,10 @@ use rounds::Programme;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 use std::{env, fs, mem};
+use surroundings::Surroundings;
 use target::Verdict;
 
 /// Runs the benchmark. The exit code is 0 if everything ran and every answer was right; a target
@@ -75,13 +78,14 @@ pub async fn run(options: Options) -> Result<ExitCode> {
 
 /// The whole run.
 async fn measure(options: &Options) -> Result<Report> {
+    let (options, skipped) = &as_far_as_can_be(options);
     let field = options.field();
     let mut report = Report {
         facts: Facts::collect(&field),
         settings: settings(options),
         rows: Vec::new(),
         noise: Noise::new(options.others),
-        skipped: Vec::new(),
+        skipped: skipped.clone(),
     };
     let bar = progress(options, &field);
     let mut loads = traffic(options, &field, &mut report, &bar).await?;
@@ -93,6 +97,15 @@ async fn measure(options: &Options) -> Result<Report> {
     control_plane(options, &mut loads, &mut report, &bar).await?;
     bar.finish_and_clear();
     Ok(report)
+}
+
+/// The options without what this machine has no tool for, and what that is.
+fn as_far_as_can_be(options: &Options) -> (Options, Vec<String>) {
+    let has_nft = Command::new("nft").arg("--version").output().is_ok();
+    let no_cni_rules = options.no_cni_rules || !has_nft;
+    let no_nft = "a CNI's rules: there is no nft; `cargo xtask setup` installs it";
+    let skipped = if has_nft { Vec::new() } else { vec![no_nft.to_owned()] };
+    (Options { no_cni_rules, ..options.clone() }, skipped)
 }
 
 /// What is to be said of the noise: how much there was, and what is not compared for it.
@@ -150,8 +163,28 @@ async fn watched(
     Ok(rows)
 }
 
-/// Everything that is measured on traffic, with rising numbers of Services. Gives what it took to
-/// load the rules of baselines on the way.
+/// What is measured with one number of Services in one kind of surroundings.
+struct Part {
+    services: usize,
+    surroundings: Surroundings,
+    measures: Vec<Measure>,
+}
+
+/// Everything that is measured on traffic, with rising numbers of Services.
+fn parts(options: &Options) -> Vec<Part> {
+    let of_size = |services| {
+        options.surroundings().iter().map(move |surroundings| Part {
+            services,
+            surroundings: *surroundings,
+            measures: options.measures(services, *surroundings),
+        })
+    };
+    let mut parts: Vec<_> = options.sizes().into_iter().flat_map(of_size).collect();
+    parts.retain(|part| !part.measures.is_empty());
+    parts
+}
+
+/// Measures everything on traffic. Gives what it took to load the rules of baselines on the way.
 async fn traffic(
     options: &Options,
     field: &[Contender],
@@ -159,27 +192,30 @@ async fn traffic(
     bar: &ProgressBar,
 ) -> Result<Loads> {
     let wants_programs = options.wants("programs");
-    if !wants_programs && options.sizes().iter().all(|size| options.measures(*size).is_empty()) {
+    let parts = parts(options);
+    if !wants_programs && parts.is_empty() {
         return Ok(Loads::default());
     }
     bar.set_message("starting the lab");
     let mut arena = Arena::start(field).await?;
     let mut proxies = Proxies::start(&mut arena, options.kube_proxy.as_deref()).await?;
     for size in options.sizes() {
-        let measures = options.measures(size);
+        let parts: Vec<_> = parts.iter().filter(|part| part.services == size).collect();
         let is_last = options.sizes().last() == Some(&size);
-        if measures.is_empty() && !(wants_programs && is_last) {
+        if parts.is_empty() && !(wants_programs && is_last) {
             continue;
         }
         bar.set_message(format!("bringing everybody to {size} services"));
         let ready = proxies.bring_to(&arena, options, size, &mut report.skipped).await?;
-        let rounds = options.rounds();
-        bar.inc(rounds.turns(&measures, field) - rounds.turns(&measures, &ready));
-        let (measures, ready) = (&measures[..], &ready[..]);
-        let programme = Programme { measures, ready, services: size, rounds };
-        let noise = &mut report.noise;
-        let rows = rounds::run(&mut arena, &proxies, programme, noise, bar).await?;
-        report.rows.extend(rows);
+        for Part { services, surroundings, measures } in parts {
+            let rounds = options.rounds(*surroundings);
+            bar.inc(rounds.turns(measures, field) - rounds.turns(measures, &ready));
+            let (services, surroundings) = (*services, *surroundings);
+            let programme = Programme { measures, ready: &ready, surroundings, services, rounds };
+            let noise = &mut report.noise;
+            let rows = rounds::run(&mut arena, &proxies, programme, noise, bar).await?;
+            report.rows.extend(rows);
+        }
         if wants_programs && is_last {
             let programs = programs::run(options, &arena, size, bar);
             report.rows.extend(watched(programs, &mut report.noise).await?);
@@ -189,17 +225,17 @@ async fn traffic(
 }
 
 fn progress(options: &Options, field: &[Contender]) -> ProgressBar {
-    let sizes = options.sizes().into_iter();
-    let turns = sizes.map(|size| options.rounds().turns(&options.measures(size), field));
+    let parts = parts(options);
+    let turns = |part: &Part| options.rounds(part.surroundings).turns(&part.measures, field);
     let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {percent:>3}%\n{msg}")
         .expect("the template is right");
-    let bar = ProgressBar::new(turns.sum()).with_style(style);
+    let bar = ProgressBar::new(parts.iter().map(turns).sum()).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
 
 fn settings(options: &Options) -> BTreeMap<String, String> {
-    let rounds = options.rounds();
+    let rounds = options.rounds(options.surroundings()[0]);
     let sizes: Vec<_> = options.sizes().iter().map(ToString::to_string).collect();
     let settings = [
         ("mode", options.pick("smoke", "quick", "full").to_owned()),

@@ -53,7 +53,9 @@ impl Contender {
     /// As it stands where there is little room.
     pub(super) const fn short(self) -> &'static str {
         match self {
+            Self::Iptables => "ipt",
             Self::IptablesLegacy => "legacy",
+            Self::Nftables => "nft",
             Self::KubeProxyIptables => "kp-ipt",
             Self::KubeProxyNftables => "kp-nft",
             _ => self.name(),
@@ -67,6 +69,16 @@ impl Contender {
             Self::KubeProxyNftables => Some(Mode::Nftables),
             _ => None,
         }
+    }
+
+    /// Whether it is kube-proxy in its mode nftables, or its rules.
+    pub(super) const fn is_nftables(self) -> bool {
+        matches!(self, Self::Nftables | Self::KubeProxyNftables)
+    }
+
+    /// Whether it is kube-proxy in its mode iptables, or its rules.
+    pub(super) const fn is_iptables(self) -> bool {
+        matches!(self, Self::Iptables | Self::IptablesLegacy | Self::KubeProxyIptables)
     }
 
     /// Whether it is a text of rules that the bench makes itself.

@@ -312,7 +312,7 @@ remote-control:
         };
         let p50 = |turn: &Turn| turn.report.latency.p50.as_secs_f64() * 1e6;
         let latency = target(Target::AtMostOfDirect(1.0 / TIMES));
-        let rate = target(Target::OfDirect { at_least: TIMES, beat_proxies: false });
+        let rate = target(Target::of_direct(TIMES));
         Ok(vec![
             filled(row("latency", "", "µs"), &unbound[0], &kernel[0], p50, latency),
             filled(
@@ -340,7 +340,7 @@ remote-control:
             }
         }
         let row = Row::new("dns-stream", "One stream past the program", None, "GB/s");
-        let target = Target::OfDirect { at_least: STREAM, beat_proxies: false };
+        let target = Target::of_direct(STREAM);
         let rate = |turn: &Turn| turn.report.per_second() / 1e9;
         Ok(filled(row, &turns[1], &turns[0], rate, Some(target)))
     }
@@ -395,7 +395,7 @@ fn filled(
     let ratio = row.cells.get(&Contender::Shunt).and_then(|cell| cell.of_direct);
     row.verdict = match (target, ratio) {
         _ if is_wrong => Verdict::Wrong,
-        (Some(target), Some(ratio)) => target.judge_ratio(ratio, &[]),
+        (Some(target), Some(ratio)) => target.judge_ratios(Some(ratio), None),
         _ => Verdict::None,
     };
     row

@@ -3,7 +3,8 @@
 use super::contender::Contender;
 use super::measure::{MEASURES, Measure};
 use super::noise;
-use super::rounds::Rounds;
+use super::rounds::{Iptables, Rounds};
+use super::surroundings::Surroundings;
 use clap::Parser;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench")]
 pub struct Options {
-    /// Less of everything: under three minutes
+    /// Less of everything: under four minutes
     #[arg(long)]
     pub(super) quick: bool,
     /// Next to nothing of everything: shows that it runs and that the answers are right
@@ -30,6 +31,10 @@ pub struct Options {
     /// What share of the machine others may take, before a round is not counted
     #[arg(long, value_name = "SHARE", default_value_t = noise::LIMIT)]
     pub(super) others: f64,
+    /// Measure only on nodes that have no rules of a CNI, where the direct path goes without
+    /// conntrack
+    #[arg(long)]
+    pub(super) no_cni_rules: bool,
     /// A kube-proxy to run in place of the rules that the bench makes
     #[arg(long, value_name = "PATH")]
     pub(super) kube_proxy: Option<PathBuf>,
@@ -75,8 +80,7 @@ impl Options {
     pub(super) fn sizes(&self) -> Vec<usize> {
         let mut sizes = match (&self.services[..], self.quick, self.smoke) {
             ([], _, true) => vec![10],
-            ([], true, _) => vec![10, 1_000, 10_000],
-            ([], ..) => vec![10, 1_000, 5_000, 10_000],
+            ([], ..) => vec![10, 1_000, 10_000],
             (asked, ..) => asked.to_vec(),
         };
         sizes.sort_unstable();
@@ -84,12 +88,26 @@ impl Options {
         sizes
     }
 
-    /// What is measured on the traffic with `size` Services: all of it with the fewest, else
-    /// what may depend on their number.
-    pub(super) fn measures(&self, size: usize) -> Vec<Measure> {
+    /// What else there is on the nodes, in turn; first the ordinary case.
+    pub(super) const fn surroundings(&self) -> &'static [Surroundings] {
+        use Surroundings::{Bare, Cni, Crowded};
+        if self.no_cni_rules { &[Bare] } else { &[Cni, Bare, Crowded] }
+    }
+
+    /// What is measured on the traffic with `size` Services: all of it with the fewest in the
+    /// ordinary case, else what may depend on their number, or on the surroundings.
+    pub(super) fn measures(&self, size: usize, surroundings: Surroundings) -> Vec<Measure> {
         let first = self.sizes().first() == Some(&size);
+        let is_ordinary = self.surroundings()[0] == surroundings;
+        let depends = |measure: &&Measure| match surroundings {
+            _ if is_ordinary => first || measure.scales,
+            Surroundings::Crowded => first && measure.in_a_crowd,
+            Surroundings::Cni | Surroundings::Bare => {
+                first && measure.target(surroundings).is_some()
+            }
+        };
         let asked = MEASURES.iter().filter(|measure| self.wants(measure.key));
-        asked.filter(|measure| first || measure.scales).copied().collect()
+        asked.filter(depends).copied().collect()
     }
 
     /// The numbers of Services for the control plane.
@@ -101,11 +119,17 @@ impl Options {
         }
     }
 
-    /// How long and how often.
-    pub(super) fn rounds(&self) -> Rounds {
+    /// How long and how often, and for whom.
+    pub(super) fn rounds(&self, surroundings: Surroundings) -> Rounds {
         let (spells, count, millis) = self.pick((1, 1, 50), (2, 4, 80), (5, 3, 250));
-        let brief = self.quick && self.only.is_empty();
-        Rounds { spells, count, turn: Duration::from_millis(millis), brief }
+        let iptables = if surroundings != self.surroundings()[0] {
+            Iptables::Nowhere
+        } else if self.quick && self.only.is_empty() {
+            Iptables::AtEverySize
+        } else {
+            Iptables::Everywhere
+        };
+        Rounds { spells, count, turn: Duration::from_millis(millis), iptables }
     }
 
     /// How long a baseline's tool may take to load its rules, before it is left out; nothing if

@@ -4,7 +4,8 @@
 //! The statistics include part of the cost of reading the clock; a program that does nothing is
 //! measured in the same way, and its time is taken off. In the midst of connections, whose code
 //! and data have taken its place in the caches since the last run, a program takes longer than
-//! again and again in a loop.
+//! again and again in a loop. The program at ingress is also run on single packets, as often as it
+//! goes: those that are not for it, and those that open a connection to a service.
 
 mod sys;
 
@@ -13,17 +14,23 @@ use super::contender::Contender;
 use super::measure::Way;
 use super::options::Options;
 use super::report::Row;
-use crate::sprint::{Deed, Sprint};
-use anyhow::{Context, Result, ensure};
+use crate::network::ETH0;
+use crate::sprint::{Deed, Service, Sprint};
+use anyhow::{Context, Result, bail, ensure};
 use aya::maps::MapData;
 use aya::programs::{ProgramInfo, loaded_programs};
 use aya::sys::{Stats, enable_stats};
 use indicatif::ProgressBar;
+use proxy_ebpf::priority::Priority;
 use proxy_user::loader::pin_directory;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
+
+/// The interface index of loopback, in every namespace.
+const LO: u32 = 1;
 
 /// A program by its name, what it meets, the traffic for that, and the most that it may take.
 struct Case {
@@ -44,19 +51,15 @@ const fn case(
     Case { program, meets, way, deed, most }
 }
 
-const CASES: [Case; 9] = {
-    use Deed::{Connect, Knock, Request};
+const CASES: [Case; 5] = {
+    use Deed::{Connect, Knock};
     use Way::{ClusterIp, Neighbour, NodePortHere};
     [
         case("connect4", "a service", ClusterIp, Connect, Some(150.0)),
         case("connect4", "no service", Neighbour, Connect, Some(25.0)),
         case("connect4", "a service, again and again", ClusterIp, Knock, Some(150.0)),
         case("connect4", "no service, again and again", Neighbour, Knock, Some(25.0)),
-        case("ingress", "a new flow", NodePortHere, Connect, None),
-        case("ingress", "a known flow", NodePortHere, Request, None),
-        case("egress", "a known flow", NodePortHere, Request, None),
-        case("ingress", "no flow", Neighbour, Request, None),
-        case("egress", "no flow", Neighbour, Request, None),
+        case("ingress", "packets of new connections", NodePortHere, Connect, None),
     ]
 };
 
@@ -102,7 +105,7 @@ pub(super) async fn run(
         let row = row(&what).cell(Contender::Shunt, nanos);
         rows.push(case.most.into_iter().fold(row, Row::at_most));
     }
-    rows.extend(test_runs(arena.node(corner).netns(), &find, size, options)?);
+    rows.extend(test_runs(arena, corner, find("ingress")?, size, options)?);
     for program in &programs {
         let walked = program.verified_instruction_count();
         let Some((name, walked)) = program.name_as_str().zip(walked) else { continue };
@@ -113,39 +116,69 @@ pub(super) async fn run(
     Ok(rows)
 }
 
-/// A packet of no service's, again and again through a program of the packet path.
-fn test_runs<'a>(
-    netns: &crate::netns::Netns,
-    find: &impl Fn(&str) -> Result<&'a ProgramInfo>,
+/// One packet, again and again through the program at ingress of the node's device.
+fn test_runs(
+    arena: &Arena,
+    corner: &Corner,
+    ingress: &ProgramInfo,
     size: usize,
     options: &Options,
 ) -> Result<Vec<Row>> {
-    let packet = packet();
     let repeat = options.pick(1_000, 1_000_000, 1_000_000);
-    ["ingress", "egress"]
-        .into_iter()
-        .map(|name| {
-            let program = find(name)?.fd()?;
-            let ran = netns.run(|| {
-                (0..3)
-                    .map(|_| sys::test_run(&program, &packet, repeat))
-                    .collect::<Result<Vec<_>, _>>()
-            })?;
-            let ran = ran.with_context(|| format!("run {name} on a packet"))?;
-            let what = format!("{name}, no flow, PROG_TEST_RUN");
-            let row = Row::new("programs-test-run", &what, Some(size), "ns");
-            Ok(row.cell(Contender::Shunt, ran.iter().map(|took| took.as_nanos() as f64)))
-        })
-        .collect()
+    let way = Way::NodePortHere;
+    let from = SocketAddrV4::new(arena.client(corner, way).ipv4(), 40_000);
+    let service = |service: Service| match arena.targets(corner, way, service).first() {
+        Some(SocketAddr::V4(to)) => Ok(*to),
+        _ => bail!("{service:?} has no frontend"),
+    };
+    let packets = [
+        ("not ours", no_service(), false),
+        ("SYN to a service", packet(TCP, from, service(Service::Greet)?, SYN), true),
+        ("UDP to a service", packet(UDP, from, service(Service::Datagram)?, 0), true),
+    ];
+    let program = ingress.fd()?;
+    let run = |(what, packet, chooses): (&str, Vec<u8>, bool)| {
+        let ran = arena.node(corner).netns().run(|| {
+            (0..3)
+                .map(|_| sys::test_run(&program, &packet, ETH0, repeat))
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let ran = ran.with_context(|| format!("run ingress on {what}"))?;
+        let chose = ran.iter().all(|ran| Priority(ran.priority).is_tagged() == chooses);
+        ensure!(chose, "ingress, {what}: {ran:?}, which is no choice or should be none");
+        let what = format!("ingress, {what}, PROG_TEST_RUN");
+        let row = Row::new("programs-test-run", &what, Some(size), "ns");
+        let nanos = ran.iter().map(|ran| ran.took.as_nanos() as f64);
+        Ok(row.cell(Contender::Shunt, nanos))
+    };
+    packets.into_iter().map(run).collect()
 }
 
-/// A TCP segment from a pod to a pod, with an Ethernet header.
-fn packet() -> Vec<u8> {
+/// A TCP segment from a pod to a pod, of a connection that is open.
+fn no_service() -> Vec<u8> {
+    let pod = |node, last| Ipv4Addr::new(10, 244, node, last);
+    packet(TCP, SocketAddrV4::new(pod(2, 2), 40_000), SocketAddrV4::new(pod(3, 3), 8080), ACK)
+}
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// A packet without payload, with an Ethernet header; `flags` are those of TCP.
+fn packet(proto: u8, from: SocketAddrV4, to: SocketAddrV4, flags: u8) -> Vec<u8> {
+    let mut transport = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    if proto == TCP {
+        transport.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0x20, 0, 0, 0, 0, 0]);
+    } else {
+        // The length, and no checksum.
+        transport.extend([0, 8, 0, 0]);
+    }
     let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
-    packet.extend([0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0]);
-    packet.extend([10, 244, 2, 2, 10, 244, 3, 3]);
-    packet
-        .extend([0x9c, 0x40, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0x20, 0, 0, 0, 0, 0]);
+    packet.extend([0x45, 0, 0, 20 + transport.len() as u8, 0, 1, 0x40, 0, 64, proto, 0, 0]);
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.extend(transport);
     packet
 }
 
@@ -203,7 +236,8 @@ async fn while_asked(
 /// run times.
 pub(super) fn clock() -> Result<f64> {
     let program = sys::empty_classifier().context("load an empty program")?;
-    let _took = sys::test_run(&program, &packet(), 100_000).context("run an empty program")?;
+    let _took =
+        sys::test_run(&program, &no_service(), LO, 100_000).context("run an empty program")?;
     let (runs, nanos) = statistics(program.as_fd())?;
     Ok(nanos as f64 / runs.max(1) as f64)
 }

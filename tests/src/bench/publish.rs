@@ -2,7 +2,8 @@
 //! the table between two marks in README.md. Refuses what is not whole.
 
 use super::contender::Contender;
-use super::report::{Report, Row, markdown, plot};
+use super::report::markdown::{self, Columns};
+use super::report::{Report, Row, plot};
 use super::target::Verdict;
 use super::{above, save};
 use anyhow::{Context, Result, ensure};
@@ -44,14 +45,15 @@ pub(super) fn publish(report: &Report, field: &[Contender]) -> Result<()> {
     Ok(())
 }
 
-/// What README.md shows: the rows that have a target, and a plot.
+/// What README.md shows: how Shunt compares, in the ordinary case, and a plot. Targets and verdicts
+/// are for those who work on it, and stay on the page.
 fn section(report: &Report, field: &[Contender]) -> String {
-    let judged = |row: &Row| row.target.is_some();
+    let judged = |row: &Row| row.target.is_some() && report.is_ordinary(row);
     format!(
         "{} All of it, and how it is measured: [docs/benchmark.md](docs/benchmark.md).\n\n{}\
          ![New TCP connections per second through a ClusterIP, 32 at once, by the number of Services](docs/images/{PLOT}.svg)\n",
         markdown::origin(report),
-        markdown::tables(report, field, judged)
+        markdown::tables(report, field, Columns::Ratios, judged)
     )
 }
 

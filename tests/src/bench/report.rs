@@ -10,6 +10,7 @@ use super::contender::Contender;
 use super::facts::Facts;
 use super::noise::Noise;
 use super::stats::Figure;
+use super::surroundings::Surroundings;
 use super::target::{Target, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,10 +39,15 @@ pub(super) struct Row {
     pub(super) what: String,
     /// How many Services there were, where it matters.
     pub(super) services: Option<usize>,
+    /// What else there was on the nodes, if it is traffic.
+    pub(super) surroundings: Option<Surroundings>,
     /// What the figures are in.
     pub(super) unit: String,
     /// What it gave, for each contender.
     pub(super) cells: BTreeMap<Contender, Cell>,
+    /// Shunt's share of the figure of kube-proxy's nftables, of the better one if there are more,
+    /// round by round.
+    pub(super) of_nftables: Option<Figure>,
     /// How many rounds were not counted, because others were at work.
     pub(super) disturbed: usize,
     /// What Shunt is to reach.
@@ -81,6 +87,12 @@ impl Report {
         all.into_iter().collect()
     }
 
+    /// Whether a row is of the ordinary case: on nodes with a CNI's rules, if they were measured.
+    pub(super) fn is_ordinary(&self, row: &Row) -> bool {
+        let ordinary = self.rows.iter().filter_map(|row| row.surroundings).min();
+        row.surroundings.is_none() || row.surroundings == ordinary
+    }
+
     /// Which answers were wrong, and how.
     pub(super) fn wrong(&self) -> Vec<String> {
         let cells = self.rows.iter().flat_map(|row| row.cells.iter().map(move |cell| (row, cell)));
@@ -105,8 +117,10 @@ impl Row {
             key: key.to_owned(),
             what: what.to_owned(),
             services,
+            surroundings: None,
             unit: unit.to_owned(),
             cells: BTreeMap::new(),
+            of_nftables: None,
             disturbed: 0,
             target: None,
             verdict: Verdict::None,
@@ -120,7 +134,7 @@ impl Row {
             Some("control") => "Control plane",
             Some("dns") => "Names (direct: a local unbound)",
             Some("scale") => "Scale, 25 endpoints each",
-            _ => "Traffic",
+            _ => self.surroundings.map_or("Traffic", Surroundings::words),
         };
         match self.services {
             Some(services) => format!("{part}, {} services", table::whole(services)),

@@ -12,6 +12,7 @@ use super::noise::{Block, Noise, QUIET_ROUNDS, Watch};
 use super::proxies::Proxies;
 use super::report::{Cell, Micros, Row};
 use super::stats::{self, Figure};
+use super::surroundings::Surroundings;
 use super::target::Verdict;
 use crate::sprint::{Deed, Sprint, SprintReport};
 use crate::traffic::Failure;
@@ -30,15 +31,30 @@ pub(super) struct Rounds {
     pub(super) spells: usize,
     /// How long each turn in it is.
     pub(super) turn: Duration,
-    /// Whether baselines take part only where the measurement compares with them.
-    pub(super) brief: bool,
+    /// Where kube-proxy's mode iptables takes part.
+    pub(super) iptables: Iptables,
+}
+
+/// Where kube-proxy's mode iptables takes part; its mode nftables is compared with everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Iptables {
+    /// At every measurement.
+    Everywhere,
+    /// At those to which the number of Services may matter.
+    AtEverySize,
+    /// Not at all.
+    Nowhere,
 }
 
 impl Rounds {
     /// Whether `contender` has a turn at `measure`.
     fn has(self, contender: Contender, measure: &Measure) -> bool {
-        let baseline = ![Contender::Direct, Contender::Shunt].contains(&contender);
-        !(self.brief && baseline) || measure.compares()
+        !contender.is_iptables()
+            || match self.iptables {
+                Iptables::Everywhere => true,
+                Iptables::AtEverySize => measure.scales,
+                Iptables::Nowhere => false,
+            }
     }
 
     /// How many turns [`run`] takes.
@@ -55,13 +71,15 @@ impl fmt::Display for Rounds {
     }
 }
 
-/// What is measured, for whom, and with how many Services.
+/// What is measured, for whom, in which surroundings and with how many Services.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Programme<'a> {
     /// The measurements.
     pub(super) measures: &'a [Measure],
     /// Those who have got there.
     pub(super) ready: &'a [Contender],
+    /// What else there is on the nodes.
+    pub(super) surroundings: Surroundings,
     /// How many Services there are.
     pub(super) services: usize,
     /// How long and how often.
@@ -84,16 +102,23 @@ pub(super) async fn run(
     noise: &mut Noise,
     bar: &ProgressBar,
 ) -> Result<Vec<Row>> {
-    let Programme { measures, services, rounds, .. } = programme;
+    let Programme { measures, surroundings, rounds, .. } = programme;
     let mut results = Results::default();
+    let _crowd = surroundings.prepare(arena).await?;
     for number in 0..rounds.spells {
         if number > 0 {
-            bar.set_message(format!("{services} services: changing places"));
+            bar.set_message(format!("{}: changing places", programme.words()));
             proxies.exchange(arena).await?;
         }
         results.add(spell(arena, programme, noise, bar).await?);
     }
     Ok(measures.iter().map(|measure| row(measure, programme, &results, noise)).collect())
+}
+
+impl Programme<'_> {
+    fn words(&self) -> String {
+        format!("{} services, {}", self.services, self.surroundings.short())
+    }
 }
 
 /// A few rounds with everybody in one place.
@@ -103,7 +128,7 @@ async fn spell(
     noise: &mut Noise,
     bar: &ProgressBar,
 ) -> Result<Results> {
-    let Programme { measures, ready, services, rounds } = programme;
+    let Programme { measures, ready, rounds, .. } = programme;
     let watch = Watch::new();
     let mut results = Results::default();
     for number in 0..=rounds.count {
@@ -115,7 +140,7 @@ async fn spell(
             for index in 0..runners.len() {
                 let contender = *runners[(index + number) % runners.len()];
                 let corner = arena.corner(contender).context("a contender without a corner")?;
-                bar.set_message(format!("{services} services: {}, {contender}", measure.what));
+                bar.set_message(format!("{}: {}, {contender}", programme.words(), measure.what));
                 let report = once(arena, corner, measure, turn).await?;
                 bar.inc(1);
                 if !warm_up {
@@ -180,9 +205,9 @@ fn by_place(mut report: SprintReport, ids: &[u16]) -> SprintReport {
 }
 
 fn row(measure: &Measure, programme: Programme<'_>, results: &Results, noise: &Noise) -> Row {
-    let services = Some(programme.services);
-    let mut row = Row::new(measure.key, measure.what, services, measure.unit());
-    row.target = measure.target;
+    let mut row = Row::new(measure.key, measure.what, Some(programme.services), measure.unit());
+    row.surroundings = Some(programme.surroundings);
+    row.target = measure.target(programme.surroundings);
     let blocks = results.blocks.get(measure.key).map_or(&[][..], Vec::as_slice);
     let mut quiet: Vec<_> =
         (0..blocks.len()).filter(|index| !noise.disturbed(&blocks[*index])).collect();
@@ -193,24 +218,34 @@ fn row(measure: &Measure, programme: Programme<'_>, results: &Results, noise: &N
     }
     let all =
         |contender| results.reports.get(&(measure.key, contender)).map_or(&[][..], Vec::as_slice);
-    let rate = |report: &SprintReport| report.per_second() / measure.scale();
-    let direct = all(Contender::Direct);
+    let rate = |contender, index: usize| {
+        let report: Option<&SprintReport> = all(contender).get(index);
+        report.map(|report| report.per_second() / measure.scale())
+    };
     for contender in programme.ready.iter().copied() {
+        let rates = quiet.iter().filter_map(|index| rate(contender, *index));
+        let Some(figure) = Figure::of(rates) else { continue };
         let own = all(contender);
-        let of = |reports: &[SprintReport], index: usize| reports.get(index).map(rate);
-        let Some(figure) = Figure::of(quiet.iter().filter_map(|index| of(own, *index))) else {
-            continue;
-        };
-        let ratio = |index: &usize| {
-            let direct = of(direct, *index).filter(|rate| *rate > 0.0)?;
-            Some(of(own, *index)? / direct)
-        };
-        let of_direct = Figure::of(quiet.iter().filter_map(ratio)).filter(|_| !refused);
         let counted: Vec<_> = quiet.iter().filter_map(|index| own.get(*index)).collect();
         let latency = measure.deed.has_latency().then(|| micros(&counted)).flatten();
         let wrong = wrong(measure, contender, own);
-        drop(row.cells.insert(contender, Cell { figure, of_direct, latency, wrong }));
+        drop(row.cells.insert(contender, Cell { figure, of_direct: None, latency, wrong }));
     }
+    // The ratios of what was measured one after another in the same round.
+    let ratio = |contender, base: Option<f64>, index: usize| {
+        Some(rate(contender, index)? / base.filter(|base| *base > 0.0)?)
+    };
+    let of_direct = |contender| {
+        let ratio = |index: &usize| ratio(contender, rate(Contender::Direct, *index), *index);
+        Figure::of(quiet.iter().filter_map(ratio)).filter(|_| !refused)
+    };
+    row.cells.iter_mut().for_each(|(who, cell)| cell.of_direct = of_direct(*who));
+    let is_right = |who: &Contender| row.cells.get(who).is_some_and(|cell| cell.wrong.is_none());
+    let nftables: Vec<_> =
+        programme.ready.iter().copied().filter(|who| who.is_nftables() && is_right(who)).collect();
+    let best = |index: usize| nftables.iter().filter_map(|who| rate(*who, index)).reduce(f64::max);
+    let of_best = |index: &usize| ratio(Contender::Shunt, best(*index), *index);
+    row.of_nftables = Figure::of(quiet.iter().filter_map(of_best)).filter(|_| !refused);
     row.verdict = judge(&row, refused);
     row
 }
@@ -223,15 +258,10 @@ fn judge(row: &Row, refused: bool) -> Verdict {
     if shunt.wrong.is_some() || direct.wrong.is_some() {
         return Verdict::Wrong;
     }
-    if refused {
-        return Verdict::TooNoisy;
-    }
-    let is_proxy = |who: &Contender| ![Contender::Direct, Contender::Shunt].contains(who);
-    let proxies = row.cells.iter().filter(|(who, cell)| is_proxy(who) && cell.wrong.is_none());
-    let proxies: Vec<_> = proxies.filter_map(|(_, cell)| cell.of_direct).collect();
-    match (row.target, shunt.of_direct) {
-        (Some(target), Some(ratio)) => target.judge_ratio(ratio, &proxies),
-        _ => Verdict::None,
+    match row.target {
+        Some(_) if refused => Verdict::TooNoisy,
+        Some(target) => target.judge_ratios(shunt.of_direct, row.of_nftables),
+        None => Verdict::None,
     }
 }
 
@@ -241,11 +271,9 @@ fn wrong(measure: &Measure, contender: Contender, reports: &[SprintReport]) -> O
         let first = report.failure.as_ref().map_or("nothing came".to_owned(), ToString::to_string);
         return Some(format!("{} of {} failed, the first: {first}", report.failed, report.count));
     }
-    // Without a proxy it is the client that chooses. Rules keep what they chose for a client's
-    // port that sends a datagram again within a minute or two (conntrack).
+    // Without a proxy it is the client that chooses.
     let by_proxy = contender != Contender::Direct && measure.way != Way::Neighbour;
-    let again = measure.deed == Deed::NewDatagram && contender != Contender::Shunt;
-    if !measure.deed.chooses() || !by_proxy || again {
+    if !measure.deed.chooses() || !by_proxy {
         return None;
     }
     let mut counts = BTreeMap::new();
@@ -253,6 +281,11 @@ fn wrong(measure: &Measure, contender: Contender, reports: &[SprintReport]) -> O
         *counts.entry(*place).or_default() += count;
     }
     let places: Vec<_> = (0..BACKENDS).collect();
+    if measure.deed == Deed::NewDatagram {
+        // What was chosen for a client's port that sends a datagram again within a minute or two
+        // is kept (conntrack), so that each is no choice of its own.
+        return stats::all_chosen(&counts, &places).err();
+    }
     stats::uniform(&counts, &places).err()
 }
 

@@ -88,9 +88,27 @@ pub(super) fn uniform(counts: &BTreeMap<u16, u64>, choices: &[u16]) -> Result<()
     Ok(())
 }
 
+/// Whether every one of `choices` was chosen, where there were choices enough for that.
+pub(super) fn all_chosen(counts: &BTreeMap<u16, u64>, choices: &[u16]) -> Result<(), String> {
+    let total: u64 = counts.values().sum();
+    let missing: Vec<_> = choices.iter().filter(|id| !counts.contains_key(id)).collect();
+    if missing.is_empty() || total < 20 * choices.len() as u64 {
+        return Ok(());
+    }
+    Err(format!("servers {missing:?} were never chosen, of {total} times"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_is_never_chosen_is_missed() {
+        let counts = BTreeMap::from([(1, 30), (2, 10)]);
+        assert!(all_chosen(&counts, &[1, 2]).is_ok());
+        assert!(all_chosen(&counts, &[1, 2, 3]).is_ok(), "too few to say so");
+        assert!(all_chosen(&BTreeMap::from([(1, 30), (2, 30)]), &[1, 2, 3]).is_err());
+    }
 
     #[test]
     fn the_median_lies_between_order_statistics() {

@@ -52,6 +52,29 @@ struct TestRun {
     output: u64,
     repeat: u32,
     duration: u32,
+    context_input_size: u32,
+    context_output_size: u32,
+    context_input: u64,
+    context_output: u64,
+}
+
+/// The head of `struct __sk_buff`, which a test run takes and gives.
+#[repr(C)]
+#[derive(Default)]
+struct Context {
+    before: [u32; 8],
+    priority: u32,
+    ingress_interface: u32,
+    interface: u32,
+}
+
+/// What a test run gave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ran {
+    /// The average time of a run.
+    pub(super) took: Duration,
+    /// The packet's priority in the end.
+    pub(super) priority: u32,
 }
 
 /// Attaches a program that does nothing to connect(2) in `cgroup`. Gives the program and the
@@ -92,8 +115,16 @@ fn load_empty(program_type: u32, expected_attach_type: u32) -> io::Result<OwnedF
     open(PROG_LOAD, &mut load)
 }
 
-/// Runs a program of the packet path on `packet`, `repeat` times. Gives the average.
-pub(super) fn test_run(program: impl AsFd, packet: &[u8], repeat: u32) -> io::Result<Duration> {
+/// Runs a program of the packet path on `packet`, as if it had come in by the device with the
+/// index `interface` of the calling thread's network namespace, `repeat` times.
+pub(super) fn test_run(
+    program: impl AsFd,
+    packet: &[u8],
+    interface: u32,
+    repeat: u32,
+) -> io::Result<Ran> {
+    let input = Context { interface, ..Context::default() };
+    let mut output = Context::default();
     let mut attr = TestRun {
         program: program.as_fd().as_raw_fd() as u32,
         result: 0,
@@ -103,9 +134,13 @@ pub(super) fn test_run(program: impl AsFd, packet: &[u8], repeat: u32) -> io::Re
         output: 0,
         repeat,
         duration: 0,
+        context_input_size: size_of::<Context>() as u32,
+        context_output_size: size_of::<Context>() as u32,
+        context_input: (&raw const input) as u64,
+        context_output: (&raw mut output) as u64,
     };
     let _ = bpf(PROG_TEST_RUN, &mut attr)?;
-    Ok(Duration::from_nanos(attr.duration.into()))
+    Ok(Ran { took: Duration::from_nanos(attr.duration.into()), priority: output.priority })
 }
 
 fn open<A>(command: libc::c_long, attr: &mut A) -> io::Result<OwnedFd> {

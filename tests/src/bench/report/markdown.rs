@@ -1,8 +1,10 @@
 //! The report as a page: the facts, the table, latencies, what was left out.
 
-use super::table::{number, ratio, whole};
+use super::table::{number, ratios, whole};
 use super::{Cell, Report, Row};
 use crate::bench::contender::Contender;
+use crate::bench::stats::Figure;
+use crate::bench::target::Target;
 use std::fmt::Write;
 
 /// Writing to a String.
@@ -21,7 +23,7 @@ pub(in crate::bench) fn render(report: &Report, field: &[Contender], plots: &[St
         writeln!(page, "- noise: {noise}").expect(FITS);
     }
     page.push_str(METHOD);
-    page.push_str(&tables(report, field, |_| true));
+    page.push_str(&tables(report, field, Columns::All, |_| true));
     for plot in plots {
         writeln!(page, "\n![{plot}]({plot}.svg)").expect(FITS);
     }
@@ -53,10 +55,20 @@ pub(in crate::bench) fn origin(report: &Report) -> String {
     )
 }
 
+/// What a table shows beside the figures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::bench) enum Columns {
+    /// Shunt's shares of nftables and of the direct path.
+    Ratios,
+    /// The same with their targets, and the verdict.
+    All,
+}
+
 /// The rows that `chosen` takes, a table for each group.
 pub(in crate::bench) fn tables(
     report: &Report,
     field: &[Contender],
+    columns: Columns,
     chosen: impl Fn(&Row) -> bool,
 ) -> String {
     let mut page = String::new();
@@ -64,8 +76,12 @@ pub(in crate::bench) fn tables(
     for rows in rows.chunk_by(|a, b| a.group() == b.group()) {
         let mut header = vec![rows[0].group(), "unit".to_owned()];
         header.extend(field.iter().map(ToString::to_string));
-        header.extend(["shunt/direct", "target", "verdict"].map(str::to_owned));
-        lines(&mut page, &header, rows.iter().map(|row| cells(row, field)));
+        let names: &[&str] = match columns {
+            Columns::Ratios => &["shunt/nftables", "shunt/direct"],
+            Columns::All => &["shunt/nftables", "target", "shunt/direct", "target", "verdict"],
+        };
+        header.extend(names.iter().copied().map(str::to_owned));
+        lines(&mut page, &header, rows.iter().map(|row| cells(row, field, columns)));
         page.push('\n');
     }
     page
@@ -77,15 +93,31 @@ backends; only one is under load at a time, and each has its turn in every round
 of a few rounds the direct path and Shunt change places, and Shunt begins anew: what a place is \
 worth, and a start, is in the spread. A figure is the median of the rounds, ± half the width of \
 the interval in which the median lies with 90 % certainty, by the order of the values alone. \
-`shunt/direct` is the median of the ratios inside a round, with its interval. Rounds in which \
-others took more of the machine than the limit, or the first CPU was slow at a fixed work, are not \
-counted; with fewer than five left, nothing is compared. `*`: no proxy may do better. Unsure: the \
-target lies inside the interval.
+`shunt/direct` and `shunt/nftables` are medians of the ratios inside a round, with their \
+intervals; of a real kube-proxy and the rules that the bench makes, the better one counts. Rounds \
+in which others took more of the machine than the limit, or the first CPU was slow at a fixed \
+work, are not counted; with fewer than five left, nothing is compared. Unsure: a target lies inside \
+the interval.
+
+The ordinary case is a node that has a CNI's rules, as flannel's: a chain at forward that lets \
+through what conntrack knows (`ct state established,related accept`), and another that masquerades \
+what pods send out of the cluster. So conntrack is on for the direct path too. Without a CNI's \
+rules, it is on only where a proxy needs it. The kernel has one table of connections for all \
+namespaces; 500,000 other flows are in it as UDP flows without replies, in namespaces that do \
+nothing else, as many in each as `nf_conntrack_max` lets there be.
+
+A client outside the cluster asks for NodePorts. Backends on the node that it asks see its address \
+with Shunt, and with kube-proxy the node's. `hidden`: the backends are on another node, which is \
+one of the same lab with its own routes, and every proxy hides the client behind the node that was \
+asked; on the direct path that node forwards, both ways. `in order`: servers close first, and the \
+pods keep TIME_WAIT; else the client ends with a reset.
 
 Clients run on the first CPU, servers on the others. Every reply names its backend; where a proxy \
-chooses anew each time, a chi-square test must find the choices uniform. The measured Services \
+chooses anew each time, a chi-square test must find the choices uniform, and every backend must \
+have been chosen for UDP, where conntrack keeps what it chose for a client's port. The measured Services \
 stand in the middle of all. Times of programs are net of an empty program's, but for \
-PROG_TEST_RUN; they are taken in the midst of connections, where other code has the caches, or \
+PROG_TEST_RUN, which is one packet again and again; they are taken in the midst of connections, \
+where other code has the caches, or \
 \"again and again\": in a loop of connect(2) that the kernel gives up right after the program. For \
 baselines, the control plane is what the tool takes (iptables-restore, nft) to load all rules, or \
 the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
@@ -108,16 +140,27 @@ up to the first byte of the reply.
 
 ";
 
-fn cells(row: &Row, field: &[Contender]) -> Vec<String> {
+fn cells(row: &Row, field: &[Contender], columns: Columns) -> Vec<String> {
     let mut cells = vec![row.what.clone(), row.unit.clone()];
     cells.extend(field.iter().map(|who| row.cells.get(who).map_or(String::new(), shown)));
-    let target = row.target.map_or(String::new(), |target| target.to_string().replace('*', "\\*"));
+    let [nftables, direct] = ratios(row).map(|ratio| ratio.map_or(String::new(), within));
+    if columns == Columns::Ratios {
+        cells.extend([nftables, direct]);
+        return cells;
+    }
+    let target = |words: fn(Target) -> String| row.target.map_or(String::new(), words);
     let disturbed = match row.disturbed {
         0 => String::new(),
         rounds => format!(" ({rounds} rounds disturbed)"),
     };
-    cells.extend([ratio(row), target, format!("{}{disturbed}", row.verdict)]);
+    cells.extend([nftables, target(Target::nftables_words), direct, target(Target::direct_words)]);
+    cells.push(format!("{}{disturbed}", row.verdict));
     cells
+}
+
+/// A ratio and its interval.
+fn within(ratio: Figure) -> String {
+    format!("{:.2} {:.2}–{:.2}", ratio.median, ratio.low, ratio.high)
 }
 
 /// The median, and how far its interval reaches around it.

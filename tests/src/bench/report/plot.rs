@@ -41,7 +41,8 @@ pub(in crate::bench) fn draw(report: &Report, field: &[Contender]) -> Result<Vec
     register_font("sans-serif", FontStyle::Normal, font)
         .map_err(|_| anyhow!("the font that comes with the bench does not load"))?;
     let mut by_key: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
-    for row in report.rows.iter().filter(|row| row.services.is_some()) {
+    let shown = |row: &&Row| row.services.is_some() && report.is_ordinary(row);
+    for row in report.rows.iter().filter(shown) {
         by_key.entry(&row.key).or_default().push(row);
     }
     by_key.retain(|_, rows| rows.iter().map(|row| row.services).collect::<BTreeSet<_>>().len() > 1);

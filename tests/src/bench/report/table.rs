@@ -2,16 +2,18 @@
 
 use super::{Report, Row};
 use crate::bench::contender::Contender;
+use crate::bench::stats::Figure;
 
-/// How wide the columns are: what, unit, ratio, target, verdict.
-const WIDTHS: [usize; 5] = [33, 6, 14, 8, 9];
+/// How wide the columns are: what, unit, both ratios, targets, verdict.
+const WIDTHS: [usize; 6] = [33, 6, 9, 9, 9, 9];
 /// And that of a contender.
-const FIGURE: usize = 8;
+const FIGURE: usize = 7;
 
-/// The rows as a table: what, each contender, Shunt's share of the direct path, target, verdict.
+/// The rows as a table: what, each contender, Shunt's share of nftables and of the direct path,
+/// targets, verdict.
 pub(in crate::bench) fn render(report: &Report, field: &[Contender]) -> String {
     let names = field.iter().map(|who| who.short().to_owned());
-    let mut text = line(["", "", "× direct", "target", ""].map(str::to_owned), names);
+    let mut text = line(["", "", "× nft", "× direct", "target", ""].map(str::to_owned), names);
     let mut group = String::new();
     for row in &report.rows {
         if row.group() != group {
@@ -21,7 +23,9 @@ pub(in crate::bench) fn render(report: &Report, field: &[Contender]) -> String {
         let figures = field.iter().map(|who| figure(row, *who));
         let target = row.target.map_or(String::new(), |target| target.to_string());
         let verdict = row.verdict.to_string();
-        let cells = [format!("  {}", row.what), row.unit.clone(), ratio(row), target, verdict];
+        let [nftables, direct] = ratios(row).map(|ratio| ratio.map_or(String::new(), around));
+        let what = format!("  {}", row.what);
+        let cells = [what, row.unit.clone(), nftables, direct, target, verdict];
         text.push_str(&line(cells, figures));
     }
     text.push_str(LEGEND);
@@ -29,15 +33,18 @@ pub(in crate::bench) fn render(report: &Report, field: &[Contender]) -> String {
 }
 
 const LEGEND: &str = "
-Medians; × direct is the median of the ratios inside a round, and where it lies with 90 % certainty.
-*: and no proxy does better. unsure: the target lies inside the spread.
+Medians; × is Shunt's share, the median of the ratios inside a round ± half the width of the interval
+in which it lies with 90 % certainty. Targets: at least that share of nftables/of the direct path.
+unsure: the target lies inside the interval.
 ";
 
-fn line(cells: [String; 5], figures: impl Iterator<Item = String>) -> String {
-    let [what, unit, ratio, target, verdict] = WIDTHS;
+fn line(cells: [String; 6], figures: impl Iterator<Item = String>) -> String {
+    let [what, unit, nftables, direct, target, verdict] = WIDTHS;
     let figures: String = figures.map(|figure| format!("{figure:>FIGURE$} ")).collect();
-    let [a, b, c, d, e] = cells;
-    let line = format!("{a:<what$} {b:<unit$} {figures}{c:>ratio$} {d:>target$} {e:<verdict$}");
+    let [a, b, c, d, e, f] = cells;
+    let line = format!(
+        "{a:<what$} {b:<unit$} {figures}{c:>nftables$} {d:>direct$} {e:>target$} {f:<verdict$}"
+    );
     format!("{}\n", line.trim_end())
 }
 
@@ -49,10 +56,13 @@ fn figure(row: &Row, who: Contender) -> String {
     }
 }
 
-/// Shunt's share of the direct path, and its interval.
-pub(super) fn ratio(row: &Row) -> String {
-    let ratio = row.cells.get(&Contender::Shunt).and_then(|cell| cell.of_direct);
-    ratio.map_or(String::new(), |r| format!("{:.2} {:.2}–{:.2}", r.median, r.low, r.high))
+/// Shunt's shares: of kube-proxy's nftables, and of the direct path.
+pub(super) fn ratios(row: &Row) -> [Option<Figure>; 2] {
+    [row.of_nftables, row.cells.get(&Contender::Shunt).and_then(|cell| cell.of_direct)]
+}
+
+fn around(ratio: Figure) -> String {
+    format!("{:.2}±{:.2}", ratio.median, ratio.spread() * ratio.median / 2.0)
 }
 
 /// With three digits that count, in thousands from ten thousand on.
