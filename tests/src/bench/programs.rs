@@ -57,9 +57,9 @@ const CASES: [Case; 5] = {
     [
         case("connect4", "a service", ClusterIp, Connect, Some(150.0)),
         case("connect4", "no service", Neighbour, Connect, Some(25.0)),
-        case("connect4", "a service, again and again", ClusterIp, Knock, Some(150.0)),
-        case("connect4", "no service, again and again", Neighbour, Knock, Some(25.0)),
-        case("ingress", "packets of new connections", NodePortHere, Connect, None),
+        case("connect4", "a service, in a loop", ClusterIp, Knock, Some(150.0)),
+        case("connect4", "no service, in a loop", Neighbour, Knock, Some(25.0)),
+        case("ingress", "new connections", NodePortHere, Connect, None),
     ]
 };
 
@@ -86,7 +86,7 @@ pub(super) async fn run(
     let row = |what: &str| Row::new("programs-run", what, Some(size), "ns");
     let mut clocks = [0.0; 2];
     for (clock, (meets, deed)) in
-        clocks.iter_mut().zip([("", Deed::Connect), (", again and again", Deed::Knock)])
+        clocks.iter_mut().zip([("", Deed::Connect), (", in a loop", Deed::Knock)])
     {
         let nanos = empty(arena, deed, turn, count).await?;
         let what = format!("An empty program{meets}");
@@ -116,7 +116,7 @@ pub(super) async fn run(
     Ok(rows)
 }
 
-/// One packet, again and again through the program at ingress of the node's device.
+/// One packet, in a loop through the program at ingress of the node's device.
 fn test_runs(
     arena: &Arena,
     corner: &Corner,
@@ -132,9 +132,9 @@ fn test_runs(
         _ => bail!("{service:?} has no frontend"),
     };
     let packets = [
-        ("not ours", no_service(), false),
-        ("SYN to a service", packet(TCP, from, service(Service::Greet)?, SYN), true),
-        ("UDP to a service", packet(UDP, from, service(Service::Datagram)?, 0), true),
+        ("one packet not ours", no_service(), false),
+        ("one SYN to a service", packet(TCP, from, service(Service::Greet)?, SYN), true),
+        ("one UDP to a service", packet(UDP, from, service(Service::Datagram)?, 0), true),
     ];
     let program = ingress.fd()?;
     let run = |(what, packet, chooses): (&str, Vec<u8>, bool)| {
@@ -146,7 +146,7 @@ fn test_runs(
         let ran = ran.with_context(|| format!("run ingress on {what}"))?;
         let chose = ran.iter().all(|ran| Priority(ran.priority).is_tagged() == chooses);
         ensure!(chose, "ingress, {what}: {ran:?}, which is no choice or should be none");
-        let what = format!("ingress, {what}, PROG_TEST_RUN");
+        let what = format!("ingress, {what}");
         let row = Row::new("programs-test-run", &what, Some(size), "ns");
         let nanos = ran.iter().map(|ran| ran.took.as_nanos() as f64);
         Ok(row.cell(Contender::Shunt, nanos))

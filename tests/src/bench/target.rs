@@ -114,7 +114,7 @@ const fn reached(median: bool, interval: bool) -> Verdict {
     }
 }
 
-/// Short, for a terminal: shares of nftables and of the direct path.
+/// Short, for a terminal: shares of nftables and of the direct path, or that of the direct path.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -58,14 +58,21 @@ struct TestRun {
     context_output: u64,
 }
 
-/// The head of `struct __sk_buff`, which a test run takes and gives.
+/// `struct __sk_buff`, which a test run takes and gives, with room for what later kernels add.
 #[repr(C)]
-#[derive(Default)]
 struct Context {
     before: [u32; 8],
     priority: u32,
     ingress_interface: u32,
     interface: u32,
+    after: [u32; 53],
+}
+
+impl Context {
+    const fn at(interface: u32) -> Self {
+        let (before, after) = ([0; 8], [0; 53]);
+        Self { before, priority: 0, ingress_interface: 0, interface, after }
+    }
 }
 
 /// What a test run gave.
@@ -123,8 +130,8 @@ pub(super) fn test_run(
     interface: u32,
     repeat: u32,
 ) -> io::Result<Ran> {
-    let input = Context { interface, ..Context::default() };
-    let mut output = Context::default();
+    let input = Context::at(interface);
+    let mut output = Context::at(0);
     let mut attr = TestRun {
         program: program.as_fd().as_raw_fd() as u32,
         result: 0,

@@ -115,10 +115,10 @@ pods keep TIME_WAIT; else the client ends with a reset.
 Clients run on the first CPU, servers on the others. Every reply names its backend; where a proxy \
 chooses anew each time, a chi-square test must find the choices uniform, and every backend must \
 have been chosen for UDP, where conntrack keeps what it chose for a client's port. The measured Services \
-stand in the middle of all. Times of programs are net of an empty program's, but for \
-PROG_TEST_RUN, which is one packet again and again; they are taken in the midst of connections, \
-where other code has the caches, or \
-\"again and again\": in a loop of connect(2) that the kernel gives up right after the program. For \
+stand in the middle of all. Times of programs are net of an empty program's; they are taken in \
+the midst of connections, where other code has the caches, or in a loop of connect(2) that the \
+kernel gives up right after the program. `one` packet goes through the program again and again by \
+PROG_TEST_RUN. For \
 baselines, the control plane is what the tool takes (iptables-restore, nft) to load all rules, or \
 the changed ones in one transaction, each Service once; their CPU is that of a transaction of 100 \
 changes each second. A real kube-proxy says itself when its last sync ended; single changes come \

@@ -34,8 +34,8 @@ pub(in crate::bench) fn render(report: &Report, field: &[Contender]) -> String {
 
 const LEGEND: &str = "
 Medians; × is Shunt's share, the median of the ratios inside a round ± half the width of the interval
-in which it lies with 90 % certainty. Targets: at least that share of nftables/of the direct path.
-unsure: the target lies inside the interval.
+in which it lies with 90 % certainty. Targets: that share of nftables/of the direct path at least,
+or of the direct path alone. unsure: the target lies inside the interval.
 ";
 
 fn line(cells: [String; 6], figures: impl Iterator<Item = String>) -> String {
