@@ -79,7 +79,7 @@ impl<S: Store> Applier<S> {
     }
 
     /// Notes that what the node's own packets find of the services changes that `frontends` lead
-    /// to now.
+    /// to until now.
     fn touch_owners<'a>(&mut self, frontends: impl Iterator<Item = &'a FrontendKey>) {
         for key in frontends {
             if let Some((service, _)) = self.frontends.get(key) {

@@ -189,7 +189,8 @@ fn expected(maps: &PinnedMaps, via: Via, bytes: &[u8], networks: [&[IpNetwork]; 
     let choices = [0, u32::MAX / 3, u32::MAX / 3 * 2, u32::MAX].map(|random| {
         match choose(maps, value, caller, random, |_, _| None).unwrap() {
             Choice::Backend(_, slot) => {
-                let hide = hides_client(flags, sender, &slot, false);
+                // No route of the test's network leaves the node.
+                let hide = hides_client(flags, sender, &slot, false, || false);
                 (Outcome::Chosen.name(), Priority::backend(slot.backend, hide).0)
             }
             Choice::Refuse(_) => (refusal(flags).name(), Priority::REFUSE.0),
