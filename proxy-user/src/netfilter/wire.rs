@@ -140,7 +140,8 @@ impl<'a> Message<'a> {
 
     /// The error of a message of the type `NLMSG_ERROR` or `NLMSG_DONE`, zero if there is none.
     pub(super) fn errno(&self) -> i32 {
-        self.body.first_chunk().map_or(0, |word| -i32::from_ne_bytes(*word))
+        // Of another type, the word may be any: a generation that ends with 0x80 makes it the least.
+        self.body.first_chunk().map_or(0, |word| i32::from_ne_bytes(*word).wrapping_neg())
     }
 }
 
