@@ -364,6 +364,10 @@ impl Agent {
     fn pass(&mut self) {
         let began = Instant::now();
         self.next_pass = None;
+        if !self.synced {
+            self.node.look(&self.world);
+            self.take_node_addrs();
+        }
         let touched = std::mem::take(&mut self.touched);
         let delta = self.planner.update(&self.world, &touched);
         let udp = !self.synced || delta.services.keys().any(|key| key.port.proto == Proto::UDP);
@@ -414,14 +418,8 @@ impl Agent {
     fn update_node(&mut self) {
         if self.synced {
             let _repaired = self.repair_node();
-            let own = self.planner.set_own_addrs(&self.world, self.node.own_addrs());
-            self.touched.merge(own);
+            self.take_node_addrs();
             self.schedule();
-            let addrs = self.node.node_port_addrs().to_vec();
-            if self.applier.set_output(addrs, self.node.is_socket_path_off()) {
-                self.next_pass = Some(Instant::now());
-                self.after_udp.notify();
-            }
         }
     }
 

@@ -408,6 +408,7 @@ impl<S: Store> Applier<S> {
         }
         self.writes += publish.len() as u64;
         for (key, (service, value)) in publish {
+            self.nat.touched.insert(service.clone());
             if let Some(placed) = self.services.get_mut(&service) {
                 placed.add_frontend(key);
             }
@@ -417,6 +418,7 @@ impl<S: Store> Applier<S> {
                 && let Some(placed) = self.services.get_mut(&old)
             {
                 placed.remove_frontend(&key);
+                self.nat.touched.insert(old.clone());
                 if placed.frontends.is_empty() {
                     self.vacated.insert(old);
                 }
@@ -442,6 +444,7 @@ impl<S: Store> Applier<S> {
                 && let Some(placed) = self.services.get_mut(&service)
             {
                 placed.remove_frontend(&key);
+                self.nat.touched.insert(service.clone());
                 if placed.frontends.is_empty() {
                     self.vacated.insert(service);
                 }

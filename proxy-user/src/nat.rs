@@ -53,6 +53,8 @@ pub type PriorityNumber = u32;
 pub struct OutputRows {
     /// By whom a packet is for.
     pub targets: BTreeMap<OutputKey, OutputTarget>,
+    /// ClusterIPs, of which what no target is for is refused.
+    pub cluster_ips: BTreeSet<Addr>,
     /// The shares of a number.
     pub shares: BTreeMap<u32, Vec<PriorityNumber>>,
 }
@@ -159,6 +161,7 @@ impl NatTables {
             let mut batch = Batch::new();
             batch.flush_set(&table, rules::OUTPUT_SERVICES);
             batch.flush_set(&table, rules::OUTPUT_SHARES);
+            batch.flush_set(&table, rules::CLUSTER_IPS);
             add_output(&mut batch, &table, rows);
             self.commit_batch(batch)?;
         }
@@ -177,6 +180,7 @@ impl NatTables {
             batch.delete_keys(&table, rules::OUTPUT_SERVICES, targets);
             let shares = shares_of(old, family).map(|(key, _)| key);
             batch.delete_keys(&table, rules::OUTPUT_SHARES, shares);
+            batch.delete_keys(&table, rules::CLUSTER_IPS, cluster_ips_of(old, family));
             add_backends(&mut batch, &table, &step.backends);
             add_output(&mut batch, &table, &step.output);
             self.commit_batch(batch)?;
@@ -298,6 +302,13 @@ fn add_backends(batch: &mut Batch, table: &Table, backends: &[(BackendId, End)])
 fn add_output(batch: &mut Batch, table: &Table, rows: &OutputRows) {
     batch.add_pairs(table, rules::OUTPUT_SHARES, shares_of(rows, table.family));
     batch.add_pairs(table, rules::OUTPUT_SERVICES, targets_of(rows, table.family));
+    batch.add_keys(table, rules::CLUSTER_IPS, cluster_ips_of(rows, table.family));
+}
+
+/// The ClusterIPs of `family`.
+fn cluster_ips_of(rows: &OutputRows, family: Family) -> impl Iterator<Item = Data> {
+    let own = rows.cluster_ips.iter().filter(move |addr| family_of(**addr) == family);
+    own.map(|addr| field(*addr).into())
 }
 
 /// The elements of the targets of `family`.

@@ -78,8 +78,22 @@ impl Agent {
             doubt = if another == Doubt::Changed { another } else { doubt };
         }
         if self.synced && (doubt == Doubt::Changed || !self.node.is_nat_untouched()) {
+            tracing::warn!(
+                "somebody else has changed the nftables table {TABLE}; it is written anew"
+            );
             self.applier.doubt_nat();
             self.next_pass = Some(Instant::now());
+        }
+    }
+
+    /// Lets ClusterIPs that are the node's to the node, and its own packets find NodePorts.
+    pub(super) fn take_node_addrs(&mut self) {
+        let own = self.planner.set_own_addrs(&self.world, self.node.own_addrs());
+        self.touched.merge(own);
+        let addrs = self.node.node_port_addrs().to_vec();
+        if self.applier.set_output(addrs, self.node.is_socket_path_off()) && self.synced {
+            self.next_pass = Some(Instant::now());
+            self.after_udp.notify();
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::config::{AgentConfig, DeviceSelection, NodePortAddresses, SocketPath}
 use crate::loader::Dataplane;
 use crate::loader::links::Target;
 use crate::model::{Interface, Warning, World};
-use crate::plan::node::{NodeSettings, plan_node};
+use crate::plan::node::{NodePlan, NodeSettings, plan_node};
 use crate::status::Attachment;
 use proxy_ebpf::Addr;
 use proxy_ebpf::node::Device;
@@ -76,6 +76,20 @@ impl NodeState {
         self.interfaces = Some(interfaces);
     }
 
+    /// Looks at the node's addresses, and writes nothing.
+    pub(super) fn look(&mut self, world: &World) {
+        if let Some(interfaces) = &self.interfaces {
+            let plan = plan_node(interfaces, world, &self.settings);
+            self.take_addrs(&plan);
+        }
+    }
+
+    fn take_addrs(&mut self, plan: &NodePlan) {
+        let node_ports = plan.rows.addrs.iter().filter(|(_, addr)| addr.accepts_node_ports());
+        self.node_port_addrs = node_ports.map(|(addr, _)| *addr).collect();
+        self.own_addrs.clone_from(&plan.own);
+    }
+
     /// Writes the node's rows and attaches the programs where they should be. Does all that it
     /// can.
     pub(super) fn update(&mut self, world: &World) -> NodeUpdate {
@@ -90,15 +104,13 @@ impl NodeState {
         }
         if let Some(interfaces) = &self.interfaces {
             let plan = plan_node(interfaces, world, &self.settings);
-            warnings.extend(plan.warnings);
+            warnings.extend(plan.warnings.iter().cloned());
             let (rows, errors) = self.dataplane.write_node(&plan.rows);
             repaired += rows;
             failures.extend(errors.iter().map(|error| warning("packet path", error)));
             let names =
                 |index: u32| plan.rows.devices.get(&index).is_some_and(Device::answers_names);
-            let node_ports = plan.rows.addrs.iter().filter(|(_, addr)| addr.accepts_node_ports());
-            self.node_port_addrs = node_ports.map(|(addr, _)| *addr).collect();
-            self.own_addrs = plan.own;
+            self.take_addrs(&plan);
             let target = |interface: Interface| Target {
                 names: self.names && names(interface.index),
                 name: interface.name,

@@ -8,7 +8,8 @@ use super::{Applier, ApplyError, Departed, Placed, Store, StoreError};
 use crate::nat::{NatStep, OutputKey, OutputRows, OutputTarget, SHARES, family_of, share_number};
 use crate::netfilter;
 use crate::tables::{Family, ServiceKey};
-use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue, Scope};
+use proxy_ebpf::choose::{Caller, uses_local_set};
+use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, Scope};
 use proxy_ebpf::priority::Priority;
 use proxy_ebpf::slot::{BackendFlags, BackendId};
 use proxy_ebpf::{Addr, End, Proto};
@@ -96,8 +97,9 @@ impl<S: Store> Applier<S> {
         let mut step = NatStep::default();
         let mut output = std::mem::take(&mut self.nat.output);
         for key in &self.nat.touched {
-            let new = self.services.get(key).map(|placed| self.output_of(key, placed));
-            let old = match new.filter(|rows| !rows.targets.is_empty()) {
+            let placed = self.services.get(key);
+            let new = placed.map(|placed| self.output_of(key, placed, output.get(key)));
+            let old = match new.filter(|rows| *rows != OutputRows::default()) {
                 Some(new) => {
                     differ(&mut step.output, &new, output.get(key));
                     output.insert(key.clone(), new)
@@ -116,8 +118,9 @@ impl<S: Store> Applier<S> {
             return self.write_nat(&step);
         }
         let mut all = OutputRows::default();
-        for OutputRows { targets, shares } in self.nat.output.values() {
+        for OutputRows { targets, cluster_ips, shares } in self.nat.output.values() {
             all.targets.extend(targets);
+            all.cluster_ips.extend(cluster_ips);
             all.shares.extend(shares.iter().map(|(number, shares)| (*number, shares.clone())));
         }
         self.store.refill_output(&all).map_err(ApplyError::Nat)?;
@@ -143,19 +146,27 @@ impl<S: Store> Applier<S> {
         })
     }
 
-    /// What the node's own packets find of a service.
+    /// What the node's own packets find of a service; `old` is what they found before.
     ///
     /// TCP is not among it unless there is no socket hook: that refuses by itself, but leaves what
     /// is to be dropped to the rules.
-    fn output_of(&self, key: &ServiceKey, placed: &Placed) -> OutputRows {
+    fn output_of(&self, key: &ServiceKey, placed: &Placed, old: Option<&OutputRows>) -> OutputRows {
         let mut rows = OutputRows::default();
-        let is_tcp = key.port.proto == Proto::TCP && !self.nat.is_for_tcp;
+        let is_hooked = key.port.proto == Proto::TCP && !self.nat.is_for_tcp;
         for frontend in &placed.frontends {
             let Some((_, value)) = self.frontends.get(frontend) else { continue };
-            let Some((target, shares)) = self.target(key, placed, *value) else { continue };
-            if is_tcp && target != OutputTarget::Direct(Priority::DROP.0) {
+            if frontend.scope() == Scope::Address {
+                rows.cluster_ips.insert(frontend.addr);
                 continue;
             }
+            let flags = value.flags();
+            let (target, shares) = match refusal(placed, flags) {
+                Some(refusal) if refusal == Priority::DROP || !is_hooked => {
+                    (OutputTarget::Direct(refusal.0), Vec::new())
+                }
+                None if !is_hooked => self.target(key, placed, flags, old),
+                _ => continue,
+            };
             for end in self.ends(frontend) {
                 rows.targets.insert(OutputKey { end, proto: frontend.proto }, target);
             }
@@ -180,44 +191,41 @@ impl<S: Store> Applier<S> {
         }
     }
 
-    /// What a frontend with `value` has for the node itself, and the shares of it.
+    /// What a frontend with `flags` has for the node itself, and the shares of it.
+    ///
+    /// Invariant: it has some, see [`refusal`].
     fn target(
         &self,
         key: &ServiceKey,
         placed: &Placed,
-        value: FrontendValue,
-    ) -> Option<(OutputTarget, Vec<u32>)> {
-        let flags = value.flags();
-        let direct = |priority: Priority| (OutputTarget::Direct(priority.0), Vec::new());
-        if flags.has(FrontendFlags::RESTRICTED) && !flags.has(FrontendFlags::ADMITS_NODE) {
-            return Some(direct(Priority::DROP));
-        }
-        let all = || placed.backends.iter().zip(placed.ids.iter());
-        let local = flags.has(FrontendFlags::INTERNAL_LOCAL);
-        let set = if local { BackendFlags::IN_LOCAL_SET } else { BackendFlags::IN_CLUSTER_SET };
-        if !all().any(|((_, flags), _)| flags.has(BackendFlags::IN_CLUSTER_SET)) {
-            return Some(direct(Priority::REFUSE));
-        }
-        let mut chosen: Vec<_> = all()
-            .filter(|((_, flags), _)| flags.has(set))
+        flags: FrontendFlags,
+        old: Option<&OutputRows>,
+    ) -> (OutputTarget, Vec<u32>) {
+        let set = set(flags);
+        let chosen = placed.backends.iter().zip(placed.ids.iter());
+        let chosen = chosen.filter(|((_, flags), _)| flags.has(set));
+        let mut chosen: Vec<_> = chosen
             .map(|((row, flags), id)| {
-                let end = End { addr: row.addr, port: row.port };
                 let hide = !flags.has(BackendFlags::LOCAL);
-                (self.rank(end), Priority::backend(*id, hide))
+                let end = End { addr: row.addr, port: row.port };
+                (self.rank(end), Priority::backend(*id, hide).0)
             })
             .collect();
-        chosen.sort_unstable_by_key(|(rank, priority)| (*rank, priority.0));
-        let (_, first) = match chosen.first() {
-            Some(first) => *first,
-            None => return Some(direct(Priority::DROP)),
-        };
+        chosen.sort_unstable();
+        let numbers: Vec<u32> = chosen.into_iter().map(|(_, number)| number).collect();
         // The node is one client, which a service with affinity keeps with one backend.
-        if chosen.len() == 1 || placed.affinity {
-            return Some(direct(first));
+        if numbers.len() == 1 || placed.affinity {
+            let has_it = |target: &OutputTarget| match target {
+                OutputTarget::Direct(number) => numbers.contains(number).then_some(*number),
+                OutputTarget::Shared(_) => None,
+            };
+            let kept = old.and_then(|old| old.targets.values().find_map(has_it));
+            return (OutputTarget::Direct(kept.unwrap_or(numbers[0])), Vec::new());
         }
-        let shares = (0..SHARES as usize).map(|share| chosen[share % chosen.len()].1.0).collect();
+        let shares = (0..SHARES as usize).map(|share| numbers[share % numbers.len()]).collect();
+        let local = set == BackendFlags::IN_LOCAL_SET;
         let number = share_number(placed.id.0, local, key.family.into());
-        Some((OutputTarget::Shared(number), shares))
+        (OutputTarget::Shared(number), shares)
     }
 
     /// The place of a backend among others, which differs from node to node: the first ones have
@@ -228,6 +236,27 @@ impl<S: Store> Applier<S> {
     }
 }
 
+/// Which set a frontend with `flags` has for the node itself.
+fn set(flags: FrontendFlags) -> BackendFlags {
+    if uses_local_set(flags, Caller::Internal) {
+        BackendFlags::IN_LOCAL_SET
+    } else {
+        BackendFlags::IN_CLUSTER_SET
+    }
+}
+
+/// What becomes of the node's own packets to a frontend with `flags` that has no backend for them.
+fn refusal(placed: &Placed, flags: FrontendFlags) -> Option<Priority> {
+    let has = |set| placed.backends.iter().any(|(_, flags)| flags.has(set));
+    if flags.has(FrontendFlags::RESTRICTED) && !flags.has(FrontendFlags::ADMITS_NODE) {
+        Some(Priority::DROP)
+    } else if !has(BackendFlags::IN_CLUSTER_SET) {
+        Some(Priority::REFUSE)
+    } else {
+        (!has(set(flags))).then_some(Priority::DROP)
+    }
+}
+
 /// Adds to `step` what `rows` has and `others` has not, or otherwise.
 fn differ(step: &mut OutputRows, rows: &OutputRows, others: Option<&OutputRows>) {
     let targets = rows.targets.iter();
@@ -235,6 +264,8 @@ fn differ(step: &mut OutputRows, rows: &OutputRows, others: Option<&OutputRows>)
         others.and_then(|others| others.targets.get(key)) != Some(target)
     };
     step.targets.extend(targets.filter(|(key, target)| differs(key, target)));
+    let is_new = |addr: &&Addr| others.is_none_or(|others| !others.cluster_ips.contains(*addr));
+    step.cluster_ips.extend(rows.cluster_ips.iter().filter(is_new));
     for (number, shares) in &rows.shares {
         if others.and_then(|others| others.shares.get(number)) != Some(shares) {
             step.shares.insert(*number, shares.clone());

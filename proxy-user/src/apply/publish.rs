@@ -18,8 +18,6 @@ impl<S: Store> Applier<S> {
         errors: &mut Vec<ApplyError>,
     ) {
         self.quarantine.append(std::mem::take(&mut self.held));
-        self.touch_owners(step.publish.keys().chain(&removals));
-        self.nat.touched.extend(step.publish.values().map(|(service, _)| service.clone()));
         self.nat.touched.extend(step.placed.iter().map(|(key, _)| key.clone()));
         self.put_frontends(step.publish, errors);
         self.remove_frontends(removals, errors);
@@ -76,15 +74,5 @@ impl<S: Store> Applier<S> {
         all.frontends.extend(delta.frontends);
         all.names = delta.names;
         all
-    }
-
-    /// Notes that what the node's own packets find of the services changes that `frontends` lead
-    /// to until now.
-    fn touch_owners<'a>(&mut self, frontends: impl Iterator<Item = &'a FrontendKey>) {
-        for key in frontends {
-            if let Some((service, _)) = self.frontends.get(key) {
-                self.nat.touched.insert(service.clone());
-            }
-        }
     }
 }

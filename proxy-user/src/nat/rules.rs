@@ -26,6 +26,8 @@ pub(super) const OUTPUT_SERVICES: &str = "output_services";
 pub(super) const OUTPUT_SHARES: &str = "output_shares";
 /// The map of source addresses, by device.
 pub(super) const SOURCES: &str = "sources";
+/// The set of ClusterIPs.
+pub(super) const CLUSTER_IPS: &str = "cluster_ips";
 /// The set of the networks that ClusterIPs are taken from.
 pub(super) const SERVICE_NETWORKS: &str = "service_networks";
 
@@ -89,6 +91,7 @@ pub(super) fn ruleset(family: Family, settings: NatSettings) -> Ruleset {
         map(OUTPUT_SERVICES, &[addr, Type::Protocol, Type::Port], &[Type::Mark]),
         map(OUTPUT_SHARES, &[Type::Mark, Type::Mark], &[Type::Mark]),
         map(SOURCES, &[Type::Mark], &[addr]),
+        map(CLUSTER_IPS, &[addr], &[]),
         Set { interval: true, ..map(SERVICE_NETWORKS, &[addr], &[]) },
     ];
     let base = |name: &str, kind, hook, priority| Chain {
@@ -150,16 +153,20 @@ fn output(rules: &mut Rules, family: Family) {
         goto(SPREAD),
     ];
     rules.add(OUTPUT, "who serves the node itself", destination);
-    let unserved = || {
+    let leaves_for = |set: &str| {
         vec![
             Expr::Meta { key: MetaKey::Oif, to: R0 },
             Expr::Compare { from: R0, operator: Operator::NotEqual, value: word(LOOPBACK) },
             load_addr(family, Addrs::Destination, R0),
-            Expr::InSet { set: SERVICE_NETWORKS.to_owned(), from: R0 },
+            Expr::InSet { set: set.to_owned(), from: R0 },
         ]
     };
-    rules.add(OUTPUT, "nobody serves this", [unserved(), is_tcp(), vec![reset()]].concat());
-    rules.add(OUTPUT, "nobody serves this", [unserved(), vec![unreachable(family)]].concat());
+    let unserved = leaves_for(CLUSTER_IPS);
+    rules.add(OUTPUT, "no such port", [unserved.clone(), is_tcp(), vec![reset()]].concat());
+    rules.add(OUTPUT, "no such port", [unserved, vec![unreachable(family)]].concat());
+    let unallocated = leaves_for(SERVICE_NETWORKS);
+    let drop = vec![Expr::Verdict(Verdict::Drop)];
+    rules.add(OUTPUT, "no such Service", [unallocated, drop].concat());
 
     rules.add(SPREAD, "one backend, or none", [is_tagged(), vec![goto(TRANSLATE)]].concat());
     let flow = R0.plus(4);
