@@ -6,10 +6,13 @@
 use crate::config::{AgentArgs, BPFFS_ROOT, CONTROL_SOCKET};
 use crate::control::{self, ControlError};
 use crate::loader::pin_directory;
+use crate::nat;
+use crate::netfilter::conntrack::{self, Status};
+use crate::netfilter::{self, NetfilterError};
 use crate::pinned::{PinnedError, PinnedMaps};
 use crate::show::{
-    self, Document, Filter, Format, NameAnswer, NameQuestion, Output, Question, ShowError,
-    Snapshot, StatusReport,
+    self, Document, Filter, FlowRow, Flows, Format, NameAnswer, NameQuestion, Netfilter, Output,
+    Question, ShowError, Snapshot, StatusReport,
 };
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use hickory_proto::rr::{Name, RecordType};
@@ -91,6 +94,8 @@ pub enum Command {
 #[derive(Subcommand, Debug)]
 pub enum Query {
     /// Show whether this node is in sync, what is attached, and what was refused.
+    ///
+    /// What it says of nftables and conntrack is of the network namespace in which it runs.
     #[command(after_help = EXIT_CODES)]
     Status(View),
     /// List the Services, where they are reached, and what they carried.
@@ -98,6 +103,21 @@ pub enum Query {
     Services(Selection),
     /// List the backends of the Services, and their states.
     Backends(Selection),
+    /// List the connections and flows that Services have translated, from conntrack.
+    ///
+    /// Reads the network namespace in which it runs: run it on the node, not in a pod. Connections
+    /// that got their backend when their socket connected are not translated, and not listed.
+    Flows {
+        /// Only flows of this Service.
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = parse_service)]
+        service: Option<Filter>,
+        /// Show at most so many.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// Where to read, how to print.
+        #[command(flatten)]
+        view: View,
+    },
     /// Say what a query of a name gets, who answers it, and why.
     #[command(after_help = EXIT_CODES)]
     Dns {
@@ -186,6 +206,8 @@ pub enum CliError {
     Pinned(#[from] PinnedError),
     /// The agent.
     Control(#[from] ControlError),
+    /// Conntrack.
+    Netfilter(#[from] NetfilterError),
     /// The encoding of the answer.
     Show(#[from] ShowError),
     /// Nothing matches the name that was given.
@@ -224,6 +246,15 @@ pub fn answer(query: &Query) -> Result<Exit, CliError> {
             let filter = selection.filter();
             selection.found(snapshot.select(&filter))?;
             print(&show::backends(&snapshot, &filter), view)?;
+        }
+        Query::Flows { service, limit, view } => {
+            let mut rows = flows(view, &service.clone().unwrap_or_default())?;
+            let left_out = limit.map_or(0, |limit| rows.len().saturating_sub(limit));
+            rows.truncate(rows.len() - left_out);
+            print(&rows, view)?;
+            if left_out > 0 {
+                eprintln!("and {left_out} more flows");
+            }
         }
         Query::Dns { name, kind, from, view } => {
             let answer = look_up(view, name, *kind, *from)?;
@@ -267,7 +298,21 @@ fn status(view: &View) -> Result<StatusReport, CliError> {
         counters => counters.map_err(|error| chain(&error)),
     };
     let links = show::pinned_links(&pin_directory(&view.bpffs_root).join("links"));
-    Ok(StatusReport::new(agent, links, counters, Timestamp::now()))
+    let report = StatusReport::new(agent, links, counters, Timestamp::now());
+    let conntrack = netfilter::Socket::open().and_then(|mut socket| socket.conntrack_usage());
+    Ok(report.with_netfilter(Netfilter {
+        tables: nat::check().map_err(|error| chain(&error)),
+        conntrack: conntrack.map_err(|error| chain(&error)),
+    }))
+}
+
+/// What conntrack knows of the Services that `filter` admits.
+fn flows(view: &View, filter: &Filter) -> Result<Vec<FlowRow>, CliError> {
+    let snapshot = snapshot(view)?;
+    let mut flows = Flows::new(&snapshot, filter);
+    let translated = conntrack::Filter { status: Status::DESTINATION_NAT, ..Default::default() };
+    netfilter::Socket::open()?.connections(&translated, |entry| flows.add(&entry))?;
+    Ok(flows.rows())
 }
 
 /// What a query of `name` gets.

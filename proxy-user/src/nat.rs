@@ -5,7 +5,10 @@
 //! transactions. The rules are a constant handful, whatever the number of Services; what they look
 //! up are maps. Nothing is decided here: [`rules`] has the rules, `apply` says what the maps hold.
 
+mod check;
 mod rules;
+
+pub use check::{TableCheck, TableState, check};
 
 use crate::netfilter::{
     Batch, Data, Family, Field, Generation, Interval, NetfilterError, NetlinkPort, Socket, Table,
@@ -110,9 +113,7 @@ impl NatTables {
     /// Opens the tables, and makes them as far as they are not there. What earlier agents have put
     /// into them stays.
     pub fn open(settings: NatSettings) -> Result<Self, NetfilterError> {
-        // A kernel that was booted without IPv6 has no such table.
-        let has_v6 = std::path::Path::new("/proc/net/if_inet6").exists();
-        let families = if has_v6 { vec![Family::Ipv4, Family::Ipv6] } else { vec![Family::Ipv4] };
+        let families = families().collect();
         let node = NatNode::default();
         let mut tables = Self { socket: Socket::open()?, families, settings, node, last: None };
         for family in tables.families.clone() {
@@ -277,6 +278,12 @@ impl OutputTarget {
             Self::Shared(number) => number,
         }
     }
+}
+
+/// The families that have a table: a kernel that was booted without IPv6 has none of it.
+fn families() -> impl Iterator<Item = Family> {
+    let has_v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    [Some(Family::Ipv4), has_v6.then_some(Family::Ipv6)].into_iter().flatten()
 }
 
 /// The networks of which none holds another.

@@ -7,6 +7,7 @@
 mod backends;
 mod dns;
 mod explain;
+mod flows;
 mod services;
 mod snapshot;
 mod status;
@@ -14,9 +15,10 @@ mod status;
 pub use backends::{BackendRow, backends};
 pub use dns::{NameAnswer, NameQuestion, name_answer};
 pub use explain::{Answer, Candidate, Explanation, Question, Step, explain};
+pub use flows::{FlowRow, Flows};
 pub use services::{FrontendRef, ServiceRow, services};
 pub use snapshot::{Filter, Selected, Snapshot};
-pub use status::{OutcomeRow, StatusReport, pinned_links};
+pub use status::{Netfilter, OutcomeRow, StatusReport, pinned_links};
 
 use comfy_table::{Attribute, Cell, Color, Table, presets};
 use serde::Serialize;

@@ -1,6 +1,8 @@
 //! The metrics that the kernel programs count, read from the maps at each scrape.
 
 use super::encoded;
+use crate::netfilter::conntrack::Usage;
+use crate::netfilter::{NetfilterError, Socket};
 use crate::pinned::{Counters, PinnedError, PinnedMaps, ServiceCount};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
@@ -16,11 +18,17 @@ use std::fmt;
 pub trait CounterSource: Send + Sync + 'static {
     /// Reads them; may block for some milliseconds.
     fn counters(&self) -> Result<Counters, PinnedError>;
+    /// Asks how full conntrack is.
+    fn conntrack(&self) -> Result<Usage, NetfilterError>;
 }
 
 impl CounterSource for PinnedMaps {
     fn counters(&self) -> Result<Counters, PinnedError> {
         Self::counters(self)
+    }
+
+    fn conntrack(&self) -> Result<Usage, NetfilterError> {
+        Socket::open()?.conntrack_usage()
     }
 }
 
@@ -148,5 +156,23 @@ pub(super) fn text(counters: Counters) -> String {
         "Service ports with a Local traffic policy that have endpoints, but none on this node",
         no_local,
     );
+    encoded(&registry)
+}
+
+/// How full conntrack is, in the OpenMetrics text format, without the end mark.
+pub(super) fn conntrack_text(usage: Usage) -> String {
+    let mut registry = Registry::default();
+    let gauge = |value: u32| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value.into());
+        gauge
+    };
+    let metrics = [
+        ("shunt_conntrack_entries", "Entries of conntrack in use", usage.entries),
+        ("shunt_conntrack_max_entries", "Entries that conntrack can hold", usage.max),
+    ];
+    for (name, help, value) in metrics {
+        registry.register(name, help, gauge(value));
+    }
     encoded(&registry)
 }

@@ -36,8 +36,8 @@ fn router(metrics: Metrics, source: Arc<dyn CounterSource>) -> Router {
         .route("/proxyMode", get(|| async { "shunt" }))
 }
 
-/// The agent's own metrics, and those of the maps unless they cannot be read: then they are
-/// left out, so that what the agent does can still be watched.
+/// The agent's own metrics, and those of the maps and of conntrack unless they cannot be read: then
+/// they are left out, so that what the agent does can still be watched.
 ///
 /// Waits for its `turn`: a client that goes away leaves no work behind, but for what has begun.
 async fn scrape(
@@ -49,13 +49,23 @@ async fn scrape(
     let mut text = metrics.text();
     let read = move || {
         let _turn = turn;
-        source.counters().map(maps::text)
+        (source.counters().map(maps::text), source.conntrack().map(maps::conntrack_text))
     };
     // Thousands of system calls and lines, which other tasks should not wait for.
+    let missing =
+        |what, error: &(dyn std::error::Error + 'static)| tracing::warn!(error, "no {what}");
     match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(counters)) => text += &counters,
-        Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
-        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "no counters"),
+        Ok((counters, conntrack)) => {
+            match counters {
+                Ok(counters) => text += &counters,
+                Err(error) => missing("counters", &error),
+            }
+            match conntrack {
+                Ok(conntrack) => text += &conntrack,
+                Err(error) => missing("numbers of conntrack", &error),
+            }
+        }
+        Err(error) => missing("counters", &error),
     }
     text += "# EOF\n";
     let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -66,6 +76,8 @@ async fn scrape(
 mod tests {
     use super::*;
     use crate::http::tests::{get, listening};
+    use crate::netfilter::NetfilterError;
+    use crate::netfilter::conntrack::Usage;
     use crate::pinned::{Counters, Fill, NameCount, OutcomeCount, PinnedError, ServiceCount};
     use proxy_ebpf::outcome::{Outcome, Program};
     use proxy_ebpf::service::{ServiceCounters, ServiceInfo};
@@ -95,6 +107,10 @@ mod tests {
                 no_local: [(("IPv4", "external"), 2)].into(),
             })
         }
+
+        fn conntrack(&self) -> Result<Usage, NetfilterError> {
+            Ok(Usage { entries: 5, max: 100 })
+        }
     }
 
     struct Broken;
@@ -102,6 +118,11 @@ mod tests {
     impl CounterSource for Broken {
         fn counters(&self) -> Result<Counters, PinnedError> {
             Err(PinnedError::NotPermitted { path: "/".into() })
+        }
+
+        fn conntrack(&self) -> Result<Usage, NetfilterError> {
+            let error = std::io::ErrorKind::PermissionDenied.into();
+            Err(NetfilterError::Kernel("read".to_owned(), error))
         }
     }
 
@@ -120,6 +141,8 @@ mod tests {
             format!("shunt_service_datagrams_total{{{labels}}} 18"),
             "shunt_map_entries{map=\"slots\"} 3".to_owned(),
             "shunt_map_max_entries{map=\"slots\"} 10".to_owned(),
+            "shunt_conntrack_entries 5".to_owned(),
+            "shunt_conntrack_max_entries 100".to_owned(),
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total\
              {ip_family=\"IPv4\",traffic_policy=\"external\"} 2"
                 .to_owned(),

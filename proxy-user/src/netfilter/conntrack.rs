@@ -6,6 +6,7 @@
 use super::socket::Request;
 use super::wire::{Attributes, Message, Writer};
 use super::{Family, NetfilterError, Socket};
+use serde::Serialize;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use std::{fmt, io};
@@ -132,12 +133,20 @@ pub struct Filter {
 }
 
 /// How full the table is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Usage {
     /// How many entries there are in this network namespace (`nf_conntrack_count`).
     pub entries: u32,
     /// How many there can be (`nf_conntrack_max`).
     pub max: u32,
+}
+
+impl Usage {
+    /// How full, in percent.
+    pub fn percent(&self) -> u32 {
+        let percent = u64::from(self.entries) * 100 / u64::from(self.max.max(1));
+        percent.try_into().unwrap_or(u32::MAX)
+    }
 }
 
 impl Status {

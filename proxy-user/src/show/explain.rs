@@ -9,7 +9,8 @@ use super::backends::state;
 use super::{Document, FrontendRef, Output, Snapshot, socket};
 use crate::pinned::Range;
 use proxy_ebpf::choose::{
-    Caller, Choice, Destination, NodePortRange, choose, find_frontend, uses_local_set,
+    Caller, Choice, Destination, NodePortRange, Sender, choose, find_frontend, hides_client,
+    uses_local_set,
 };
 use proxy_ebpf::frontend::{FrontendFlags, FrontendKey, FrontendValue, Scope};
 use proxy_ebpf::slot::{BackendFlags, Slot};
@@ -58,7 +59,7 @@ pub struct Explanation {
 /// A step of the decision.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Step {
-    /// What is decided: `frontend`, `service`, `sources`, `policy`.
+    /// What is decided: `frontend`, `service`, `path`, `sources`, `policy`.
     pub step: &'static str,
     /// How.
     pub finding: String,
@@ -97,6 +98,8 @@ pub struct Candidate {
     pub state: &'static str,
     /// Whether it runs on this node.
     pub local: bool,
+    /// Whether it sees this node's address instead of the client's.
+    pub hides_client: bool,
 }
 
 /// Explains what happens to a new connection.
@@ -184,6 +187,8 @@ fn follow(
         .steps
         .push(Step { step: "policy", finding: reasons::policy(value.flags()).to_owned() });
 
+    let finding = reasons::path(snapshot, to, value, from);
+    explanation.steps.push(Step { step: "path", finding });
     let callers = match caller {
         _ if !value.flags().has(FrontendFlags::EXTERNAL_LOCAL) => {
             vec![(Caller::Internal, "anyone")]
@@ -192,11 +197,20 @@ fn follow(
         Some(Caller::External) => vec![(Caller::External, "outside")],
         None => vec![(Caller::Internal, "inside"), (Caller::External, "outside")],
     };
-    explanation.answers =
-        callers.into_iter().map(|(caller, who)| answer(snapshot, value, caller, who)).collect();
+    let answer = |(caller, who)| {
+        let is_inside = caller == Caller::Internal && who == "inside";
+        let sender = reasons::sender(snapshot, from, is_inside);
+        answer(snapshot, value, (caller, who), sender)
+    };
+    explanation.answers = callers.into_iter().map(answer).collect();
 }
 
-fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'static str) -> Answer {
+fn answer(
+    snapshot: &Snapshot,
+    value: FrontendValue,
+    (caller, who): (Caller, &'static str),
+    sender: Option<Sender>,
+) -> Answer {
     let local = uses_local_set(value.flags(), caller);
     let slots: &[Slot] = match snapshot.range_of(value) {
         Some(range) if local => range.local(),
@@ -227,12 +241,15 @@ fn answer(snapshot: &Snapshot, value: FrontendValue, caller: Caller, who: &'stat
                 .into(),
         ),
     };
-    let backends = slots.iter().map(candidate).collect();
+    let backends = slots.iter().map(|slot| candidate(value, slot, sender)).collect();
     Answer { caller: who, verdict, set, reason, backends }
 }
 
-fn candidate(slot: &Slot) -> Candidate {
+/// The backend in `slot`, for `sender`; a process of this node is none, and has no address to hide.
+fn candidate(value: FrontendValue, slot: &Slot, sender: Option<Sender>) -> Candidate {
+    let hides = |sender| hides_client(value.flags(), sender, slot, false, || false);
     Candidate {
+        hides_client: sender.is_some_and(hides),
         address: SocketAddr::new(slot.addr.into(), slot.port.number()),
         state: state(slot.flags),
         local: slot.flags.has(BackendFlags::LOCAL),
@@ -269,7 +286,8 @@ impl Document for Explanation {
             text += &format!("\n{who}{}: {}\n", answer.verdict, answer.reason);
             for backend in answer.backends.iter().take(LISTED) {
                 let place = if backend.local { ", on this node" } else { "" };
-                text += &format!("   {}  {}{place}\n", backend.address, backend.state);
+                let seen = if backend.hides_client { ", sees this node as the client" } else { "" };
+                text += &format!("   {}  {}{place}{seen}\n", backend.address, backend.state);
             }
             if let Some(more @ 1..) = answer.backends.len().checked_sub(LISTED) {
                 text += &format!("   and {more} more (-o json lists all)\n");

@@ -1,11 +1,13 @@
 //! `shunt status`: is this node in sync, what is attached, how full are the maps, what was
 //! refused.
 //!
-//! The agent's part comes from its control socket, the rest from the pinned maps and links, so
-//! the report is made with the agent down too.
+//! The agent's part comes from its control socket, the rest from the pinned maps and links and from
+//! netfilter, so the report is made with the agent down too.
 
 use super::{Column, Document, Output, Row, column, judged, span, table};
 use crate::model::Warning;
+use crate::nat::{TableCheck, TableState};
+use crate::netfilter::conntrack::Usage;
 use crate::pinned::{Counters, Fill};
 use crate::status::{Attachment, Status};
 use comfy_table::Cell;
@@ -30,12 +32,25 @@ pub struct StatusReport {
     pub attachments: Vec<Attachment>,
     /// How full the maps are.
     pub maps: Vec<Fill>,
+    /// The tables of nftables that translate what the programs have chosen.
+    pub nftables: Vec<TableCheck>,
+    /// How full conntrack is; absent if the kernel does not say.
+    pub conntrack: Option<Usage>,
     /// How often programs ended in which way; those that never happened are left out.
     pub outcomes: Vec<OutcomeRow>,
     /// What an operator should look at.
     pub warnings: Vec<Warning>,
     #[serde(skip)]
     now: Timestamp,
+}
+
+/// What netfilter says, or why it does not.
+#[derive(Debug)]
+pub struct Netfilter {
+    /// The tables.
+    pub tables: Result<Vec<TableCheck>, String>,
+    /// How full conntrack is.
+    pub conntrack: Result<Usage, String>,
 }
 
 /// How often a program ended in one way.
@@ -89,6 +104,8 @@ impl StatusReport {
             agent,
             attachments,
             maps: counters.fill,
+            nftables: Vec::new(),
+            conntrack: None,
             outcomes: outcomes
                 .map(|counter| OutcomeRow {
                     program: counter.program.name(),
@@ -106,6 +123,81 @@ impl StatusReport {
             warnings,
             now,
         }
+    }
+
+    /// The same, with what netfilter says.
+    #[must_use]
+    pub fn with_netfilter(mut self, found: Netfilter) -> Self {
+        let mut warn = |subject: &str, message: String| {
+            self.warnings.push(Warning { subject: subject.to_owned(), message });
+        };
+        let healer = match &self.agent {
+            Some(_) => "the agent writes it again at once",
+            None => "an agent writes it when it starts",
+        };
+        for TableCheck { table, state } in found.tables.iter().flatten() {
+            let what = match state {
+                TableState::Complete => continue,
+                TableState::Missing => "is missing".to_owned(),
+                TableState::Changed => {
+                    let version = self.version;
+                    format!(
+                        "has other rules than those of version {version}, which this command is"
+                    )
+                }
+            };
+            let subject = format!("nftables table {table}");
+            warn(&subject, format!("{what}: connections by packets are not translated; {healer}"));
+        }
+        match &found.conntrack {
+            Ok(usage) if usage.percent() >= 100 => warn(
+                "conntrack",
+                format!(
+                    "all of its {} entries are in use: new connections are dropped; raise \
+                     net.netfilter.nf_conntrack_max (--conntrack-max-per-core)",
+                    usage.max
+                ),
+            ),
+            Ok(usage) if usage.percent() >= FULL_PERCENT => warn(
+                "conntrack",
+                format!(
+                    "{} % of its {} entries are in use, and when it is full, new connections are \
+                     dropped: raise net.netfilter.nf_conntrack_max (--conntrack-max-per-core)",
+                    usage.percent(),
+                    usage.max
+                ),
+            ),
+            Ok(_) => {}
+            Err(message) => warn("conntrack", message.clone()),
+        }
+        match found.tables {
+            Ok(tables) => self.nftables = tables,
+            Err(message) => warn("nftables", message),
+        }
+        self.conntrack = found.conntrack.ok();
+        self
+    }
+
+    /// What netfilter says, as far as it is known.
+    fn netfilter_lines(&self) -> Vec<(&'static str, String)> {
+        let state = |TableCheck { table, state }: &TableCheck| {
+            let state = match state {
+                TableState::Complete => "as it should be",
+                TableState::Changed => "changed",
+                TableState::Missing => "missing",
+            };
+            format!("table {table} {state}")
+        };
+        let tables: Vec<_> = self.nftables.iter().map(state).collect();
+        let usage = |usage: Usage| {
+            format!("{} of {} entries ({} %)", usage.entries, usage.max, usage.percent())
+        };
+        let mut lines = Vec::new();
+        if !tables.is_empty() {
+            lines.push(("NAT", tables.join(", ")));
+        }
+        lines.extend(self.conntrack.map(|used| ("Conntrack", usage(used))));
+        lines
     }
 
     fn ago(&self, then: Timestamp) -> String {
@@ -204,7 +296,7 @@ pub fn pinned_links(links: &Path) -> Vec<Attachment> {
 impl Document for StatusReport {
     fn text(&self, output: Output) -> String {
         let mut text = format!("{:<10}{}\n", "Shunt", self.version);
-        for (name, value) in self.agent_lines() {
+        for (name, value) in self.agent_lines().into_iter().chain(self.netfilter_lines()) {
             text += &format!("{name:<10}{value}\n");
         }
         let wide = output.format == super::Format::Wide;
@@ -259,5 +351,53 @@ impl Row for Warning {
 
     fn cells(&self) -> Vec<Cell> {
         vec![judged(&self.subject, false), Cell::new(&self.message)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(state: TableState, conntrack: Result<Usage, String>) -> StatusReport {
+        let tables = Ok(vec![TableCheck { table: "ip shunt".to_owned(), state }]);
+        let links = vec![Attachment { program: "ingress".into(), target: "eth0".into() }];
+        StatusReport::new(None, links, Ok(Counters::default()), Timestamp::UNIX_EPOCH)
+            .with_netfilter(Netfilter { tables, conntrack })
+    }
+
+    fn warnings(state: TableState, entries: u32) -> Vec<String> {
+        let report = report(state, Ok(Usage { entries, max: 1_000 }));
+        report.warnings.iter().map(|w| format!("{}: {}", w.subject, w.message)).collect()
+    }
+
+    #[test]
+    fn a_table_that_is_not_as_it_should_be_is_a_warning() {
+        assert_eq!(warnings(TableState::Complete, 0), [""; 0]);
+        for (state, what) in
+            [(TableState::Missing, "is missing"), (TableState::Changed, "other rules")]
+        {
+            let [warning] = &warnings(state, 0)[..] else { panic!("{what}") };
+            assert!(warning.starts_with("nftables table ip shunt: ") && warning.contains(what));
+        }
+    }
+
+    #[test]
+    fn a_full_conntrack_is_a_warning() {
+        for (entries, what) in [(799, None), (800, Some("80 % of")), (1_000, Some("are dropped"))] {
+            let warnings = warnings(TableState::Complete, entries);
+            assert_eq!(warnings.len(), usize::from(what.is_some()), "{warnings:?}");
+            assert!(what.is_none_or(|what| warnings[0].contains(what)), "{warnings:?}");
+        }
+        let unknown = report(TableState::Complete, Err("not permitted".to_owned()));
+        assert_eq!(unknown.warnings[0].message, "not permitted");
+    }
+
+    #[test]
+    fn lines_tell_of_netfilter() {
+        let report = report(TableState::Missing, Ok(Usage { entries: 10, max: 1_000 }));
+        let output = Output { format: super::super::Format::Table, colour: false };
+        let text = report.text(output);
+        assert!(text.contains("\nNAT       table ip shunt missing\n"), "{text}");
+        assert!(text.contains("\nConntrack 10 of 1000 entries (1 %)\n"), "{text}");
     }
 }

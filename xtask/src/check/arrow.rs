@@ -30,10 +30,10 @@ const MODULES: [(&str, &[&str]); 23] = [
     ("preflight", &["config", "loader", "model"]),
     ("http", &["model"]),
     ("health", &["http", "metrics", "model", "tables"]),
-    ("metrics", &["http", "model", "pinned"]),
+    ("metrics", &["http", "model", "netfilter", "pinned"]),
     ("control", &["http", "status"]),
-    ("show", &["model", "pinned", "status"]),
-    ("cli", &["config", "control", "loader", "pinned", "show"]),
+    ("show", &["model", "nat", "netfilter", "pinned", "status"]),
+    ("cli", &["config", "control", "loader", "nat", "netfilter", "pinned", "show"]),
 ];
 const SEES_ALL: &str = "agent";
 

@@ -1,10 +1,11 @@
 //! The sentences of an explanation: who asks, what a policy means, what may have been meant.
 
 use crate::show::{FrontendRef, Snapshot, socket};
-use proxy_ebpf::Addr;
-use proxy_ebpf::choose::{Caller, Destination, shut_out};
+use proxy_ebpf::choose::{Caller, Destination, Sender, shut_out};
 use proxy_ebpf::frontend::{FrontendFlags, FrontendValue, Scope};
+use proxy_ebpf::node::DeviceFlags;
 use proxy_ebpf::slot::{BackendFlags, Slot};
+use proxy_ebpf::{Addr, Proto};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -30,6 +31,41 @@ pub(super) fn caller(snapshot: &Snapshot, from: Option<IpAddr>) -> (Option<Calle
     }
     // A pod of this node counts as inside by its device, whatever its address.
     (Some(Caller::External), format!("{ip}, an outsider unless a pod of this node has the address"))
+}
+
+/// Whether `from` is this node itself.
+fn is_node(snapshot: &Snapshot, from: Option<IpAddr>) -> bool {
+    from.is_none_or(|ip| ip.is_loopback() || snapshot.node_addrs.contains_key(&ip.into()))
+}
+
+/// Who sends packets to be translated; `None` for this node. A pod is one of this node, whose
+/// device the programs know. `is_inside` decides where the address does not.
+pub(super) fn sender(snapshot: &Snapshot, from: Option<IpAddr>, is_inside: bool) -> Option<Sender> {
+    let ip = from.filter(|_| !is_node(snapshot, from))?;
+    let is_pod = is_inside || caller(snapshot, from).0 == Some(Caller::Internal);
+    let device = if is_pod { DeviceFlags::POD } else { DeviceFlags::NODE };
+    Some(Sender { addr: ip.into(), device })
+}
+
+/// By which path `from` gets its backend at a frontend with `value`.
+pub(super) fn path(
+    snapshot: &Snapshot,
+    to: Destination,
+    value: FrontendValue,
+    from: Option<IpAddr>,
+) -> String {
+    let is_tcp = to.proto == Proto::TCP;
+    let is_restricted = value.flags().has(FrontendFlags::RESTRICTED);
+    let is_outside = caller(snapshot, from).0 == Some(Caller::External);
+    let path = match (is_node(snapshot, from), is_tcp) {
+        (true, true) => "when the socket connects, or by packets with --socket-path=off",
+        (false, true) if !is_outside && !is_restricted => {
+            "when a pod's socket connects; by packets if the socket has a port of its own, if pods \
+             are left to packets (--socket-path, sidecars, --masquerade-all), or if it is no pod"
+        }
+        _ => "by packets: netfilter translates the first one, and conntrack remembers",
+    };
+    path.to_owned()
 }
 
 /// Whether a restricted frontend with `value` is open to `from` (`None` is this node), and why.
