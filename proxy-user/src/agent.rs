@@ -29,6 +29,7 @@ use crate::pinned::{PinnedError, PinnedMaps};
 use crate::plan::Planner;
 use crate::preflight::{self, PreflightError};
 use crate::source::{self, Heard, SourceConfig, SourceError, Wanted};
+use crate::sysctls;
 use clock::{NAMES_GOOD, at, finished, fresh_until, ticker};
 use contests::Contests;
 use dns::DnsState;
@@ -99,7 +100,6 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut dataplane = Dataplane::load(&settings(&config))?;
     let mut applier = Applier::restore(dataplane.take_store()?)?;
     let pinned = Arc::new(PinnedMaps::open(&config.bpffs_root)?);
-
     let mut tasks = JoinSet::new();
     let (changes_in, changes) = mpsc::channel(CHANGES);
     let wanted = Wanted { node_name: &config.node_name, names: config.dns.is_some() };
@@ -107,6 +107,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let source = source::run(&config.source, wanted, changes_in, heard.clone());
     let (interfaces_in, interfaces) = watch::channel(Vec::new());
     let report = Report::new(&config, warnings);
+    report.problem("sysctls", sysctls::set_conntrack(&config.conntrack));
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
     let health = Health::default();
     if matches!(config.source, SourceConfig::Files { .. }) {

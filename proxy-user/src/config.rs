@@ -5,12 +5,14 @@
 //! it stands, what is wrong with it and what would be right. Nothing here touches the kernel or
 //! the network; whether the machine fits is for `preflight` to say.
 
+mod conntrack;
 mod detect;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod value;
 
+pub use conntrack::ConntrackConfig;
 pub use settings::{BPFFS_ROOT, CONTROL_SOCKET};
 
 use crate::model::{DetectLocal, ObjectName, Warning};
@@ -58,6 +60,8 @@ pub struct AgentConfig {
     pub masquerade_all: bool,
     /// Whether `spec.externalIPs` are served.
     pub external_ips: bool,
+    /// The kernel's settings of conntrack.
+    pub conntrack: ConntrackConfig,
     /// How names of the cluster are answered; `None` leaves them to the cluster's DNS service.
     pub dns: Option<DnsConfig>,
     /// The least time between two writes to the kernel while changes keep coming; may be zero.
@@ -284,6 +288,7 @@ impl AgentArgs {
             masquerade_bit: values.read("masquerade-bit", value::mark_bit)?,
             masquerade_all: values.read("masquerade-all", value::truth)?,
             external_ips: values.read("external-ips", value::truth)?,
+            conntrack: ConntrackConfig::read(&values)?,
             dns: values.dns()?,
             min_sync_period: values.read("min-sync-period", value::duration)?,
             drift_check_period: values.read("drift-check-period", value::at_least_a_second)?,

@@ -26,5 +26,6 @@ pub mod sockets;
 pub mod source;
 pub mod stale;
 pub mod status;
+pub mod sysctls;
 pub mod tables;
 pub mod tree;

@@ -45,7 +45,7 @@ pub const BPFFS_ROOT: &str = "/sys/fs/bpf";
 pub const CONTROL_SOCKET: &str = "/run/shunt/agent.sock";
 
 /// Every setting, in the order of the help.
-pub(super) const SETTINGS: [Setting; 35] = [
+pub(super) const SETTINGS: [Setting; 43] = [
     Setting {
         name: "source",
         value: "kube|files",
@@ -178,6 +178,54 @@ pub(super) const SETTINGS: [Setting; 35] = [
         default: Some("true"),
         help: "Whether `spec.externalIPs` are served; whoever may write a Service can claim any \
                address with them (CVE-2020-8554)",
+    },
+    Setting {
+        name: "conntrack-max-per-core",
+        value: "NUMBER",
+        default: Some("32768"),
+        help: "How many entries conntrack can hold for each CPU, as with kube-proxy; only ever raised, and 0 leaves it",
+    },
+    Setting {
+        name: "conntrack-min",
+        value: "NUMBER",
+        default: Some("131072"),
+        help: "How many entries conntrack can hold at least, whatever --conntrack-max-per-core says",
+    },
+    Setting {
+        name: "conntrack-tcp-timeout-established",
+        value: "DURATION",
+        default: Some("24h"),
+        help: "How long conntrack remembers an idle TCP connection; 0 leaves the kernel's time",
+    },
+    Setting {
+        name: "conntrack-tcp-timeout-close-wait",
+        value: "DURATION",
+        default: Some("1h"),
+        help: "How long conntrack remembers a TCP connection that one end has closed; 0 leaves the kernel's time",
+    },
+    Setting {
+        name: "conntrack-tcp-be-liberal",
+        value: "true|false",
+        default: Some("false"),
+        help: "Whether conntrack takes TCP packets outside the window for valid",
+    },
+    Setting {
+        name: "conntrack-udp-timeout",
+        value: "DURATION",
+        default: Some("0"),
+        help: "How long conntrack remembers a UDP flow without an answer; 0 leaves the kernel's time",
+    },
+    Setting {
+        name: "conntrack-udp-timeout-stream",
+        value: "DURATION",
+        default: Some("0"),
+        help: "How long conntrack remembers a UDP flow that was answered; 0 leaves the kernel's time",
+    },
+    Setting {
+        name: "sysctl-root",
+        value: "PATH",
+        default: Some("/proc/sys"),
+        help: "Where the kernel's settings are, for those of conntrack; a container's own /proc/sys is read-only",
     },
     Setting {
         name: "dns",

@@ -50,6 +50,16 @@ fn the_defaults_suit_a_kubeadm_node() {
             masquerade_bit: 14,
             masquerade_all: false,
             external_ips: true,
+            conntrack: ConntrackConfig {
+                max_per_core: 32_768,
+                min: 131_072,
+                tcp_established: Duration::from_secs(24 * 3600),
+                tcp_close_wait: Duration::from_secs(3600),
+                tcp_be_liberal: false,
+                udp: Duration::ZERO,
+                udp_stream: Duration::ZERO,
+                sysctl_root: "/proc/sys".into(),
+            },
             dns: None,
             min_sync_period: Duration::from_millis(50),
             drift_check_period: Duration::from_secs(60),
@@ -74,6 +84,10 @@ fn every_setting_can_be_given_in_a_file() {
          detect-local-mode: BridgeInterface\npod-bridge-interface: cni0\n\
          node-port-addresses: 192.168.0.0/16\nnode-port-range: 1-2\nmasquerade-bit: 31\n\
          masquerade-all: true\nexternal-ips: 'false'\n\
+         conntrack-max-per-core: 0\nconntrack-min: 1\n\
+         conntrack-tcp-timeout-established: 1h\nconntrack-tcp-timeout-close-wait: 1m\n\
+         conntrack-tcp-be-liberal: true\nconntrack-udp-timeout: 2s\n\
+         conntrack-udp-timeout-stream: 3s\nsysctl-root: /s\n\
          min-sync-period: 0\ndrift-check-period: 1m30s\nhealthz-bind-address: '[::]:1'\n\
          metrics-bind-address: 127.0.0.1:2\ncontrol-socket: /s\nlog-format: json\n\
          log-level: trace\nkubeconfig:\n",
@@ -96,6 +110,16 @@ fn every_setting_can_be_given_in_a_file() {
             masquerade_bit: 31,
             masquerade_all: true,
             external_ips: false,
+            conntrack: ConntrackConfig {
+                max_per_core: 0,
+                min: 1,
+                tcp_established: Duration::from_secs(3600),
+                tcp_close_wait: Duration::from_secs(60),
+                tcp_be_liberal: true,
+                udp: Duration::from_secs(2),
+                udp_stream: Duration::from_secs(3),
+                sysctl_root: "/s".into(),
+            },
             dns: None,
             min_sync_period: Duration::ZERO,
             drift_check_period: Duration::from_secs(90),

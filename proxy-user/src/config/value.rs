@@ -207,6 +207,10 @@ pub(super) fn ttl(text: &str) -> Parsed<u32> {
     seconds.ok_or_else(|| format!("{text:?} is no time to live: write seconds, 0 to 3600"))
 }
 
+pub(super) fn count(text: &str) -> Parsed<u32> {
+    text.parse().map_err(|_| format!("{text:?} is no number of entries: write one, 0 or more"))
+}
+
 pub(super) fn rate(text: &str) -> Parsed<u32> {
     text.parse()
         .map_err(|_| format!("{text:?} is no rate: write answers a second, or 0 for no limit"))

@@ -13,6 +13,7 @@ mod beside;
 mod changes;
 mod clients;
 mod conditions;
+mod conntrack;
 mod counters;
 mod endpoints;
 mod everyone;

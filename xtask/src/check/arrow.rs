@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// Which modules a module may name, itself apart. Those of the arrow come first; the others read
 /// from the side. A module that is not here may name none; `agent` may name all.
-const MODULES: [(&str, &[&str]); 23] = [
+const MODULES: [(&str, &[&str]); 24] = [
     ("model", &["tree"]),
     ("tables", &[]),
     ("source", &["model"]),
@@ -25,6 +25,7 @@ const MODULES: [(&str, &[&str]); 23] = [
     ("sockets", &["loader", "model", "pinned"]),
     ("stale", &["netfilter", "pinned"]),
     ("status", &["model"]),
+    ("sysctls", &["config", "model"]),
     ("dns", &["config", "model"]),
     ("config", &["model", "source"]),
     ("preflight", &["config", "loader", "model"]),
