@@ -67,13 +67,15 @@ impl Measure {
         Self { target: Some(target), ..self }
     }
 
-    /// What is to be reached in `surroundings`. Where conntrack is off without a proxy, a NodePort
-    /// that keeps the client's address is compared with other proxies alone: all of them have it
-    /// on.
+    /// What is to be reached in `surroundings`. Where conntrack is off without a proxy, new
+    /// connections to a NodePort that keeps the client's address are compared with those of other
+    /// proxies alone: all of them have it on.
     pub(super) fn target(&self, surroundings: Surroundings) -> Option<Target> {
         match self.target {
             Some(Target::AtLeast { of_nftables: Some(bar), .. })
-                if surroundings == Surroundings::Bare && self.way == Way::NodePortHere =>
+                if surroundings == Surroundings::Bare
+                    && self.way == Way::NodePortHere
+                    && self.deed == Deed::Connect =>
             {
                 Some(Target::AtLeast { of_direct: None, of_nftables: Some(bar) })
             }
