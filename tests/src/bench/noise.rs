@@ -70,8 +70,12 @@ impl Noise {
         self.work.push(block.work.as_secs_f64() * 1e3);
     }
 
-    /// Whether others, or a CPU that had become slow, disturbed a block of this run.
+    /// Whether others, or a CPU that had become slow, disturbed a block of this run. Nothing does
+    /// where others may take the whole machine.
     pub(super) fn disturbed(&self, block: &Block) -> bool {
+        if self.limit >= 1.0 {
+            return false;
+        }
         let best = self.work.iter().copied().fold(f64::MAX, f64::min);
         block.others > self.limit || block.work.as_secs_f64() * 1e3 > SLOWEST * best
     }
@@ -190,6 +194,8 @@ mod tests {
         let all = [block(0.0, 10), block(0.2, 10), block(0.0, 14)];
         all.iter().for_each(|block| noise.add(block));
         assert_eq!(all.map(|block| noise.disturbed(&block)), [false, true, true]);
+        let whole = Noise { limit: 1.0, ..noise };
+        assert_eq!(all.map(|block| whole.disturbed(&block)), [false; 3]);
     }
 
     #[test]

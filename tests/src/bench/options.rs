@@ -28,7 +28,8 @@ pub struct Options {
     /// Only these contenders, several with commas (direct always takes part)
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(super) contenders: Vec<Contender>,
-    /// What share of the machine others may take, before a round is not counted
+    /// What share of the machine others may take, before a round is not counted; with 1 every
+    /// round is, however slow the machine was meanwhile
     #[arg(long, value_name = "SHARE", default_value_t = noise::LIMIT)]
     pub(super) others: f64,
     /// Measure only on nodes that have no rules of a CNI, where the direct path goes without
