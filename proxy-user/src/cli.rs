@@ -5,6 +5,7 @@
 
 use crate::config::{AgentArgs, BPFFS_ROOT, CONTROL_SOCKET};
 use crate::control::{self, ControlError};
+use crate::loader::links::filters;
 use crate::loader::pin_directory;
 use crate::nat;
 use crate::netfilter::conntrack::{self, Status};
@@ -297,7 +298,8 @@ fn status(view: &View) -> Result<StatusReport, CliError> {
         Err(error) if agent.is_none() => return Err(error.into()),
         counters => counters.map_err(|error| chain(&error)),
     };
-    let links = show::pinned_links(&pin_directory(&view.bpffs_root).join("links"));
+    let mut links = show::pinned_links(&pin_directory(&view.bpffs_root).join("links"));
+    links.extend(filters());
     let report = StatusReport::new(agent, links, counters, Timestamp::now());
     let conntrack = netfilter::Socket::open().and_then(|mut socket| socket.conntrack_usage());
     Ok(report.with_netfilter(Netfilter {

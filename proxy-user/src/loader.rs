@@ -1,11 +1,12 @@
 //! Loader: brings the kernel programs into the kernel and attaches them.
 //!
 //! Takes the embedded object and the agent's settings; gives the maps, pinned, and the programs,
-//! attached by pinned links, so that both outlive the agent. Adopts what an earlier agent left:
+//! attached by pinned links (or filters, which need no pins), so that both outlive the agent. Adopts what an earlier agent left:
 //! maps are used again, links get the new programs in one atomic step. Never touches a program
 //! or link that is not in its own directory.
 
 pub mod cgroups;
+mod clsact;
 pub mod devices;
 pub mod diag;
 mod filter;
@@ -117,13 +118,13 @@ pub enum LoadError {
     Layout(PathBuf),
     /// The object was refused.
     #[error(
-        "the kernel programs cannot be loaded: this needs Linux 6.6 or later with BTF, and root or \
+        "the kernel programs cannot be loaded: this needs Linux 6.1 or later with BTF, and root or \
          the capabilities BPF, NET_ADMIN and PERFMON"
     )]
     Object(#[source] EbpfError),
     /// A program was refused.
     #[error(
-        "the kernel refuses the program `{0}`: this needs Linux 6.6 or later, and root or the \
+        "the kernel refuses the program `{0}`: this needs Linux 6.1 or later, and root or the \
          capabilities BPF, NET_ADMIN and PERFMON"
     )]
     Program(&'static str, #[source] ProgramError),
@@ -143,6 +144,32 @@ pub enum LoadError {
         /// What the kernel said.
         #[source]
         source: ProgramError,
+    },
+    /// A filter cannot be attached.
+    #[error(
+        "cannot attach `{program}` to {target} as a filter: a kernel without tcx needs \
+         CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF (modules sch_ingress and cls_bpf), and no \
+         filter of another kind or protocol at priorities 1 and 2 of the device's ingress"
+    )]
+    Filter {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        target: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another program has the filter's place.
+    #[error(
+        "cannot attach `{program}` to {target}: somebody else's filter has its priority and \
+         handle; see `tc filter show dev {target} ingress`"
+    )]
+    Taken {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        target: String,
     },
     /// A pinned link cannot be read, made or removed.
     #[error("cannot {action} the pinned link {path}")]
@@ -184,6 +211,8 @@ pub enum LoadError {
 pub struct Dataplane {
     ebpf: Ebpf,
     pins: PathBuf,
+    /// Whether the packet path is attached by tcx, else by filters.
+    has_tcx: bool,
     addr_filter: SharedFilter,
     nat: SharedNat,
 }
@@ -204,6 +233,7 @@ pub fn cleanup(bpffs_root: &Path, force: bool) -> io::Result<()> {
     for layout in layouts(bpffs_root)? {
         links::detach(&layout)?;
     }
+    links::detach_filters()?;
     NatTables::remove().map_err(io::Error::other)?;
     match std::fs::remove_dir_all(bpffs_root.join("shunt")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -276,7 +306,8 @@ impl Dataplane {
         };
         let addr_filter = SharedFilter::new(filter.fd().as_fd())?;
         let nat = SharedNat::open(NatSettings { masquerade_mark: settings.masquerade_mark })?;
-        Ok(Self { ebpf, pins, addr_filter, nat })
+        let has_tcx = sys::has_tcx().map_err(|e| LoadError::Kernel("ask for tcx", e))?;
+        Ok(Self { ebpf, pins, has_tcx, addr_filter, nat })
     }
 
     /// Hands out the maps that services are written to; once.

@@ -1,8 +1,10 @@
-//! Boots Debian's kernels in virtual machines, and shows that each takes the kernel programs.
+//! Boots Debian's kernels in virtual machines, and shows that Shunt works on each.
 //!
-//! Takes the example `vm_init` of the agent, which becomes the only process of each machine;
-//! prints what that says. Emulated, so that it needs neither KVM nor root; root only to install
-//! what is missing. A machine has no network and no disk.
+//! Takes the example `vm_init` of the lab, which becomes the first process of each machine, and
+//! the programs that it runs; prints what that says. Emulated, so that it needs neither KVM nor
+//! root; root only to install what is missing. A machine has no network and no disk.
+
+mod modules;
 
 use crate::machine::{cargo, output, root, run};
 use crate::setup;
@@ -11,53 +13,70 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-/// The oldest kernel that the programs are for, and one that has tcx. What lies between and
-/// after differs less.
+/// The oldest kernel that Shunt is for, which has no tcx, and one that has it. What lies between
+/// and after differs less.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// What this needs: a program, and its package.
-const PROGRAMS: [(&str, &str); 2] = [("qemu-system-x86_64", "qemu-system-x86"), ("cpio", "cpio")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("cpio", "cpio"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+    ("update-ca-certificates", "ca-certificates"),
+];
+/// What runs in a machine, by its place in `target/debug`: the first process and its helpers.
+const FILES: [(&str, &str); 3] =
+    [("examples/vm_init", "init"), ("lab-worker", "lab-worker"), ("shunt", "shunt")];
+/// Some root certificates, without which the agent's client of the Kubernetes API does not start,
+/// though that of the lab speaks plain HTTP.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How long a machine may take, in seconds; an emulated one verifies slowly.
-const PATIENCE: &str = "180";
+const PATIENCE: &str = "400";
 
 /// Runs every kernel; a failure if one of them refuses anything.
 pub(crate) fn run_all() -> Result<ExitCode> {
     setup::ensure_done()?;
     setup::ensure_programs(&PROGRAMS)?;
-    run(&mut cargo(["build", "--quiet", "--package", "proxy-user", "--example", "vm_init"]))?;
-    let initrd = pack(&root().join("target/debug/examples/vm_init"))?;
+    run(&mut cargo(["build", "--quiet", "--package", "proxy-user", "--bin", "shunt"]))?;
+    let lab = ["--package", "tests", "--bin", "lab-worker", "--example", "vm_init"];
+    run(cargo(["build", "--quiet"]).args(lab))?;
     let mut code = ExitCode::SUCCESS;
     for series in SERIES {
         let kernel = kernel(series)?;
         println!("\n== {}", kernel.file_name().unwrap_or_default().display());
-        if !boot(&kernel, &initrd)? {
-            println!("Linux {series} does not take the programs");
+        if !boot(&kernel, &pack(&kernel)?)? {
+            println!("Shunt does not work on Linux {series}");
             code = ExitCode::FAILURE;
         }
     }
     Ok(code)
 }
 
-/// Makes a root file system of `init` and the libraries that it is linked with.
-fn pack(init: &Path) -> Result<PathBuf> {
+/// Makes a root file system of the programs, the libraries that they are linked with, and the
+/// modules of `kernel`.
+fn pack(kernel: &Path) -> Result<PathBuf> {
     let folder = root().join("target/xtask/vm");
     let files = folder.join("root");
     if files.exists() {
         fs::remove_dir_all(&files).context("cannot remove the last root file system")?;
     }
-    for mount_point in ["proc", "sys"] {
-        fs::create_dir_all(files.join(mount_point)).context("cannot make the root file system")?;
+    for name in ["proc", "sys", "dev", "tmp", "modules"] {
+        fs::create_dir_all(files.join(name)).context("cannot make the root file system")?;
     }
-    let copy = |from: &Path, to: &str| -> Result<()> {
-        let to = files.join(to.trim_start_matches('/'));
-        fs::create_dir_all(to.parent().context("a file lies in a folder")?)?;
-        fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
-        Ok(())
-    };
-    copy(init, "init")?;
-    let libraries = output(Command::new("ldd").arg(init)).context("ldd does not read vm_init")?;
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        copy(Path::new(library), library)?;
+    for (from, to) in FILES {
+        let from = root().join("target/debug").join(from);
+        // Symbols are nine tenths of a program, and the machine keeps it all in memory.
+        run(Command::new("strip").arg("-o").arg(files.join(to)).arg(&from))?;
+        let libraries = output(Command::new("ldd").arg(&from))
+            .with_context(|| format!("ldd does not read {}", from.display()))?;
+        let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+        for file in libraries.chain([CERTIFICATES]) {
+            let to = files.join(file.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().context("a file lies in a folder")?)?;
+            fs::copy(file, &to).with_context(|| format!("cannot copy {file}"))?;
+        }
     }
+    modules::pack(kernel, &files.join("modules"))?;
     let initrd = folder.join("initrd");
     let mut pack = Command::new("sh");
     pack.args(["-c", "find . | cpio --quiet --create --format=newc"]).current_dir(&files);
@@ -106,7 +125,7 @@ fn numbers(name: &str) -> Vec<u64> {
 fn boot(kernel: &Path, initrd: &Path) -> Result<bool> {
     let mut machine = Command::new("timeout");
     machine
-        .args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", "1024", "-nographic"])
+        .args([PATIENCE, "qemu-system-x86_64", "-accel", "tcg", "-m", "2048", "-nographic"])
         .args(["-no-reboot", "-nic", "none", "-append", "console=ttyS0 quiet panic=-1"])
         .arg("-kernel")
         .arg(kernel)

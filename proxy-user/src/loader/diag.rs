@@ -2,7 +2,7 @@
 //!
 //! Speaks `NETLINK_SOCK_DIAG` (sock_diag(7), the kernel's `linux/inet_diag.h`).
 
-use super::netlink::{Request, ask, half, word};
+use super::netlink::{Action, Request, ask, half, word};
 use proxy_ebpf::{Addr, End, Port, Proto};
 use std::io;
 
@@ -30,7 +30,8 @@ pub fn listening() -> io::Result<Vec<(Proto, End)>> {
 
 /// Hands each socket of `proto` in `state`, a `struct inet_diag_msg`, to `take`.
 fn list(proto: Proto, state: u32, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let list = Request { protocol: NETLINK_SOCK_DIAG, kind: SOCK_DIAG_BY_FAMILY, dump: true };
+    let list =
+        Request { protocol: NETLINK_SOCK_DIAG, kind: SOCK_DIAG_BY_FAMILY, action: Action::List };
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         ask(list, &request(family, proto, state, &[0; ID]), &mut take)?;
     }

@@ -2,8 +2,10 @@
 //!
 //! Every link is pinned under `links/PROGRAM@TARGET`, where the target is `cgroup` or a device's
 //! name. A link that is there already gets the new program in one atomic step; a link whose
-//! target is gone is replaced.
+//! target is gone is replaced. On a kernel without tcx, the packet path is attached by the filters
+//! of `clsact` instead, which the kernel keeps without pins.
 
+use super::clsact::{self, Filter, Place};
 use super::{
     Dataplane, LoadError, NAMES_PROGRAM, SOCKET_PROGRAMS, packet_program, program_fd,
     socket_program, sys,
@@ -78,7 +80,11 @@ impl Dataplane {
         let mut made = 0;
         let mut errors = Vec::new();
         for target in targets {
-            match self.attach_target(target) {
+            let attached = match self.has_tcx {
+                true => self.attach_target(target),
+                false => self.attach_filters(target),
+            };
+            match attached {
                 Ok(links) => made += links,
                 Err(error) => errors.push(error),
             }
@@ -92,7 +98,61 @@ impl Dataplane {
                 errors.push(error);
             }
         }
+        if !self.has_tcx
+            && let Err(source) = detach_filters_but(targets)
+        {
+            errors.push(LoadError::Kernel("remove filters from devices", source));
+        }
         (made, errors)
+    }
+
+    /// Attaches all programs to `target` by filters. Returns how many were not as they should be.
+    fn attach_filters(&mut self, target: &Target) -> Result<u64, LoadError> {
+        let known = clsact::list(target.index)
+            .map_err(|e| LoadError::Kernel("list the filters of a device", e))?;
+        let packets = if target.ethernet { "ingress" } else { "ingress_bare" };
+        let names = (target.names && target.ethernet).then_some(NAMES_PROGRAM);
+        let mut written = 0;
+        for (place, wanted) in [(Place::Packets, Some(packets)), (Place::Names, names)] {
+            let known = known.iter().find(|filter| filter.is_at(place));
+            written += u64::from(self.set_filter(target, place, wanted, known)?);
+        }
+        Ok(written)
+    }
+
+    /// Makes `wanted` the only program of Shunt's at `place`, where `known` is. Returns whether it
+    /// was not.
+    fn set_filter(
+        &self,
+        target: &Target,
+        place: Place,
+        wanted: Option<&'static str>,
+        known: Option<&Filter>,
+    ) -> Result<bool, LoadError> {
+        let is_others = known.is_some_and(|filter| filter.program.is_none());
+        let Some(program) = wanted else {
+            if known.is_some() && !is_others {
+                clsact::remove(target.index, place)
+                    .map_err(|e| LoadError::Kernel("remove a filter from a device", e))?;
+            }
+            return Ok(false);
+        };
+        let target_name = target.name.clone();
+        if is_others {
+            return Err(LoadError::Taken { program, target: target_name });
+        }
+        let missing = || LoadError::Missing(program.to_owned());
+        let loaded = self.ebpf.program(program).ok_or_else(missing)?;
+        let info = loaded.info().map_err(|source| LoadError::Program(program, source))?;
+        let is_right = known.is_some_and(|filter| {
+            filter.program.as_deref() == Some(program) && filter.program_id == info.id()
+        });
+        if !is_right {
+            let fd = program_fd(&self.ebpf, program)?;
+            clsact::put(target.index, place, program, fd.as_fd())
+                .map_err(|source| LoadError::Filter { program, target: target_name, source })?;
+        }
+        Ok(!is_right)
     }
 
     /// Attaches all programs to `target`. Returns how many links were not as they should be.
@@ -146,13 +206,13 @@ impl Dataplane {
         self.pin(name, &escape(&target.name), link)
     }
 
-    /// Where the programs are attached, by the pins.
+    /// Where the programs are attached, by the pins and the devices' filters.
     pub fn attachments(&self) -> BTreeSet<Attachment> {
         let attachment = |path: PathBuf| {
             let (program, target) = path.file_name()?.to_str()?.split_once('@')?;
             Some(Attachment { program: program.to_owned(), target: unescape(target) })
         };
-        pins(&self.pins).into_iter().filter_map(attachment).collect()
+        pins(&self.pins).into_iter().filter_map(attachment).chain(filters()).collect()
     }
 
     /// Gives the pinned link for `name` at `target` the loaded program, if there is such a link
@@ -193,6 +253,34 @@ impl Dataplane {
     fn link_pin(&self, name: &str, target: &str) -> PathBuf {
         self.pins.join("links").join(format!("{name}@{target}"))
     }
+}
+
+/// Where Shunt's filters are, on a kernel without tcx; none if that cannot be read.
+pub fn filters() -> Vec<Attachment> {
+    let read = || -> io::Result<Vec<Attachment>> {
+        let mut found = Vec::new();
+        if !sys::has_tcx()? {
+            for (device, name) in clsact::devices()? {
+                let programs = clsact::list(device)?.into_iter().filter_map(|f| f.program);
+                let attachment = |program| Attachment { program, target: name.clone() };
+                found.extend(programs.map(attachment));
+            }
+        }
+        Ok(found)
+    };
+    read().unwrap_or_default()
+}
+
+/// Removes Shunt's filters from all devices but `targets`.
+fn detach_filters_but(targets: &BTreeSet<Target>) -> io::Result<()> {
+    let wanted: BTreeSet<u32> = targets.iter().map(|target| target.index).collect();
+    clsact::remove_all(|device| !wanted.contains(&device))
+}
+
+/// Removes the packet path from all devices of this network namespace, on a kernel without tcx;
+/// pins hold it elsewhere.
+pub(super) fn detach_filters() -> io::Result<()> {
+    if sys::has_tcx()? { Ok(()) } else { clsact::remove_all(|_| true) }
 }
 
 /// The pins of all links below the directory `pins`.

@@ -8,6 +8,8 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 /// The length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -18,8 +20,32 @@ pub(super) struct Request {
     pub(super) protocol: isize,
     /// The type of the message.
     pub(super) kind: u16,
-    /// Whether it asks for a list; else it asks for something to be done.
-    pub(super) dump: bool,
+    /// What is to be done with the object.
+    pub(super) action: Action,
+}
+
+/// What a request does with its object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Action {
+    /// Lists all objects of its kind.
+    List,
+    /// Makes it; `EEXIST` if it is there.
+    Create,
+    /// Makes it, or replaces it in one step.
+    Put,
+    /// Removes it, by a kind of message that does.
+    Remove,
+}
+
+impl Action {
+    fn flags(self) -> u16 {
+        match self {
+            Self::List => NLM_F_DUMP,
+            Self::Create => NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
+            Self::Put => NLM_F_ACK | NLM_F_CREATE,
+            Self::Remove => NLM_F_ACK,
+        }
+    }
 }
 
 /// Sends `request` with `body`, and hands the body of each message of the answer to `take`.
@@ -27,7 +53,7 @@ pub(super) fn ask(request: Request, body: &[u8], mut take: impl FnMut(&[u8])) ->
     let mut socket = Socket::new(request.protocol)?;
     let _own = socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let flags = NLM_F_REQUEST | if request.dump { NLM_F_DUMP } else { NLM_F_ACK };
+    let flags = NLM_F_REQUEST | request.action.flags();
     let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
     message.extend([request.kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
     message.extend([0; 8]);
@@ -76,14 +102,22 @@ pub(super) fn half(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
+/// An attribute of type `kind`, padded.
+pub(super) fn pack(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = (4 + value.len()) as u16;
+    let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn attributes_are_found_behind_padding_and_half_ones_are_not() {
-        let mut bytes = [5_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat();
-        bytes.extend([7, 0, 0, 0]);
+        let mut bytes = pack(1, &[7]);
         bytes.extend([6_u16.to_ne_bytes(), 2_u16.to_ne_bytes(), [8, 9]].concat());
         assert_eq!(attribute(&bytes, 1), Some(&[7][..]));
         assert_eq!(attribute(&bytes, 2), Some(&[8, 9][..]));

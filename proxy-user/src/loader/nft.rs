@@ -3,7 +3,7 @@
 //! Reads only, over `NETLINK_NETFILTER` (the kernel's `linux/netfilter/nf_tables.h`). Chains that
 //! `iptables-nft` made are among them; those of `iptables-legacy` are not.
 
-use super::netlink::{Request, ask, attribute};
+use super::netlink::{Action, Request, ask, attribute};
 use std::io;
 
 const NETLINK_NETFILTER: isize = 12;
@@ -26,7 +26,7 @@ pub struct Chain {
 /// The first chain for which `wanted` says so, if there is one.
 pub fn find_chain(wanted: impl Fn(&Chain) -> bool) -> io::Result<Option<Chain>> {
     let mut found = None;
-    let list = Request { protocol: NETLINK_NETFILTER, kind: GET_CHAIN, dump: true };
+    let list = Request { protocol: NETLINK_NETFILTER, kind: GET_CHAIN, action: Action::List };
     ask(list, &GENERIC, |message| {
         let text = |kind| {
             let value = attribute(message.get(GENERIC.len()..)?, kind)?;

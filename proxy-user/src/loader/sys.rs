@@ -21,6 +21,7 @@ const MAPPED_AT_ONCE: usize = 1 << 16;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
@@ -411,6 +412,36 @@ pub fn link_target(link: BorrowedFd<'_>) -> io::Result<u64> {
         info: info.as_mut_ptr() as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(|_| info[2])
+}
+
+/// Whether programs can be attached by tcx: asks what is attached to the loopback device of this
+/// thread's network namespace. Of Linux 6.6, and of some older kernels of distributions.
+pub fn has_tcx() -> io::Result<bool> {
+    const BPF_TCX_INGRESS: u32 = 46;
+    const LOOPBACK: u32 = 1;
+    // `struct { … } query` of `union bpf_attr`, to its end, which the kernel writes to.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attr {
+        target_ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        zero: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let query = Attr { target_ifindex: LOOPBACK, attach_type: BPF_TCX_INGRESS, ..Attr::default() };
+    match bpf(BPF_PROG_QUERY, &mut { query }) {
+        Ok(_) => Ok(true),
+        // An attach type that the kernel does not know; some also know fewer fields.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::E2BIG)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns after every BPF program that was running at the call has ended (the command waits for
