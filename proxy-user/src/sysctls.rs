@@ -14,6 +14,9 @@ use std::time::Duration;
 
 /// How many buckets conntrack's table has.
 const HASH_SIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+/// However many CPUs there are, they ask for no more entries: as with kube-proxy since 1.36
+/// (kubernetes/kubernetes#137002), since entries take some 300 bytes each.
+const MOST_FOR_CPUS: u64 = 1 << 20;
 /// So many entries are to share a bucket at most.
 const ENTRIES_PER_BUCKET: u64 = 4;
 
@@ -27,7 +30,8 @@ fn set(config: &ConntrackConfig, cpus: u64, hash_size: &Path) -> Vec<Warning> {
     let at = |name: &str| config.sysctl_root.join("net/netfilter").join(name);
     let mut warnings = Vec::new();
     if config.max_per_core > 0 {
-        let max = (u64::from(config.max_per_core) * cpus).max(config.min.into());
+        let for_cpus = (u64::from(config.max_per_core) * cpus).min(MOST_FOR_CPUS);
+        let max = for_cpus.max(config.min.into());
         warnings.extend(raise_max(&at("nf_conntrack_max"), hash_size, max));
     }
     let timeouts = [
@@ -187,13 +191,18 @@ mod tests {
         let kernel = Kernel::new();
         assert_eq!(kernel.set(&kernel.wanted(), 2), []);
         assert_eq!(kernel.value("nf_conntrack_max"), 262_144);
-        assert_eq!(kernel.set(&kernel.wanted(), 64), []);
-        assert_eq!(kernel.value("nf_conntrack_max"), 64 * 32_768);
-        assert_eq!(kernel.value("hashsize"), 64 * 8_192);
+        assert_eq!(kernel.set(&kernel.wanted(), 16), []);
+        assert_eq!(kernel.value("nf_conntrack_max"), 16 * 32_768);
+        assert_eq!(kernel.value("hashsize"), 16 * 8_192);
+        assert_eq!(kernel.set(&kernel.wanted(), 512), []);
+        assert_eq!(kernel.value("nf_conntrack_max"), 1_048_576, "the most for any CPUs");
+        let more = ConntrackConfig { min: 2_000_000, ..kernel.wanted() };
+        assert_eq!(kernel.set(&more, 512), []);
+        assert_eq!(kernel.value("nf_conntrack_max"), 2_000_000);
         kernel.put("nf_conntrack_max", 1_000);
         assert_eq!(kernel.set(&kernel.wanted(), 1), []);
         assert_eq!(kernel.value("nf_conntrack_max"), 131_072, "--conntrack-min");
-        assert_eq!(kernel.value("hashsize"), 64 * 8_192);
+        assert_eq!(kernel.value("hashsize"), 500_000);
         kernel.put("nf_conntrack_max", 1_000);
         let none = ConntrackConfig { max_per_core: 0, ..kernel.wanted() };
         assert_eq!(kernel.set(&none, 1), []);

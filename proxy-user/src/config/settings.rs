@@ -183,7 +183,7 @@ pub(super) const SETTINGS: [Setting; 43] = [
         name: "conntrack-max-per-core",
         value: "NUMBER",
         default: Some("32768"),
-        help: "How many entries conntrack can hold for each CPU, as with kube-proxy; only ever raised, and 0 leaves it",
+        help: "How many entries conntrack can hold for each CPU, as with kube-proxy, up to 1048576 in all; only ever raised, and 0 leaves it",
     },
     Setting {
         name: "conntrack-min",
