@@ -134,6 +134,7 @@ async fn without_endpoints_sockets_are_refused_until_there_are_some() -> Result<
     Ok(())
 }
 
+/// Scenario 28.
 #[tokio::test]
 async fn flows_of_a_deleted_service_stop_and_find_it_when_it_is_made_anew() -> Result<()> {
     let mut scene = Scene::routed().await?;
@@ -212,7 +213,7 @@ async fn a_socket_that_asks_for_the_backend_itself_is_left_alone() -> Result<()>
     Ok(())
 }
 
-/// Scenario 93: conntrack has an entry of what went nowhere, which is not translated.
+/// Scenario 93. Conntrack has an entry of what went nowhere, which is not translated.
 #[tokio::test]
 async fn sockets_from_before_the_agent_are_served() -> Result<()> {
     let mut scene = Scene::routed().await?;
