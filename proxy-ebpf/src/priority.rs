@@ -59,7 +59,7 @@ mod tests {
                 assert!(priority != Priority::REFUSE && priority != Priority::DROP);
             }
         }
-        assert!(Priority::REFUSE.0 & Priority::BACKEND_MASK >= Priority::BACKENDS);
+        const { assert!(Priority::REFUSE.0 & Priority::BACKEND_MASK >= Priority::BACKENDS) };
         assert!(!Priority(0).is_tagged() && !Priority(7).is_tagged());
     }
 }

@@ -14,15 +14,16 @@ mod node;
 mod opt_out;
 mod report;
 mod retry;
+mod settings;
 mod stale;
 
 use crate::apply::{Applier, ApplyError, Quarantine, StoreError};
-use crate::config::{AgentConfig, PortRange, SocketPath};
+use crate::config::{AgentConfig, SocketPath};
 use crate::health::Health;
 use crate::health::checks::HealthChecks;
 use crate::http;
 use crate::loader::store::MapStore;
-use crate::loader::{self, Dataplane, DnsLimit, LoadError, Settings, sys};
+use crate::loader::{self, Dataplane, LoadError, sys};
 use crate::metrics::Metrics;
 use crate::model::{Change, Interface, Node, Touched, Warning, World};
 use crate::pinned::{PinnedError, PinnedMaps};
@@ -38,8 +39,8 @@ use nat::Doubt;
 use node::NodeState;
 use opt_out::OptOut;
 use proxy_ebpf::Proto;
-use proxy_ebpf::choose::NodePortRange;
 use report::{Report, bounded, chain};
+use settings::{node_ports, planner, settings};
 use stale::AfterUdp;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,8 @@ const PUBLISH_PERIOD: Duration = Duration::from_millis(50);
 const VOUCH_PERIOD: Duration = Duration::from_secs(2);
 /// How often it is tried whether another agent has ended.
 const LOCK_PERIOD: Duration = Duration::from_millis(100);
+/// How long the first pass waits for the list of the node's devices, which takes milliseconds.
+const DEVICES_WAIT: Duration = Duration::from_secs(2);
 /// How many changes may wait before a source has to wait too.
 const CHANGES: usize = 4_096;
 
@@ -190,41 +193,6 @@ async fn lock(bpffs_root: &Path) -> Result<File, LoadError> {
     }
 }
 
-fn settings(config: &AgentConfig) -> Settings {
-    Settings {
-        bpffs_root: config.bpffs_root.clone(),
-        masquerade_all: config.masquerade_all,
-        node_ports: node_ports(config),
-        host_sockets_only: serves_host_sockets_only(config),
-        masquerade_mark: 1 << config.masquerade_bit,
-        log_level: report::program_log_level(config.log_level),
-        dns_limit: config
-            .dns
-            .as_ref()
-            .map_or_else(DnsLimit::default, |dns| DnsLimit { rate: dns.limit, burst: dns.limit }),
-    }
-}
-
-/// Whether pods' sockets are left to the packet path. A folder says nothing of pods, so which of
-/// them are better left alone is not known.
-fn serves_host_sockets_only(config: &AgentConfig) -> bool {
-    match config.socket_path {
-        SocketPath::All => false,
-        SocketPath::Host | SocketPath::Off => true,
-        SocketPath::Auto => matches!(config.source, SourceConfig::Files { .. }),
-    }
-}
-
-fn planner(config: &AgentConfig) -> Planner {
-    let planner = Planner::new(config.node_name.as_str()).with_node_ports(node_ports(config));
-    if config.external_ips { planner } else { planner.without_external_ips() }
-}
-
-fn node_ports(config: &AgentConfig) -> NodePortRange {
-    let PortRange { first, last } = config.node_port_range;
-    NodePortRange { first, last }
-}
-
 /// All state of the agent.
 struct Agent {
     world: World,
@@ -294,6 +262,9 @@ impl Agent {
                 () = at(self.next_retry) => self.retry(),
                 Ok(()) = interfaces.changed() => {
                     self.node.set_interfaces(interfaces.borrow_and_update().clone());
+                    if !self.synced && self.next_pass.is_some() {
+                        self.next_pass = Some(Instant::now());
+                    }
                     self.update_node();
                 }
                 quarantine = finished(&mut self.reclaim) => self.release(quarantine),
@@ -357,8 +328,13 @@ impl Agent {
         self.health.queued(now);
         self.metrics.queued(now);
         self.metrics.pending(self.touched.services.len(), self.triggers.len());
-        let earliest = self.last_pass.map(|last| last + self.min_sync_period);
-        self.next_pass.get_or_insert(earliest.unwrap_or_else(Instant::now));
+        let earliest = match self.last_pass {
+            Some(last) => last + self.min_sync_period,
+            // What the node's own packets find depends on its addresses.
+            None if !self.node.has_interfaces() => Instant::now() + DEVICES_WAIT,
+            None => Instant::now(),
+        };
+        self.next_pass.get_or_insert(earliest);
     }
 
     /// Brings the maps to what the world says.

@@ -199,7 +199,7 @@ pub enum LoadError {
         first: String,
         /// What the kernel said of it.
         #[source]
-        source: aya::maps::MapError,
+        source: Box<aya::maps::MapError>,
     },
     /// A map cannot be used.
     #[error("cannot read or write the map `{0}`")]

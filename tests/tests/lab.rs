@@ -143,7 +143,9 @@ async fn a_port_where_nobody_listens_is_refused_at_once() -> Result<()> {
 #[tokio::test]
 async fn an_address_that_nobody_has_is_unreachable_and_silence_times_out() -> Result<()> {
     let (lab, [a, _, c]) = small_lab(Cni::Routed).await?;
-    let failure = lab.node(0).tcp("192.0.2.1:80").await.unwrap_err();
+    // The default route of a node leads to the segment, where nobody forwards.
+    let nobody = Ask::tcp("172.18.0.250:80");
+    let failure = lab.node(0).ask(nobody).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Unreachable, "{failure}");
     let quick = Ask::udp_unconnected(at(&c, 81)).timeout(Duration::from_millis(50));
     let failure = a.ask(quick).await.unwrap_err();
@@ -293,7 +295,8 @@ async fn no_namespace_has_a_way_out() -> Result<()> {
             .ask(Ask::tcp("1.1.1.1:80").timeout(Duration::from_millis(500)))
             .await
             .unwrap_err();
-        assert_eq!(failure.kind, FailureKind::Unreachable, "{}: {failure}", machine.name());
+        let lost = [FailureKind::Unreachable, FailureKind::TimedOut];
+        assert!(lost.contains(&failure.kind), "{}: {failure}", machine.name());
     }
     Ok(())
 }

@@ -76,6 +76,11 @@ impl NodeState {
         self.interfaces = Some(interfaces);
     }
 
+    /// Whether the node's devices have been read.
+    pub(super) fn has_interfaces(&self) -> bool {
+        self.interfaces.is_some()
+    }
+
     /// Looks at the node's addresses, and writes nothing.
     pub(super) fn look(&mut self, world: &World) {
         if let Some(interfaces) = &self.interfaces {

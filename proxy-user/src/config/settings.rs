@@ -334,7 +334,7 @@ pub(super) const SETTINGS: [Setting; 43] = [
 
 /// The settings of the version before that have no effect any more: accepted for one version, and
 /// named in a warning.
-pub(super) const WITHOUT_EFFECT: [&str; 2] = ["dns-port", "dns-upstream"];
+pub(super) const WITHOUT_EFFECT: [&str; 3] = ["dns-port", "dns-upstream", "snat-port-range"];
 
 /// The setting that names the configuration file; the only one that the file cannot hold.
 pub(super) const CONFIG: &str = "config";

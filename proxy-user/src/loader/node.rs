@@ -125,6 +125,8 @@ fn write_rows<'a, K: 'a, V>(
     }
     match failed {
         None => Ok(written),
-        Some((count, first, source)) => Err(LoadError::Rows { map, count, first, source }),
+        Some((count, first, source)) => {
+            Err(LoadError::Rows { map, count, first, source: Box::new(source) })
+        }
     }
 }

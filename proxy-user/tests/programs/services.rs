@@ -37,7 +37,7 @@ fn what_opens_a_connection_to_a_cluster_ip_is_given_a_backend_and_nothing_else_i
     }
 }
 
-/// RFC 9260: an INIT alone has no verification tag. Scenario 21.
+/// Scenario 21. RFC 9260: an INIT alone has no verification tag.
 #[test]
 fn sctp_is_given_a_backend_at_any_port_by_its_init() {
     let mut plane = Plane::new();

@@ -63,7 +63,7 @@ impl Measure {
     }
 
     const fn of_both(self, nftables: f64, direct: f64) -> Self {
-        let target = Target::AtLeast { of_direct: Some(direct), of_nftables: Some(nftables) };
+        let target = Target::Shares { of_direct: Some(direct), of_nftables: Some(nftables) };
         Self { target: Some(target), ..self }
     }
 
@@ -72,12 +72,12 @@ impl Measure {
     /// proxies alone: all of them have it on.
     pub(super) fn target(&self, surroundings: Surroundings) -> Option<Target> {
         match self.target {
-            Some(Target::AtLeast { of_nftables: Some(bar), .. })
+            Some(Target::Shares { of_nftables: Some(bar), .. })
                 if surroundings == Surroundings::Bare
                     && self.way == Way::NodePortHere
                     && self.deed == Deed::Connect =>
             {
-                Some(Target::AtLeast { of_direct: None, of_nftables: Some(bar) })
+                Some(Target::Shares { of_direct: None, of_nftables: Some(bar) })
             }
             target => target,
         }

@@ -106,7 +106,7 @@ impl Crowd {
             let count = left.min(each);
             let timeout = ("netfilter/nf_conntrack_udp_timeout", KEPT);
             let netns = Netns::create("crowd", &[]).await?;
-            netns.run(|| track())??;
+            netns.run(track)??;
             netns.sysctl(timeout.0, timeout.1)?;
             let found = netns.run(|| send(count))??;
             ensure!(found >= count, "{found} flows are in conntrack, of {count} that were sent");

@@ -11,8 +11,8 @@ const NOISE: f64 = 0.25;
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Target {
-    /// Shares of what others give.
-    AtLeast {
+    /// Shares of what others give, to reach.
+    Shares {
         /// Of what the direct path gives.
         of_direct: Option<f64>,
         /// Of what kube-proxy gives in its mode nftables; not judged where that is left out.
@@ -45,7 +45,7 @@ pub(super) enum Verdict {
 impl Target {
     /// At least `of_direct` of what the direct path gives.
     pub(super) const fn of_direct(at_least: f64) -> Self {
-        Self::AtLeast { of_direct: Some(at_least), of_nftables: None }
+        Self::Shares { of_direct: Some(at_least), of_nftables: None }
     }
 
     /// Judges the ratios to the direct path and to kube-proxy's nftables, as far as there are any.
@@ -59,7 +59,7 @@ impl Target {
             Some(judge(ratio, ratio.median >= bar, ratio.low < bar && bar <= ratio.high))
         };
         let verdicts = match self {
-            Self::AtLeast { of_direct, of_nftables } => {
+            Self::Shares { of_direct, of_nftables } => {
                 [at_least(to_direct, of_direct), at_least(to_nftables, of_nftables)]
             }
             Self::AtMostOfDirect(most) => {
@@ -77,14 +77,14 @@ impl Target {
     pub(super) fn judge(self, value: Figure) -> Verdict {
         match self {
             Self::AtMost(most) => reached(value.median <= most, value.low <= most),
-            Self::AtLeast { .. } | Self::AtMostOfDirect(_) => Verdict::None,
+            Self::Shares { .. } | Self::AtMostOfDirect(_) => Verdict::None,
         }
     }
 
     /// What is to be reached of kube-proxy's nftables, in words.
     pub(super) fn nftables_words(self) -> String {
         match self {
-            Self::AtLeast { of_nftables: Some(bar), .. } => format!("≥ {bar:.2}"),
+            Self::Shares { of_nftables: Some(bar), .. } => format!("≥ {bar:.2}"),
             _ => String::new(),
         }
     }
@@ -92,8 +92,8 @@ impl Target {
     /// What is to be reached of the direct path, or by itself, in words.
     pub(super) fn direct_words(self) -> String {
         match self {
-            Self::AtLeast { of_direct: Some(bar), .. } => format!("≥ {bar:.2}"),
-            Self::AtLeast { .. } => String::new(),
+            Self::Shares { of_direct: Some(bar), .. } => format!("≥ {bar:.2}"),
+            Self::Shares { .. } => String::new(),
             Self::AtMostOfDirect(most) => format!("≤ {most:.2}"),
             Self::AtMost(most) => format!("≤ {most}"),
         }
@@ -118,7 +118,7 @@ const fn reached(median: bool, interval: bool) -> Verdict {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtLeast { of_direct, of_nftables } => {
+            Self::Shares { of_direct, of_nftables } => {
                 let bar =
                     |bar: &Option<f64>| bar.map_or("–".to_owned(), |bar| format!("{bar:.2}"));
                 f.pad(&format!("{}/{}", bar(of_nftables), bar(of_direct)))
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn of_two_targets_the_one_that_is_missed_counts() {
-        let target = Target::AtLeast { of_direct: Some(0.95), of_nftables: Some(1.03) };
+        let target = Target::Shares { of_direct: Some(0.95), of_nftables: Some(1.03) };
         let judge = |nftables| target.judge_ratios(figure(0.95, 0.96, 0.97), nftables);
         assert_eq!(judge(figure(1.0, 1.01, 1.02)), Verdict::Missed);
         assert_eq!(judge(figure(1.0, 1.02, 1.04)), Verdict::WithinSpread);

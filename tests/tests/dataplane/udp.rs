@@ -63,7 +63,7 @@ async fn move_to(fact: &str, name: &str, sockets: &[Socket]) -> Result<()> {
 async fn stay_with(fact: &str, name: &str, sockets: &[Socket]) -> Result<()> {
     for socket in sockets {
         let reply = socket.ask().await.with_context(|| fact.to_owned())?;
-        assert_eq!(reply.name, name, "{fact}: {}", reply.peer);
+        assert_eq!(reply.name, name, "{fact}: {} from {}", reply.peer, reply.local);
     }
     Ok(())
 }
@@ -116,6 +116,7 @@ async fn udp_stays_with_what_serves_and_is_refused_when_nothing_does() -> Result
     endpoints(&everyone.scene, &[(web_0, ready())], 8080)?;
     move_to("93: the first endpoint", "web-0", &sockets).await?;
     sockets.extend(connect(&everyone).await?);
+    move_to("a flow begins with its first datagram", "web-0", &sockets).await?;
 
     endpoints(&everyone.scene, &[(web_0, terminating(true)), (web_1, ready())], 8080)?;
     everyone.wait_until("the first one drains", &new(From(&["web-1"]))).await?;
