@@ -1,8 +1,16 @@
 //! Clients that use one port for several connections at a time.
 
 use crate::scene::{Path, Scene, answer, node_port, vip};
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
 use lab::Ask;
+use std::time::Duration;
+
+/// A SYN that is lost is sent again after 1 s.
+const RETRANSMISSION: Duration = Duration::from_millis(900);
+
+/// How often each way is taken from each of 200 ports, by either path: 20,800 connections in all.
+const ROUNDS: usize = 13;
 
 /// cilium/cilium#37566, #47396, #42632.
 #[tokio::test]
@@ -53,6 +61,42 @@ async fn a_bound_port_may_connect_to_two_services_with_one_backend() -> Result<(
             let reply = socket.ask().await?;
             assert_eq!((reply.name.as_str(), reply.peer, reply.local), ("web-1", to, own));
         }
+    }
+    Ok(())
+}
+
+/// A port that is used again meets the entries of its last connections, in conntrack and at the
+/// backend: nobody may wait for a second SYN.
+#[tokio::test]
+async fn ports_are_used_again_for_each_way_to_a_backend() -> Result<()> {
+    for path in [Path::Socket, Path::Packet] {
+        let mut scene = Scene::routed().await?;
+        scene.publish(1, &[&scene.web[1]])?;
+        scene.publish(2, &[&scene.web[0], &scene.web[1]])?;
+        scene.start(path).await?;
+        scene.wait_endpoints(2, 2).await?;
+        let (client, nodes) = (&scene.client, scene.cluster.lab.nodes());
+        let mut slowest = Duration::ZERO;
+        for round in 0..ROUNDS {
+            let family = round % 2;
+            let number = 1 + u8::try_from(round / 2 % 2)?;
+            let ways = [
+                nodes[0].addrs().at(node_port(number))[family],
+                vip(number)[family],
+                scene.web[1].addrs().at(8080)[family],
+                nodes[1].addrs().at(node_port(number))[family],
+            ];
+            for to in ways {
+                let connects = stream::iter(7_000..7_200_u16).map(async |port| {
+                    let own = client.addrs().at(port)[family];
+                    client.ask(Ask::tcp(to).from(own)).await.map(|reply| reply.connect)
+                });
+                let connects: Vec<_> = connects.buffer_unordered(8).try_collect().await?;
+                slowest = connects.into_iter().fold(slowest, Duration::max);
+            }
+        }
+        eprintln!("{path:?}: the slowest of {} connections took {slowest:?}", ROUNDS * 800);
+        ensure!(slowest < RETRANSMISSION, "{path:?}: {slowest:?}");
     }
     Ok(())
 }
