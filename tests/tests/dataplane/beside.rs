@@ -2,9 +2,11 @@
 //! devices that do nothing for the stack. Every way to a service stays open.
 
 use crate::matrix::{Shape, check, prepare};
+use crate::scene::{Path, Scene, node_port, vip};
 use anyhow::{Context, Result, ensure};
 use lab::cluster::eventually;
 use lab::onlooker::{Direction, Onlooker, Place};
+use lab::{Ask, Load, Pod};
 
 /// What a careful administrator and a CNI plugin have on the node `number`: only what is new from
 /// or to a pod is let through, only once, and pods speak for themselves among each other only.
@@ -58,6 +60,79 @@ async fn beside_a_firewall_and_a_cni_that_masquerades() -> Result<()> {
     Ok(())
 }
 
+/// What kube-proxy would have for the first service, short of its chances and marks: `backend` is
+/// its only endpoint.
+fn kube_proxy(backend: &Pod) -> String {
+    let table = |family: usize, ip: &str| {
+        let (vip, to) = (vip(1)[family].ip(), backend.addrs().at(8080)[family]);
+        let port = node_port(1);
+        format!(
+            "table {ip} kube-proxy {{
+                chain prerouting {{
+                    type nat hook prerouting priority -100;
+                    {ip} daddr {vip} meta l4proto {{ tcp, udp }} th dport 80 dnat to {to}
+                    fib daddr type local meta l4proto {{ tcp, udp }} th dport {port} dnat to {to}
+                }}
+                chain postrouting {{
+                    type nat hook postrouting priority 100;
+                    ct status dnat masquerade
+                }}
+            }}"
+        )
+    };
+    format!("{}\n{}", table(0, "ip"), table(1, "ip6"))
+}
+
+/// A node changes from kube-proxy to Shunt and back: while both have rules, a new connection is
+/// Shunt's, and each old one goes on by its entry in conntrack.
+#[tokio::test]
+async fn kube_proxy_is_replaced_and_comes_back_under_load() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    let rules = kube_proxy(&scene.web[1]);
+    scene.publish(1, &[&scene.web[1]])?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let to = scene.cluster.lab.node(0).addrs().at(node_port(1));
+    scene.cluster.lab.node(0).nft(&rules).await?;
+    let mut loads = Vec::new();
+    for ask in to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]) {
+        let load = Load::new(ask).concurrency(4).per_second(100.0);
+        loads.push(outsider.start_load(load).await?);
+    }
+    let mut open = Vec::new();
+    for step in ["kube-proxy", "both", "Shunt", "both again", "kube-proxy again"] {
+        let node = scene.cluster.lab.node(0);
+        match step {
+            "both" => scene.start(Path::Socket).await?,
+            "Shunt" => node.nft("delete table ip kube-proxy\ndelete table ip6 kube-proxy").await?,
+            "both again" => node.nft(&rules).await?,
+            "kube-proxy again" => {
+                scene.cluster.kill_agent(0).await?;
+                let output = scene.cluster.lab.node(0).shunt(&["cleanup"]).await?;
+                ensure!(output.status == Some(0), "cleanup: {}", output.stderr);
+            }
+            _ => {}
+        }
+        for (client, to) in [(&outsider, to), (&*scene.client, vip(1))] {
+            for ask in to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]) {
+                open.push((step, client.open(ask).await.context(step)?));
+            }
+        }
+        for (opened, socket) in &open {
+            let context = || format!("{step}: {:?} since {opened}", socket.peer());
+            socket.ask().await.with_context(context)?;
+        }
+        for load in &loads {
+            let more = load.report().await?.answered() + 50;
+            let _report = load.until(|report| report.answered() >= more).await?;
+        }
+    }
+    for load in loads {
+        let report = load.stop().await?;
+        ensure!(report.failures.is_empty(), "{report:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn beside_programs_of_others_before_and_behind() -> Result<()> {
     let ways = prepare(Shape::ROUTED).await?;
@@ -103,7 +178,7 @@ async fn beside_programs_of_others_that_were_there_first() -> Result<()> {
     let before = other.packets()?;
     let node = ways.scene.cluster.lab.node(0);
     let more = async || {
-        let asked = ways.outsider.tcp(node.addrs().at(crate::scene::node_port(1))[0]).await;
+        let asked = ways.outsider.tcp(node.addrs().at(node_port(1))[0]).await;
         asked.context("ask").and_then(|_| other.packets())
     };
     let _more =
