@@ -133,11 +133,14 @@ fn every_setting_can_be_given_in_a_file() {
     );
 }
 
-/// An upgrade must not stop for a flag that has lost its meaning.
+/// An upgrade must not stop for a flag that has lost its meaning; it says so.
 #[test]
 fn the_range_of_snat_ports_is_taken_and_means_nothing() {
     let config = |flags: &[&str]| args(flags).resolve().unwrap();
-    assert_eq!(config(&["--snat-port-range", "30000-31000"]), config(&[]));
+    let given = config(&["--snat-port-range", "30000-31000"]);
+    let [warning] = &given.warnings[..] else { panic!("{:?}", given.warnings) };
+    assert_eq!(warning.subject, "--snat-port-range");
+    assert_eq!(AgentConfig { warnings: Vec::new(), ..given }, config(&[]));
 }
 
 #[test]
