@@ -304,7 +304,7 @@ impl Agent {
         let is_corefile = matches!(change, Change::Corefile(_));
         let touched = self.world.apply(change);
         self.touched.merge(touched);
-        if let Some(pods) = self.world.opted_out_pods() {
+        if is_opt_out && let Some(pods) = self.world.opted_out_pods() {
             let redirected = pods.redirected.iter().filter(|_| self.spares_redirected);
             self.opt_out.set(pods.socket_path.iter().chain(redirected).cloned().collect());
         }
