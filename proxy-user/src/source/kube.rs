@@ -16,7 +16,7 @@ mod watch;
 use super::{Closed, Heard, SourceError, Wanted, send};
 use crate::model::{Change, Warning};
 use events::ObjectEvent;
-use feed::{Corefile, Feed, Namespaces, OwnNode, OwnPods, ServiceCidrs, Services, Slices};
+use feed::{Corefile, Feed, Few, Namespaces, OwnNode, OwnPods, ServiceCidrs, Services, Slices};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::collections::BTreeMap;
@@ -50,12 +50,12 @@ pub(super) async fn run(
         () = changes.closed() => Closed,
         closed = events::tell(kubeconfig, wanted.node_name, told) => closed,
         closed = follow(Services::new(wanted.names), at) => closed,
-        closed = follow(Slices::default(), at) => closed,
-        closed = follow(OwnNode::new(wanted.node_name), at) => closed,
-        closed = follow(ServiceCidrs::default(), at) => closed,
-        closed = follow(OwnPods::new(wanted.node_name), at) => closed,
+        closed = follow(Slices::new(), at) => closed,
+        closed = follow(Few::of(OwnNode(wanted.node_name.into())), at) => closed,
+        closed = follow(Few::of(ServiceCidrs), at) => closed,
+        closed = follow(Few::of(OwnPods(wanted.node_name.into())), at) => closed,
         closed = follow(Namespaces::default(), at), if wanted.names => closed,
-        closed = follow(Corefile::default(), at), if wanted.names => closed,
+        closed = follow(Few::of(Corefile), at), if wanted.names => closed,
     };
     Ok(())
 }

@@ -3,13 +3,12 @@
 
 mod few;
 
-pub(super) use few::{Corefile, Namespaces, OwnNode, OwnPods, ServiceCidrs};
+pub(super) use few::{Corefile, Few, Namespaces, OwnNode, OwnPods, ServiceCidrs};
 
 use crate::model::{Change, ObjectName, Service, Slice, Warning};
 use crate::source::convert::{Converter, SERVICE_NAME, SERVICE_PROXY_NAME};
 use crate::source::objects::{self, Metadata, Object};
 use std::collections::BTreeSet;
-use std::mem::take;
 
 /// Turns the objects of one kind into changes. Keeps none of them: a list is converted object by
 /// object, and sent as a whole at its end.
@@ -59,19 +58,42 @@ pub(super) trait Feed: Send {
     }
 }
 
+/// A list that is being read, object by object.
+struct Listing<T> {
+    objects: Vec<T>,
+    /// Those that cannot be read.
+    kept: BTreeSet<ObjectName>,
+}
+
+impl<T> Listing<T> {
+    const fn new() -> Self {
+        Self { objects: Vec::new(), kept: BTreeSet::new() }
+    }
+
+    /// The changes that the list makes: what is kept, if anything is, before all that there is.
+    fn end(
+        &mut self,
+        kept: fn(BTreeSet<ObjectName>) -> Change,
+        all: fn(Vec<T>) -> Change,
+    ) -> Vec<Change> {
+        let Self { objects, kept: names } = std::mem::replace(self, Self::new());
+        let kept = (!names.is_empty()).then(|| kept(names));
+        kept.into_iter().chain([all(objects)]).collect()
+    }
+}
+
 /// The Services.
 pub(super) struct Services {
     names: bool,
     converter: Converter,
-    list: Vec<Service>,
-    kept: BTreeSet<ObjectName>,
+    list: Listing<Service>,
 }
 
 impl Services {
     /// The feed of the Services; also of those of other proxies, if their names are wanted.
     pub(super) fn new(names: bool) -> Self {
         let converter = Converter::new(names);
-        Self { names, converter, list: Vec::new(), kept: BTreeSet::new() }
+        Self { names, converter, list: Listing::new() }
     }
 }
 
@@ -87,23 +109,19 @@ impl Feed for Services {
     }
 
     fn begin_list(&mut self) {
-        self.list.clear();
-        self.kept.clear();
+        self.list = Listing::new();
     }
 
     fn listed(&mut self, object: &objects::Service) {
-        self.list.extend(self.converter.service(object));
+        self.list.objects.extend(self.converter.service(object));
     }
 
     fn kept(&mut self, metadata: &Metadata) {
-        self.kept.insert(self.converter.name(metadata));
+        self.list.kept.insert(self.converter.name(metadata));
     }
 
     fn end_list(&mut self) -> Vec<Change> {
-        let kept = take(&mut self.kept);
-        let kept = (!kept.is_empty()).then_some(Change::KeptServices(kept));
-        let all = Change::AllServices(take(&mut self.list));
-        kept.into_iter().chain([all]).collect()
+        self.list.end(Change::KeptServices, Change::AllServices)
     }
 
     fn applied(&mut self, object: &objects::Service) -> Option<Change> {
@@ -119,11 +137,16 @@ impl Feed for Services {
 }
 
 /// The EndpointSlices.
-#[derive(Default)]
 pub(super) struct Slices {
     converter: Converter,
-    list: Vec<Slice>,
-    kept: BTreeSet<ObjectName>,
+    list: Listing<Slice>,
+}
+
+impl Slices {
+    /// The feed of the EndpointSlices.
+    pub(super) fn new() -> Self {
+        Self { converter: Converter::default(), list: Listing::new() }
+    }
 }
 
 impl Feed for Slices {
@@ -137,23 +160,19 @@ impl Feed for Slices {
     }
 
     fn begin_list(&mut self) {
-        self.list.clear();
-        self.kept.clear();
+        self.list = Listing::new();
     }
 
     fn listed(&mut self, object: &objects::EndpointSlice) {
-        self.list.extend(self.converter.slice(object));
+        self.list.objects.extend(self.converter.slice(object));
     }
 
     fn kept(&mut self, metadata: &Metadata) {
-        self.kept.insert(self.converter.name(metadata));
+        self.list.kept.insert(self.converter.name(metadata));
     }
 
     fn end_list(&mut self) -> Vec<Change> {
-        let kept = take(&mut self.kept);
-        let kept = (!kept.is_empty()).then_some(Change::KeptSlices(kept));
-        let all = Change::AllSlices(take(&mut self.list));
-        kept.into_iter().chain([all]).collect()
+        self.list.end(Change::KeptSlices, Change::AllSlices)
     }
 
     fn applied(&mut self, object: &objects::EndpointSlice) -> Option<Change> {

@@ -5,220 +5,216 @@ use super::Feed;
 use crate::model::{Change, Node, ObjectName, OptedOut, Warning};
 use crate::source::convert::{COREDNS_NAME, COREDNS_NAMESPACE, Converter};
 use crate::source::no_node;
-use crate::source::objects::{self, Metadata};
+use crate::source::objects::{self, Metadata, Object};
 use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
 use std::mem::take;
 use std::sync::Arc;
 
-/// What counts of the objects of a kind.
-#[derive(Default)]
-struct Known<T> {
-    objects: BTreeMap<ObjectName, T>,
-    /// Those of the list that is being read.
-    list: BTreeMap<ObjectName, T>,
+/// Such a kind.
+pub(in crate::source::kube) trait Kind: Send {
+    /// The objects.
+    type Object: Object;
+
+    /// What counts of one of them.
+    type Part: Clone + PartialEq + Send;
+
+    /// As of [`Feed`].
+    const RESOURCE: &'static str;
+
+    /// As of [`Feed`].
+    const PATH: &'static str;
+
+    /// As of [`Feed`].
+    const OPTIONAL: bool = false;
+
+    /// The field selector of what is asked for.
+    fn field_selector(&self) -> Option<String> {
+        None
+    }
+
+    /// What counts of `object`, if it matters.
+    fn part(&self, converter: &mut Converter, object: &Self::Object) -> Option<Self::Part>;
+
+    /// What `parts`, all that are known, mean.
+    fn change(&self, parts: &BTreeMap<ObjectName, Self::Part>) -> Change;
+
+    /// What is wrong with them.
+    fn warning(&self, _parts: &BTreeMap<ObjectName, Self::Part>) -> Option<Warning> {
+        None
+    }
 }
 
-impl<T: Clone> Known<T> {
-    /// What was known of the object stays, though the list does not say it again.
-    fn keep(&mut self, name: ObjectName) {
-        if let Some(object) = self.objects.get(&name).cloned() {
-            self.list.insert(name, object);
+/// The feed of such a kind. Its objects may change often and seldom matter: what counts of them is
+/// kept to compare.
+pub(in crate::source::kube) struct Few<K: Kind> {
+    kind: K,
+    converter: Converter,
+    known: BTreeMap<ObjectName, K::Part>,
+    /// Those of the list that is being read.
+    list: BTreeMap<ObjectName, K::Part>,
+}
+
+impl<K: Kind> Few<K> {
+    /// The feed of `kind`.
+    pub(in crate::source::kube) fn of(kind: K) -> Self {
+        let converter = Converter::default();
+        Self { kind, converter, known: BTreeMap::new(), list: BTreeMap::new() }
+    }
+
+    fn change(&self) -> Change {
+        self.kind.change(&self.known)
+    }
+}
+
+impl<K: Kind> Feed for Few<K> {
+    type Object = K::Object;
+    const RESOURCE: &'static str = K::RESOURCE;
+    const PATH: &'static str = K::PATH;
+    const OPTIONAL: bool = K::OPTIONAL;
+
+    fn selectors(&self) -> (Option<String>, Option<String>) {
+        (None, self.kind.field_selector())
+    }
+
+    fn begin_list(&mut self) {
+        self.list.clear();
+    }
+
+    fn listed(&mut self, object: &K::Object) {
+        if let Some(part) = self.kind.part(&mut self.converter, object) {
+            self.list.insert(self.converter.name(object.metadata()), part);
         }
     }
 
-    fn end_list(&mut self) {
-        self.objects = take(&mut self.list);
+    fn kept(&mut self, metadata: &Metadata) {
+        let name = self.converter.name(metadata);
+        if let Some(part) = self.known.get(&name).cloned() {
+            self.list.insert(name, part);
+        }
     }
 
-    fn values(&self) -> impl Iterator<Item = &T> {
-        self.objects.values()
+    fn end_list(&mut self) -> Vec<Change> {
+        self.known = take(&mut self.list);
+        vec![self.change()]
+    }
+
+    fn applied(&mut self, object: &K::Object) -> Option<Change> {
+        let name = self.converter.name(object.metadata());
+        let now = self.kind.part(&mut self.converter, object);
+        let before = match now.clone() {
+            Some(part) => self.known.insert(name, part),
+            None => self.known.remove(&name),
+        };
+        (before != now).then(|| self.change())
+    }
+
+    fn deleted(&mut self, metadata: &Metadata) -> Change {
+        self.known.remove(&self.converter.name(metadata));
+        self.change()
+    }
+
+    fn warning(&self) -> Option<Warning> {
+        self.kind.warning(&self.known)
     }
 }
 
 /// The ServiceCIDRs.
-#[derive(Default)]
-pub(in crate::source::kube) struct ServiceCidrs {
-    converter: Converter,
-    known: Known<Vec<IpNetwork>>,
-}
+pub(in crate::source::kube) struct ServiceCidrs;
 
-impl ServiceCidrs {
-    fn all(&self) -> Change {
-        Change::ServiceCidrs(self.known.values().flatten().copied().collect())
-    }
-}
-
-impl Feed for ServiceCidrs {
+impl Kind for ServiceCidrs {
     type Object = objects::ServiceCidr;
+    type Part = Vec<IpNetwork>;
     const RESOURCE: &'static str = "servicecidrs.networking.k8s.io";
     const PATH: &'static str = "/apis/networking.k8s.io/v1/servicecidrs";
     const OPTIONAL: bool = true;
 
-    fn selectors(&self) -> (Option<String>, Option<String>) {
-        (None, None)
+    fn part(&self, converter: &mut Converter, object: &Self::Object) -> Option<Self::Part> {
+        Some(converter.service_cidrs(object))
     }
 
-    fn begin_list(&mut self) {
-        self.known.list.clear();
-    }
-
-    fn listed(&mut self, object: &objects::ServiceCidr) {
-        let cidrs = self.converter.service_cidrs(object);
-        self.known.list.insert(self.converter.name(&object.metadata), cidrs);
-    }
-
-    fn kept(&mut self, metadata: &Metadata) {
-        self.known.keep(self.converter.name(metadata));
-    }
-
-    fn end_list(&mut self) -> Vec<Change> {
-        self.known.end_list();
-        vec![self.all()]
-    }
-
-    fn applied(&mut self, object: &objects::ServiceCidr) -> Option<Change> {
-        let cidrs = self.converter.service_cidrs(object);
-        self.known.objects.insert(self.converter.name(&object.metadata), cidrs);
-        Some(self.all())
-    }
-
-    fn deleted(&mut self, metadata: &Metadata) -> Change {
-        self.known.objects.remove(&self.converter.name(metadata));
-        self.all()
+    fn change(&self, parts: &BTreeMap<ObjectName, Self::Part>) -> Change {
+        Change::ServiceCidrs(parts.values().flatten().copied().collect())
     }
 }
 
-/// The own Node. Its status changes often and seldom matters, so the last one is kept to compare.
-pub(in crate::source::kube) struct OwnNode {
-    name: Arc<str>,
-    converter: Converter,
-    known: Known<Node>,
-}
+/// The own Node, by its name.
+pub(in crate::source::kube) struct OwnNode(pub(in crate::source::kube) Arc<str>);
 
-impl OwnNode {
-    /// The feed of the Node `name`.
-    pub(in crate::source::kube) fn new(name: &str) -> Self {
-        Self { name: name.into(), converter: Converter::default(), known: Known::default() }
-    }
-
-    fn node(&self) -> Change {
-        Change::Node(self.known.values().next().cloned())
-    }
-}
-
-impl Feed for OwnNode {
+impl Kind for OwnNode {
     type Object = objects::Node;
+    type Part = Node;
     const RESOURCE: &'static str = "nodes";
     const PATH: &'static str = "/api/v1/nodes";
 
-    fn selectors(&self) -> (Option<String>, Option<String>) {
-        (None, Some(format!("metadata.name={}", self.name)))
+    fn field_selector(&self) -> Option<String> {
+        Some(format!("metadata.name={}", self.0))
     }
 
-    fn begin_list(&mut self) {
-        self.known.list.clear();
+    fn part(&self, converter: &mut Converter, object: &Self::Object) -> Option<Self::Part> {
+        Some(converter.node(object))
     }
 
-    fn listed(&mut self, object: &objects::Node) {
-        let node = self.converter.node(object);
-        self.known.list.insert(self.converter.name(&object.metadata), node);
+    fn change(&self, parts: &BTreeMap<ObjectName, Self::Part>) -> Change {
+        Change::Node(parts.values().next().cloned())
     }
 
-    fn kept(&mut self, metadata: &Metadata) {
-        self.known.keep(self.converter.name(metadata));
-    }
-
-    fn end_list(&mut self) -> Vec<Change> {
-        self.known.end_list();
-        vec![self.node()]
-    }
-
-    fn applied(&mut self, object: &objects::Node) -> Option<Change> {
-        let node = self.converter.node(object);
-        let before = self.known.objects.insert(self.converter.name(&object.metadata), node.clone());
-        (before != Some(node)).then(|| self.node())
-    }
-
-    fn deleted(&mut self, metadata: &Metadata) -> Change {
-        self.known.objects.remove(&self.converter.name(metadata));
-        self.node()
-    }
-
-    fn warning(&self) -> Option<Warning> {
-        self.known.objects.is_empty().then(|| no_node(&self.name))
+    fn warning(&self, parts: &BTreeMap<ObjectName, Self::Part>) -> Option<Warning> {
+        parts.is_empty().then(|| no_node(&self.0))
     }
 }
 
-/// The pods of the own node, of which only those matter that opt out of something.
-pub(in crate::source::kube) struct OwnPods {
-    node_name: String,
-    converter: Converter,
-    known: Known<OptedOut>,
-}
+/// The pods of the own node, by its name; of them only those matter that opt out of something.
+pub(in crate::source::kube) struct OwnPods(pub(in crate::source::kube) Arc<str>);
 
-impl OwnPods {
-    /// The feed of the pods of the Node `node_name`.
-    pub(in crate::source::kube) fn new(node_name: &str) -> Self {
-        let node_name = node_name.to_owned();
-        Self { node_name, converter: Converter::default(), known: Known::default() }
+impl Kind for OwnPods {
+    type Object = objects::Pod;
+    type Part = OptedOut;
+    const RESOURCE: &'static str = "pods";
+    const PATH: &'static str = "/api/v1/pods";
+
+    fn field_selector(&self) -> Option<String> {
+        Some(format!("spec.nodeName={}", self.0))
     }
 
-    /// What the pod opts out of, if it does.
-    fn opted_out(&mut self, object: &objects::Pod) -> Option<OptedOut> {
-        Some(self.converter.opted_out(object)).filter(|opted_out| *opted_out != OptedOut::default())
+    fn part(&self, converter: &mut Converter, object: &Self::Object) -> Option<Self::Part> {
+        Some(converter.opted_out(object)).filter(|opted_out| *opted_out != OptedOut::default())
     }
 
-    fn all(&self) -> Change {
+    fn change(&self, parts: &BTreeMap<ObjectName, Self::Part>) -> Change {
         let mut all = OptedOut::default();
-        self.known.values().for_each(|pod| all.extend(pod));
+        parts.values().for_each(|pod| all.extend(pod));
         Change::OptedOutPods(all)
     }
 }
 
-impl Feed for OwnPods {
-    type Object = objects::Pod;
-    const RESOURCE: &'static str = "pods";
-    const PATH: &'static str = "/api/v1/pods";
+/// The Corefile, in the ConfigMap of CoreDNS.
+pub(in crate::source::kube) struct Corefile;
 
-    fn selectors(&self) -> (Option<String>, Option<String>) {
-        (None, Some(format!("spec.nodeName={}", self.node_name)))
+impl Kind for Corefile {
+    type Object = objects::ConfigMap;
+    type Part = Arc<str>;
+    const RESOURCE: &'static str = "configmaps";
+    /// RBAC need allow no other namespace.
+    const PATH: &'static str = "/api/v1/namespaces/kube-system/configmaps";
+
+    fn field_selector(&self) -> Option<String> {
+        Some(format!("metadata.name={COREDNS_NAME}"))
     }
 
-    fn begin_list(&mut self) {
-        self.known.list.clear();
+    fn part(&self, converter: &mut Converter, object: &Self::Object) -> Option<Self::Part> {
+        converter.corefile(object)
     }
 
-    fn listed(&mut self, object: &objects::Pod) {
-        if let Some(opted_out) = self.opted_out(object) {
-            self.known.list.insert(self.converter.name(&object.metadata), opted_out);
-        }
-    }
-
-    fn kept(&mut self, metadata: &Metadata) {
-        self.known.keep(self.converter.name(metadata));
-    }
-
-    fn end_list(&mut self) -> Vec<Change> {
-        self.known.end_list();
-        vec![self.all()]
-    }
-
-    fn applied(&mut self, object: &objects::Pod) -> Option<Change> {
-        let name = self.converter.name(&object.metadata);
-        let now = self.opted_out(object);
-        let before = match now.clone() {
-            Some(opted_out) => self.known.objects.insert(name, opted_out),
-            None => self.known.objects.remove(&name),
-        };
-        (before != now).then(|| self.all())
-    }
-
-    fn deleted(&mut self, metadata: &Metadata) -> Change {
-        self.known.objects.remove(&self.converter.name(metadata));
-        self.all()
+    fn change(&self, parts: &BTreeMap<ObjectName, Self::Part>) -> Change {
+        Change::Corefile(parts.values().next().cloned())
     }
 }
+
+const _: () = assert!(
+    matches!(COREDNS_NAMESPACE.as_bytes(), b"kube-system"),
+    "the path of the Corefile names the namespace of CoreDNS"
+);
 
 /// The Namespaces, of which the names alone matter, and those can always be read.
 #[derive(Default)]
@@ -261,65 +257,3 @@ impl Feed for Namespaces {
         Change::NamespaceGone(metadata.name().into())
     }
 }
-
-/// The Corefile, in the ConfigMap of CoreDNS.
-#[derive(Default)]
-pub(in crate::source::kube) struct Corefile {
-    converter: Converter,
-    known: Known<Arc<str>>,
-}
-
-impl Corefile {
-    fn text(&self) -> Change {
-        Change::Corefile(self.known.values().next().cloned())
-    }
-}
-
-impl Feed for Corefile {
-    type Object = objects::ConfigMap;
-    const RESOURCE: &'static str = "configmaps";
-    /// RBAC need allow no other namespace.
-    const PATH: &'static str = "/api/v1/namespaces/kube-system/configmaps";
-
-    fn selectors(&self) -> (Option<String>, Option<String>) {
-        (None, Some(format!("metadata.name={COREDNS_NAME}")))
-    }
-
-    fn begin_list(&mut self) {
-        self.known.list.clear();
-    }
-
-    fn listed(&mut self, object: &objects::ConfigMap) {
-        if let Some(text) = self.converter.corefile(object) {
-            self.known.list.insert(self.converter.name(&object.metadata), text);
-        }
-    }
-
-    fn kept(&mut self, metadata: &Metadata) {
-        self.known.keep(self.converter.name(metadata));
-    }
-
-    fn end_list(&mut self) -> Vec<Change> {
-        self.known.end_list();
-        vec![self.text()]
-    }
-
-    fn applied(&mut self, object: &objects::ConfigMap) -> Option<Change> {
-        let name = self.converter.name(&object.metadata);
-        match self.converter.corefile(object) {
-            Some(text) => drop(self.known.objects.insert(name, text)),
-            None => drop(self.known.objects.remove(&name)),
-        }
-        Some(self.text())
-    }
-
-    fn deleted(&mut self, metadata: &Metadata) -> Change {
-        self.known.objects.remove(&self.converter.name(metadata));
-        self.text()
-    }
-}
-
-const _: () = assert!(
-    matches!(COREDNS_NAMESPACE.as_bytes(), b"kube-system"),
-    "the path of the Corefile names the namespace of CoreDNS"
-);

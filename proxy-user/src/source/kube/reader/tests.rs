@@ -3,7 +3,7 @@
 mod fuzz;
 
 use super::*;
-use crate::source::kube::feed::{OwnPods, Services, Slices};
+use crate::source::kube::feed::{Few, OwnPods, Services, Slices};
 use serde_json::json;
 
 fn service(name: &str, version: u64, ip: Value) -> Value {
@@ -114,7 +114,7 @@ fn a_pod_that_becomes_unreadable_still_opts_out() {
             "status": {"phase": phase},
         })
     };
-    let mut reader = Reader::new(OwnPods::new("node-a"));
+    let mut reader = Reader::new(Few::of(OwnPods("node-a".into())));
     reader.begin_list();
     let _ = reader.page(&page(1, &[pod(1, json!("Running"))])).unwrap();
     let before = reader.end_list();
@@ -133,13 +133,13 @@ fn a_watch_that_reports_an_error_says_which() {
         (json!(null), 0),
     ];
     for (status, code) in cases {
-        let mut reader = Reader::new(Slices::default());
+        let mut reader = Reader::new(Slices::new());
         match reader.line(&line("ERROR", &status)) {
             Err(Nonsense::Status(status)) => assert_eq!(status.code, code),
             other => panic!("{other:?}"),
         }
     }
-    let mut reader = Reader::new(Slices::default());
+    let mut reader = Reader::new(Slices::new());
     let bare = b"{\"kind\":\"Status\",\"code\":503,\"message\":\"later\"}\n";
     assert!(matches!(reader.line(bare), Err(Nonsense::Status(status)) if status.code == 503));
     assert!(matches!(reader.line(b"{\"type\":\n"), Err(Nonsense::Json(_))));

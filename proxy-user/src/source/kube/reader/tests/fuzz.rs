@@ -4,7 +4,7 @@ use super::super::*;
 use crate::model::World;
 use crate::plan::Planner;
 use crate::source::kube::feed::{
-    Corefile, Namespaces, OwnNode, OwnPods, ServiceCidrs, Services, Slices,
+    Corefile, Few, Namespaces, OwnNode, OwnPods, ServiceCidrs, Services, Slices,
 };
 use crate::source::tests::mutate::{KINDS, Random, damage, executions, mutate, object};
 use serde_json::json;
@@ -126,12 +126,12 @@ fn whatever_one_object_holds_the_others_are_read() {
         let _seed = Seed(execution);
         match *random.of(&KINDS) {
             "Service" => run(Services::new(true), "Service", random),
-            "EndpointSlice" => run(Slices::default(), "EndpointSlice", random),
-            "Node" => run(OwnNode::new("good-0"), "Node", random),
-            "Pod" => run(OwnPods::new("node-a"), "Pod", random),
-            "ServiceCIDR" => run(ServiceCidrs::default(), "ServiceCIDR", random),
+            "EndpointSlice" => run(Slices::new(), "EndpointSlice", random),
+            "Node" => run(Few::of(OwnNode("good-0".into())), "Node", random),
+            "Pod" => run(Few::of(OwnPods("node-a".into())), "Pod", random),
+            "ServiceCIDR" => run(Few::of(ServiceCidrs), "ServiceCIDR", random),
             "Namespace" => run(Namespaces::default(), "Namespace", random),
-            _ => run(Corefile::default(), "ConfigMap", random),
+            _ => run(Few::of(Corefile), "ConfigMap", random),
         }
     }
     println!("{executions} executions");
