@@ -237,7 +237,6 @@ impl NatTables {
     /// Whether the table of `family` is there with all of its rules.
     fn is_written(&mut self, family: Family) -> Result<bool, NetfilterError> {
         let found = self.socket.rules(&table(family))?;
-        let found: Vec<_> = found.iter().map(|row| (&*row.chain, &*row.comment)).collect();
         Ok(rules::ruleset(family, self.settings).is_written_as(&found))
     }
 

@@ -45,7 +45,6 @@ fn check_table(
         return Ok(TableCheck { table: name, state: TableState::Missing });
     }
     let found = socket.rules(&table)?;
-    let found: Vec<_> = found.iter().map(|row| (&*row.chain, &*row.comment)).collect();
     let is_complete = (0..u32::BITS).any(|bit| {
         let settings = NatSettings { masquerade_mark: 1 << bit };
         rules::ruleset(family, settings).is_written_as(&found)

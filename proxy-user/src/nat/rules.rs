@@ -11,7 +11,7 @@
 use super::{NatSettings, OutputKey, SHARES};
 use crate::netfilter::{
     Batch, Chain, ChainKind, Data, Expr, Family, Field, Header, Hook, MetaKey, NatFlags, Operator,
-    Policy, Register, Reject, Rule, Set, Table, Type, Verdict,
+    Policy, Register, Reject, Rule, RuleRow, Set, Table, Type, Verdict,
 };
 use proxy_ebpf::priority::Priority;
 use proxy_ebpf::{End, Proto};
@@ -53,16 +53,15 @@ pub(super) struct Ruleset {
 }
 
 impl Ruleset {
-    /// Whether `found`, rules as (chain, comment), are these: each comment holds a digest of its
-    /// rule.
-    pub(super) fn is_written_as(&self, found: &[(&str, &str)]) -> bool {
+    /// Whether `found` are these rules: each comment holds a digest of its rule.
+    pub(super) fn is_written_as(&self, found: &[RuleRow]) -> bool {
         let of = |chain: &str| -> Vec<_> {
             self.rules.iter().filter(|(name, _)| *name == chain).map(|(_, r)| &*r.comment).collect()
         };
         self.rules.len() == found.len()
             && self.chains.iter().all(|chain| {
-                let there = found.iter().filter(|(name, _)| *name == chain.name);
-                there.map(|(_, comment)| *comment).eq(of(&chain.name))
+                let there = found.iter().filter(|row| row.chain == chain.name);
+                there.map(|row| &*row.comment).eq(of(&chain.name))
             })
     }
 

@@ -3,7 +3,7 @@
 //! Order counts: a chain before its rules, a set before the rules that name it and before its
 //! elements.
 
-use super::set::{Interval, NFTA_SET_NAME, NFTA_SET_TABLE, Set};
+use super::set::{Interval, Set};
 use super::wire::{Head, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, Writer};
 use super::{Expr, Family, NFTABLES};
 use std::fmt;
@@ -16,11 +16,9 @@ const SUBSYSTEM: u16 = 10;
 const NEWTABLE: u16 = 0;
 const DELTABLE: u16 = 2;
 const NEWCHAIN: u16 = 3;
-const DELCHAIN: u16 = 5;
 const NEWRULE: u16 = 6;
 const DELRULE: u16 = 8;
 const NEWSET: u16 = 9;
-const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
 const DELSETELEM: u16 = 14;
 const DESTROYSETELEM: u16 = 30;
@@ -167,14 +165,6 @@ impl Batch {
         });
     }
 
-    /// Deletes a chain without rules, that no rule leads to.
-    pub fn delete_chain(&mut self, table: &Table, chain: &str) {
-        self.add(DELCHAIN, 0, table, format!("delete chain {chain} of {table}"), |w| {
-            w.text(1, &table.name);
-            w.text(3, chain);
-        });
-    }
-
     /// Deletes the rules of a chain.
     pub fn flush_chain(&mut self, table: &Table, chain: &str) {
         self.add(DELRULE, 0, table, format!("flush chain {chain} of {table}"), |w| {
@@ -203,14 +193,6 @@ impl Batch {
         let id = self.sets;
         self.add(NEWSET, NLM_F_CREATE, table, format!("add set {} to {table}", set.name), |w| {
             set.write(w, &table.name, id);
-        });
-    }
-
-    /// Deletes a set that no rule names.
-    pub fn delete_set(&mut self, table: &Table, set: &str) {
-        self.add(DELSET, 0, table, format!("delete set {set} of {table}"), |w| {
-            w.text(NFTA_SET_TABLE, &table.name);
-            w.text(NFTA_SET_NAME, set);
         });
     }
 
@@ -246,9 +228,7 @@ impl Batch {
         set: &str,
         keys: impl IntoIterator<Item = K>,
     ) {
-        self.elements(Change::Add, table, set, keys, |w, key| {
-            w.nest(NFTA_LIST_ELEM, |w| element_key(w, key.as_ref()));
-        });
+        self.keys(Change::Add, table, set, keys);
     }
 
     /// Deletes keys, and what a map has for them. If one is not there the kernel refuses the
@@ -259,9 +239,7 @@ impl Batch {
         set: &str,
         keys: impl IntoIterator<Item = K>,
     ) {
-        self.elements(Change::Delete, table, set, keys, |w, key| {
-            w.nest(NFTA_LIST_ELEM, |w| element_key(w, key.as_ref()));
-        });
+        self.keys(Change::Delete, table, set, keys);
     }
 
     /// Deletes those of the keys that are there. Kernels before 6.3 refuse it with `EINVAL`.
@@ -271,9 +249,7 @@ impl Batch {
         set: &str,
         keys: impl IntoIterator<Item = K>,
     ) {
-        self.elements(Change::Destroy, table, set, keys, |w, key| {
-            w.nest(NFTA_LIST_ELEM, |w| element_key(w, key.as_ref()));
-        });
+        self.keys(Change::Destroy, table, set, keys);
     }
 
     /// Puts intervals into a set of intervals. They must neither overlap nor touch each other's
@@ -295,6 +271,18 @@ impl Batch {
         intervals: impl IntoIterator<Item = Interval>,
     ) {
         self.elements(Change::Delete, table, set, intervals, write_interval);
+    }
+
+    fn keys<K: AsRef<[u8]>>(
+        &mut self,
+        change: Change,
+        table: &Table,
+        set: &str,
+        keys: impl IntoIterator<Item = K>,
+    ) {
+        self.elements(change, table, set, keys, |w, key| {
+            w.nest(NFTA_LIST_ELEM, |w| element_key(w, key.as_ref()));
+        });
     }
 
     /// Writes as many messages as the elements need.

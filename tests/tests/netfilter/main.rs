@@ -9,11 +9,22 @@ mod translation;
 
 use anyhow::{Context as _, Result};
 use lab::{Lab, LabConfig, Machine, Pod};
-use proxy_user::netfilter::{Family, Socket, Table};
+use proxy_user::netfilter::{Family, Set, Socket, Table, Type};
 
 /// The table that all tests write.
 fn table() -> Table {
     Table { family: Family::Ipv4, name: "shunt".to_owned() }
+}
+
+/// The map of backends by their numbers.
+fn backends_map() -> Set {
+    Set {
+        name: "backends".to_owned(),
+        key: vec![Type::Mark],
+        data: vec![Type::Ipv4Addr, Type::Port],
+        interval: false,
+        size: None,
+    }
 }
 
 /// A socket to netfilter in the namespace of `machine`.

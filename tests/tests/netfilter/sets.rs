@@ -1,7 +1,7 @@
 //! Elements of sets and maps: many at once, read back, changed, and refused.
 
 use crate::translation::mark;
-use crate::{nft, open, table};
+use crate::{backends_map, nft, open, table};
 use anyhow::Result;
 use lab::{Lab, LabConfig};
 use proxy_user::netfilter::{Batch, Data, Field, Interval, Set, Socket, Type};
@@ -14,14 +14,7 @@ async fn one_node() -> Result<(Lab, Socket)> {
     let mut socket = open(lab.node(0))?;
     let mut batch = Batch::new();
     batch.add_table(&table(), "");
-    let set = Set {
-        name: "backends".to_owned(),
-        key: vec![Type::Mark],
-        data: vec![Type::Ipv4Addr, Type::Port],
-        interval: false,
-        size: None,
-    };
-    batch.add_set(&table(), &set);
+    batch.add_set(&table(), &backends_map());
     socket.commit(batch)?;
     Ok((lab, socket))
 }

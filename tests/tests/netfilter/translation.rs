@@ -1,7 +1,7 @@
 //! Rules that translate: a number on a packet becomes a destination, in both nat chains; refusals;
 //! masquerading by a mark.
 
-use crate::{lab, open, table};
+use crate::{backends_map, lab, open, table};
 use anyhow::Result;
 use lab::{Ask, FailureKind, Machine, Serve};
 use proxy_user::netfilter::{
@@ -48,14 +48,7 @@ fn is(operator: Operator, number: u32) -> Expr {
 
 /// The map of backends by their numbers, with the destination `to` at 7.
 fn backends(batch: &mut Batch, to: SocketAddr) {
-    let set = Set {
-        name: "backends".to_owned(),
-        key: vec![Type::Mark],
-        data: vec![Type::Ipv4Addr, Type::Port],
-        interval: false,
-        size: None,
-    };
-    batch.add_set(&table(), &set);
+    batch.add_set(&table(), &backends_map());
     let backend = Data::concat(&[to.ip().into(), Field::Port(to.port())]);
     batch.add_pairs(&table(), "backends", [(mark(7), backend)]);
 }
