@@ -105,6 +105,8 @@ pub struct NatTables {
     families: Vec<Family>,
     settings: NatSettings,
     node: NatNode,
+    /// Whether a table may have other rows than those of `node`.
+    is_node_unwritten: bool,
     /// The rule set's generation after the last transaction that was made here.
     last: Option<Generation>,
 }
@@ -114,8 +116,14 @@ impl NatTables {
     /// into them stays.
     pub fn open(settings: NatSettings) -> Result<Self, NetfilterError> {
         let families = families().collect();
-        let node = NatNode::default();
-        let mut tables = Self { socket: Socket::open()?, families, settings, node, last: None };
+        let mut tables = Self {
+            socket: Socket::open()?,
+            families,
+            settings,
+            node: NatNode::default(),
+            is_node_unwritten: false,
+            last: None,
+        };
         for family in tables.families.clone() {
             if !tables.is_written(family)? {
                 tables.renew(family, |_, _| ())?;
@@ -204,22 +212,21 @@ impl NatTables {
         Ok(())
     }
 
-    /// Makes the rows of the node what `node` says. Returns how many families had others.
-    pub fn write_node(&mut self, node: NatNode) -> Result<u64, NetfilterError> {
-        if self.node == node {
-            return Ok(0);
+    /// Makes the rows of the node what `node` says. Returns whether they were others. What fails is
+    /// written the next time.
+    pub fn write_node(&mut self, node: NatNode) -> Result<bool, NetfilterError> {
+        if self.node == node && !self.is_node_unwritten {
+            return Ok(false);
         }
         self.node = node;
+        self.is_node_unwritten = true;
         for family in self.families.clone() {
-            self.write_node_rows(family)?;
+            let mut batch = Batch::new();
+            self.add_node_rows(&mut batch, &table(family));
+            self.commit_batch(batch)?;
         }
-        Ok(1)
-    }
-
-    fn write_node_rows(&mut self, family: Family) -> Result<(), NetfilterError> {
-        let mut batch = Batch::new();
-        self.add_node_rows(&mut batch, &table(family));
-        self.commit_batch(batch)
+        self.is_node_unwritten = false;
+        Ok(true)
     }
 
     fn add_node_rows(&self, batch: &mut Batch, table: &Table) {

@@ -36,7 +36,7 @@ impl Dataplane {
             sources: rows.sources.clone(),
             service_networks: service_networks.filter_map(|prefix| prefix.network()).collect(),
         };
-        written.push(self.nat.lock().write_node(node).map_err(LoadError::Nat));
+        written.push(self.nat.lock().write_node(node).map(u64::from).map_err(LoadError::Nat));
         let mut rows = 0;
         let mut errors = Vec::new();
         for table in written {

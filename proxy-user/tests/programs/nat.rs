@@ -4,7 +4,7 @@ use crate::net::Net;
 use crate::plane::Plane;
 use crate::writer::{CLUSTER_IP, Served};
 use proxy_ebpf::Proto;
-use proxy_user::nat::table;
+use proxy_user::nat::{NatNode, NatSettings, NatTables, table};
 use proxy_user::netfilter::{Batch, Data, Family as NatFamily, Field, Socket};
 use proxy_user::tables::Family;
 
@@ -65,4 +65,20 @@ fn tables_that_are_gone_come_back_with_all_that_they_had() {
     Socket::open().unwrap().commit(batch).unwrap();
     plane.writer.mend_nat();
     assert_eq!(elements(), good);
+}
+
+/// The network that ClusterIPs are taken from cannot be written while the table is not there.
+#[test]
+fn rows_of_the_node_that_fail_are_tried_again() {
+    let _plane = Plane::new();
+    let mut tables = NatTables::open(NatSettings { masquerade_mark: 1 << 14 }).unwrap();
+    let network = "10.96.0.0/16".parse().unwrap();
+    let node = NatNode { service_networks: [network].into(), ..NatNode::default() };
+    NatTables::remove().unwrap();
+    for _ in 0..2 {
+        assert!(tables.write_node(node.clone()).is_err());
+    }
+    tables.refill_backends(&[]).unwrap();
+    assert!(tables.write_node(node.clone()).unwrap(), "no write has succeeded yet");
+    assert!(!tables.write_node(node).unwrap(), "the rows are there");
 }
