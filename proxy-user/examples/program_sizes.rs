@@ -5,8 +5,7 @@
 //! none, and leaves nothing behind. Needs root.
 
 use anyhow::{Context as _, Result};
-use proxy_ebpf::choose::NodePortRange;
-use proxy_user::loader::{Dataplane, DnsLimit, Settings};
+use proxy_user::loader::{Dataplane, Settings};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -17,15 +16,8 @@ fn main() -> Result<()> {
     // descriptors; a network namespace of its own leaves them alone.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("needs root")?;
     let bpffs = bpffs().context("cannot make a BPF file system; run as root")?;
-    let dataplane = Dataplane::load(&Settings {
-        bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
-        node_ports: NodePortRange { first: 30_000, last: 32_767 },
-        masquerade_all: false,
-        host_sockets_only: false,
-        masquerade_mark: 1 << 14,
-        log_level: None,
-        dns_limit: DnsLimit::default(),
-    })?;
+    let dataplane =
+        Dataplane::load(&Settings::new(format!("/proc/self/fd/{}", bpffs.as_raw_fd())))?;
     let mut rows = dataplane
         .programs()
         .map(|(name, program)| {

@@ -76,6 +76,21 @@ pub struct Settings {
     pub dns_limit: DnsLimit,
 }
 
+impl Settings {
+    /// What the agent's flags say by default, with the BPF file system at `bpffs_root`.
+    pub fn new(bpffs_root: impl Into<PathBuf>) -> Self {
+        Self {
+            bpffs_root: bpffs_root.into(),
+            node_ports: NodePortRange { first: 30_000, last: 32_767 },
+            masquerade_all: false,
+            host_sockets_only: false,
+            masquerade_mark: 1 << 14,
+            log_level: None,
+            dns_limit: DnsLimit::default(),
+        }
+    }
+}
+
 /// How often the kernel answers one pod's queries of names; what is beyond goes on to the DNS
 /// service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

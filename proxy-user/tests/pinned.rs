@@ -19,7 +19,7 @@ use proxy_ebpf::slot::{BackendFlags, BackendId, BackendState, RangeHeader, Slot}
 use proxy_ebpf::source::Source;
 use proxy_ebpf::{Addr, Port, Proto};
 use proxy_user::loader::sys::{MappedArray, open_pin};
-use proxy_user::loader::{Dataplane, DnsLimit, Settings, pin_directory};
+use proxy_user::loader::{Dataplane, Settings, pin_directory};
 use proxy_user::pinned::{Fill, PinnedMaps};
 use proxy_user::tables::NodeRows;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -221,15 +221,7 @@ fn what_is_in_the_pinned_maps_is_read() {
 fn maps_of_the_loader_can_be_read() {
     leave_network();
     let bpffs = Bpffs::new();
-    let settings = Settings {
-        bpffs_root: bpffs.root(),
-        node_ports: NodePortRange { first: 30000, last: 32767 },
-        masquerade_all: false,
-        host_sockets_only: false,
-        masquerade_mark: 1 << 14,
-        log_level: None,
-        dns_limit: DnsLimit::default(),
-    };
+    let settings = Settings::new(bpffs.root());
     let mut dataplane = Dataplane::load(&settings).unwrap();
     let pods: IpNetwork = "10.244.0.0/16".parse().unwrap();
     let rows = NodeRows { cluster_cidrs: [pods.into()].into(), ..NodeRows::default() };

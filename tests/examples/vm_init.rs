@@ -9,9 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use lab::cluster::eventually;
 use lab::web::{NODE_PORT, Web};
 use lab::{Agent, Ask, Machine};
-use proxy_ebpf::choose::NodePortRange;
 use proxy_user::loader::links::{self, Target};
-use proxy_user::loader::{self, Dataplane, DnsLimit, Settings, sys};
+use proxy_user::loader::{self, Dataplane, Settings, sys};
 use proxy_user::status::Attachment;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
@@ -77,15 +76,7 @@ fn load_modules() -> Result<()> {
 /// Loads the programs as the agent does, says how long the verifier took over each, attaches them
 /// to this machine itself, and removes them.
 fn load_programs() -> Result<()> {
-    let mut dataplane = Dataplane::load(&Settings {
-        bpffs_root: BPFFS.into(),
-        node_ports: NodePortRange { first: 30_000, last: 32_767 },
-        masquerade_all: false,
-        host_sockets_only: false,
-        masquerade_mark: 1 << 14,
-        log_level: None,
-        dns_limit: DnsLimit::default(),
-    })?;
+    let mut dataplane = Dataplane::load(&Settings::new(BPFFS))?;
     let mut programs: Vec<_> = dataplane.programs().collect();
     programs.sort_by_key(|(name, _)| *name);
     for (name, program) in programs {

@@ -131,13 +131,10 @@ impl Plane {
             .expect("these tests load programs into the kernel and must run as root");
         let bpffs = bpffs();
         let mut settings = Settings {
-            bpffs_root: format!("/proc/self/fd/{}", bpffs.as_raw_fd()).into(),
             node_ports: NODE_PORTS,
-            masquerade_all: false,
-            host_sockets_only: false,
             masquerade_mark: MASQUERADE_MARK,
-            log_level: None,
             dns_limit: DnsLimit { rate: 0, burst: 0 },
+            ..Settings::new(format!("/proc/self/fd/{}", bpffs.as_raw_fd()))
         };
         adjust(&mut settings);
         let mut dataplane = Dataplane::load(&settings).expect("the programs load");
