@@ -394,7 +394,10 @@ impl Agent {
     /// Brings devices and addresses to what is planned for the node.
     fn update_node(&mut self) {
         if self.synced {
-            let _repaired = self.repair_node();
+            if self.repair_node() > 0 {
+                // conntrack may know flows by datagrams that came before a device had its program.
+                self.after_udp.notify();
+            }
             self.take_node_addrs();
             self.schedule();
         }

@@ -154,14 +154,23 @@ impl Agent {
         self.child.kill().await.with_context(|| format!("kill the agent of {}", self.node))
     }
 
+    /// Stops it where it is, as on a node without CPU for it, or lets it go on.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        self.signal(if frozen { Signal::STOP } else { Signal::CONT })
+    }
+
     /// Asks it to end, and waits until it has.
     pub async fn terminate(mut self) -> Result<ExitStatus> {
-        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-        if let Some(pid) = pid {
-            kill_process(pid, Signal::TERM)
-                .with_context(|| format!("terminate the agent of {}", self.node))?;
-        }
+        self.signal(Signal::TERM)?;
         self.child.wait().await.with_context(|| format!("wait for the agent of {}", self.node))
+    }
+
+    /// Sends `signal`, unless it has ended.
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        let Some(pid) = pid else { return Ok(()) };
+        kill_process(pid, signal)
+            .with_context(|| format!("{signal:?} for the agent of {}", self.node))
     }
 
     /// Everything it has logged.

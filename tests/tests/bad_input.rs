@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::cluster::eventually;
 use lab::objects::{self, Port};
 use lab::web::{self, VIPS, Web};
-use lab::{AgentOptions, Ask, Pod, Serve};
+use lab::{AgentOptions, Ask, FailureKind, Pod, Serve};
 use proxy_user::loader::pin_directory;
 use serde_json::{Value, json};
 use std::fs;
@@ -161,6 +161,39 @@ async fn faulty_objects_are_named_and_the_others_are_served() -> Result<()> {
     }
     assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
     web.wait_reached().await.context("the rest is served, and the NodePort by the oldest")
+}
+
+#[tokio::test]
+async fn service_that_takes_a_port_of_anothers_cluster_ip_is_told() -> Result<()> {
+    let web = Web::start(1).await?;
+    let owner = objects::service("owner", &["10.96.6.20"], &HTTP);
+    web.cluster.publish(&owner, &HTTP, &[&web.pods[0]])?;
+    let port = Port { port: 8443, ..HTTP[0] };
+    let mut taker = objects::service("taker", &["10.96.6.21"], &[port]);
+    taker["metadata"]["creationTimestamp"] = json!("2026-02-02T00:00:00Z");
+    taker["spec"]["externalIPs"] = json!(["10.96.6.20"]);
+    web.cluster.publish(&taker, &[port], &[&web.pods[0]])?;
+
+    let events = async || anyhow::Ok(web.cluster.api.objects("events"));
+    let is_told =
+        |events: &Result<Vec<Value>>| events.as_ref().is_ok_and(|events| !events.is_empty());
+    let events = eventually("an event", events, is_told).await??;
+    eprintln!("{}", events[0]["message"]);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0]["reason"], "AddressConflict");
+    assert_eq!(events[0]["type"], "Warning");
+    assert_eq!(events[0]["involvedObject"]["name"], "taker");
+    for word in ["10.96.6.20", "default/owner"] {
+        assert!(events[0]["message"].to_string().contains(word), "no {word:?}: {events:?}");
+    }
+
+    for to in ["10.96.6.20:80", "10.96.6.21:8443"] {
+        let ask = async || web.client.tcp(to).await;
+        eventually(to, ask, Result::is_ok).await??;
+    }
+    let refused = web.client.tcp("10.96.6.20:8443").await.err().map(|failure| failure.kind);
+    assert_eq!(refused, Some(FailureKind::Refused), "the owner does not serve that port");
+    Ok(())
 }
 
 #[tokio::test]

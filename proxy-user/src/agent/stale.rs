@@ -1,4 +1,5 @@
-//! What has to look at the node anew once services of UDP were written.
+//! What has to look at the node anew once services of UDP were written, or a device got its
+//! programs.
 
 use super::clock::at;
 use super::report::{Problems, Report, chain};
@@ -52,7 +53,8 @@ impl AfterUdp {
         after
     }
 
-    /// Services of UDP were written, or may not be as they were written.
+    /// Services of UDP were written, or may not be as they were written, or the node's devices have
+    /// changed.
     pub(super) fn notify(&self) {
         self.listeners.notify_one();
         self.stale.notify_one();

@@ -10,6 +10,7 @@ use lab::{
     Ask, Cni, Failure, FailureKind, LabConfig, Machine, Reply, RpFilter, Serve, Socket, Transport,
 };
 use std::time::Duration;
+use tokio::time::sleep;
 
 /// How long a datagram may take; what has no way fails after it.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -218,13 +219,9 @@ async fn a_socket_that_asks_for_the_backend_itself_is_left_alone() -> Result<()>
 async fn sockets_from_before_the_agent_are_served() -> Result<()> {
     let mut scene = Scene::routed().await?;
     scene.publish(1, &[&scene.web[0]])?;
-    let node = scene.cluster.lab.node(0);
-    // It forwards nothing: what has no way leaves the node, and never comes back.
-    let nowhere = scene.cluster.lab.add_client("nowhere").await?;
-    node.route("10.96.0.0/16", nowhere.ipv4()).await?;
-    node.route("fd00:96::/64", nowhere.ipv6()).await?;
+    lead_nowhere(&scene).await?;
     let mut sockets = open(&scene.client, vip(1)).await?;
-    sockets.extend(open(node, vip(1)).await?);
+    sockets.extend(open(scene.cluster.lab.node(0), vip(1)).await?);
     for socket in &sockets {
         assert!(socket.ask().await.is_err());
     }
@@ -233,6 +230,37 @@ async fn sockets_from_before_the_agent_are_served() -> Result<()> {
         is_served_by(socket, scene.web[0].name()).await?;
     }
     Ok(())
+}
+
+/// A pod asks before the agent has seen its device, as a node may be busy while pods start.
+#[tokio::test]
+async fn sockets_from_before_their_device_was_seen_are_served() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    lead_nowhere(&scene).await?;
+    scene.start(Path::Socket).await?;
+    // Until nothing is left to look for after the start.
+    sleep(Duration::from_millis(1500)).await;
+    scene.cluster.agent(0)?.freeze(true)?;
+    let lab = &scene.cluster.lab;
+    let pod = lab.add_pod(lab.node(0), "early").await?;
+    let sockets = open(&pod, vip(1)).await?;
+    for socket in &sockets {
+        assert!(socket.ask().await.is_err());
+    }
+    scene.cluster.agent(0)?.freeze(false)?;
+    for socket in &sockets {
+        is_served_by(socket, scene.web[0].name()).await?;
+    }
+    Ok(())
+}
+
+/// Packets to service addresses that are not translated leave the first node, and never come back.
+async fn lead_nowhere(scene: &Scene) -> Result<()> {
+    let node = scene.cluster.lab.node(0);
+    let nowhere = scene.cluster.lab.add_client("nowhere").await?;
+    node.route("10.96.0.0/16", nowhere.ipv4()).await?;
+    node.route("fd00:96::/64", nowhere.ipv6()).await
 }
 
 /// Scenario 108; S7.
