@@ -12,6 +12,7 @@ use proxy_ebpf::affinity::{AffinityKey, AffinityRecord};
 use proxy_ebpf::choose::{NodePortRange, Tables};
 use proxy_ebpf::dns::outcome as dns_outcome;
 use proxy_ebpf::dns::{NameKey, NameValue, Work, Zone};
+use proxy_ebpf::filter::{self, AddrBit};
 use proxy_ebpf::frontend::{FrontendKey, FrontendValue};
 use proxy_ebpf::node::{Device, NodeAddr};
 use proxy_ebpf::outcome::{COUNTERS, Program, counter_index};
@@ -19,7 +20,7 @@ use proxy_ebpf::service::{ServiceCounters, ServiceId, ServiceInfo};
 use proxy_ebpf::slot::{BackendId, BackendState, Slot};
 use proxy_ebpf::socket::{self, TcpPeer};
 use proxy_ebpf::source::Source;
-use proxy_ebpf::{Addr, filter, maps};
+use proxy_ebpf::{Addr, maps};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -65,7 +66,7 @@ pub(crate) static OPTED_OUT: HashMap<u64, u32, { maps::OPTED_OUT as usize }> = H
 pub(crate) static OPT_OUTS: Array<u32, 1> = Array::new();
 
 #[btf_map(name = "addr_filter")]
-pub(crate) static ADDR_FILTER: Array<u64, { filter::ADDR_WORDS as usize }, MMAP> = Array::new();
+static ADDR_FILTER: Array<u64, { filter::ADDR_WORDS as usize }, MMAP> = Array::new();
 
 #[btf_map(name = "service_counters")]
 static SERVICE_COUNTERS: PerCpuArray<ServiceCounters, { maps::SERVICES as usize }> =
@@ -145,6 +146,12 @@ pub(crate) fn serves_host_sockets_only() -> bool {
 pub(crate) struct KernelTables;
 
 impl Tables for KernelTables {
+    #[inline(always)]
+    fn may_be_services(&self, addr: &Addr) -> bool {
+        let AddrBit { word, mask } = AddrBit::of(*addr);
+        ADDR_FILTER.get(word).is_none_or(|bits| bits & mask != 0)
+    }
+
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
         let value = FRONTENDS.get_ptr(key)?;

@@ -13,6 +13,8 @@ use crate::source::Source;
 
 /// Read access to the tables that a decision needs.
 pub trait Tables {
+    /// Whether `addr` may be a service's own: `false` spares a lookup, and is certain.
+    fn may_be_services(&self, addr: &Addr) -> bool;
     /// The value under `key`.
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue>;
     /// The element `index` of the slot array.
@@ -93,9 +95,11 @@ pub fn find_frontend<T: Tables>(
     node_ports: NodePortRange,
     loopback: bool,
 ) -> Option<(FrontendKey, FrontendValue)> {
-    let key = FrontendKey::service(to.addr, to.port, to.proto);
-    if let Some(value) = read_frontend(tables, &key) {
-        return Some((key, value));
+    if tables.may_be_services(&to.addr) {
+        let key = FrontendKey::service(to.addr, to.port, to.proto);
+        if let Some(value) = read_frontend(tables, &key) {
+            return Some((key, value));
+        }
     }
     let key = if node_ports.contains(to.port) && accepts_node_ports(tables, &to.addr, loopback) {
         FrontendKey::node_port(to.addr, to.port, to.proto)
