@@ -81,7 +81,7 @@ async fn measure(options: &Options) -> Result<Report> {
     let (options, skipped) = &as_far_as_can_be(options);
     let field = options.field();
     let mut report = Report {
-        facts: Facts::collect(&field),
+        facts: Facts::collect(&field, options.kube_proxy.as_deref()),
         settings: settings(options),
         rows: Vec::new(),
         noise: Noise::new(options.others),

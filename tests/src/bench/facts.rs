@@ -5,7 +5,9 @@ use super::rules;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -31,8 +33,8 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Of this machine, now.
-    pub(super) fn collect(field: &[Contender]) -> Self {
+    /// Of this machine, now, and of those who compete, of which one may be a real kube-proxy.
+    pub(super) fn collect(field: &[Contender], kube_proxy: Option<&Path>) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let (cpu, memory, load) =
             (read("/proc/cpuinfo"), read("/proc/meminfo"), read("/proc/loadavg"));
@@ -47,6 +49,8 @@ impl Facts {
             .map(|contender| rules::tool(*contender))
             .filter_map(|tool| Some((tool.to_owned(), version(tool)?)))
             .collect();
+        let kube_proxy = kube_proxy.and_then(|program| version(program));
+        versions.extend(kube_proxy.map(|version| ("kube-proxy".to_owned(), version)));
         let shunt = concat!(env!("CARGO_PKG_VERSION"), ", the bench's build").to_owned();
         drop(versions.insert("shunt".to_owned(), shunt));
         let args: Vec<_> = std::env::args().skip(1).collect();
@@ -65,7 +69,7 @@ impl Facts {
 }
 
 /// What a tool says of its version.
-fn version(tool: &str) -> Option<String> {
+fn version(tool: impl AsRef<OsStr>) -> Option<String> {
     let output = Command::new(tool).arg("--version").output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
 }

@@ -94,6 +94,8 @@ impl Proxies {
                 Ok(()) => ready.push(corner.contender),
                 Err(error) => {
                     ensure!(corner.contender != Contender::Shunt, "{error:#}");
+                    // One that still works would take the CPU from those that are measured.
+                    self.kube_proxies.retain(|(who, _)| *who != corner.contender);
                     out.push(format!("{} with {size} Services: {error:#}", corner.contender));
                 }
             }
@@ -118,7 +120,7 @@ impl Proxies {
         let mut in_sync_since = None;
         loop {
             let found = self.kube_proxies.iter_mut().find(|(who, _)| *who == corner.contender);
-            let (_, kube_proxy) = found.context("no kube-proxy was started for it")?;
+            let (_, kube_proxy) = found.context("it was ended, as it could not keep up")?;
             kube_proxy.ensure_running()?;
             let synced = kube_proxy::is_in_sync(node);
             in_sync_since = match synced {
