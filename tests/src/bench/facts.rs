@@ -49,7 +49,7 @@ impl Facts {
             .map(|contender| rules::tool(*contender))
             .filter_map(|tool| Some((tool.to_owned(), version(tool)?)))
             .collect();
-        let kube_proxy = kube_proxy.and_then(|program| version(program));
+        let kube_proxy = kube_proxy.and_then(version);
         versions.extend(kube_proxy.map(|version| ("kube-proxy".to_owned(), version)));
         let shunt = concat!(env!("CARGO_PKG_VERSION"), ", the bench's build").to_owned();
         drop(versions.insert("shunt".to_owned(), shunt));

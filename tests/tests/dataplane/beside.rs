@@ -2,11 +2,11 @@
 //! devices that do nothing for the stack. Every way to a service stays open.
 
 use crate::matrix::{Shape, check, prepare};
-use crate::scene::{Path, Scene, node_port, vip};
+use crate::scene::node_port;
 use anyhow::{Context, Result, ensure};
 use lab::cluster::eventually;
 use lab::onlooker::{Direction, Onlooker, Place};
-use lab::{Ask, Load, Pod};
+use lab::{FailureKind, Pod, Serve};
 
 /// What a careful administrator and a CNI plugin have on the node `number`: only what is new from
 /// or to a pod is let through, only once, and pods speak for themselves among each other only.
@@ -60,75 +60,102 @@ async fn beside_a_firewall_and_a_cni_that_masquerades() -> Result<()> {
     Ok(())
 }
 
-/// What kube-proxy would have for the first service, short of its chances and marks: `backend` is
-/// its only endpoint.
-fn kube_proxy(backend: &Pod) -> String {
-    let table = |family: usize, ip: &str| {
-        let (vip, to) = (vip(1)[family].ip(), backend.addrs().at(8080)[family]);
-        let port = node_port(1);
-        format!(
-            "table {ip} kube-proxy {{
-                chain prerouting {{
-                    type nat hook prerouting priority -100;
-                    {ip} daddr {vip} meta l4proto {{ tcp, udp }} th dport 80 dnat to {to}
-                    fib daddr type local meta l4proto {{ tcp, udp }} th dport {port} dnat to {to}
-                }}
-                chain postrouting {{
-                    type nat hook postrouting priority 100;
-                    ct status dnat masquerade
-                }}
-            }}"
-        )
-    };
-    format!("{}\n{}", table(0, "ip"), table(1, "ip6"))
+/// As Docker 28 writes its rules, with a container's port published: the pod `container`. What
+/// nobody accepts is not forwarded, so a CNI has rules of its own.
+fn docker(container: &Pod) -> String {
+    let to = container.addrs().at(8080)[0];
+    format!(
+        "table ip nat {{
+            chain DOCKER {{
+                iifname docker0 return
+                iifname != docker0 tcp dport {PUBLISHED} dnat to {to}
+            }}
+            chain PREROUTING {{
+                type nat hook prerouting priority -100;
+                fib daddr type local jump DOCKER
+            }}
+            chain OUTPUT {{
+                type nat hook output priority -100;
+                ip daddr != 127.0.0.0/8 fib daddr type local jump DOCKER
+            }}
+            chain POSTROUTING {{
+                type nat hook postrouting priority 100;
+                ip saddr 172.17.0.0/16 oifname != docker0 masquerade
+            }}
+        }}
+        table ip filter {{
+            chain DOCKER-ISOLATION {{ iifname docker0 oifname != docker0 drop; }}
+            chain FORWARD {{
+                type filter hook forward priority 0; policy drop;
+                jump DOCKER-ISOLATION
+                oifname docker0 ct state established,related accept
+                iifname docker0 accept
+                ip saddr 10.244.0.0/16 accept
+                ip daddr 10.244.0.0/16 accept
+            }}
+        }}"
+    )
 }
 
-/// A node changes from kube-proxy to Shunt and back: while both have rules, a new connection is
-/// Shunt's, and each old one goes on by its entry in conntrack.
+/// As firewalld 2 writes its rules, with pods and nodes in the zone `trusted`, and everybody else
+/// in one that lets nobody in.
+const FIREWALLD: &str = "table inet firewalld {
+    chain trusted {
+        ip saddr { 10.244.0.0/16, 172.18.0.11, 172.18.0.12 } accept
+        ip6 saddr { fd00:244::/32, fd00:18::b, fd00:18::c } accept
+    }
+    chain filter_PREROUTING {
+        type filter hook prerouting priority 10;
+        icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept
+        meta nfproto ipv6 fib saddr . mark . iif oif missing drop
+    }
+    chain filter_INPUT {
+        type filter hook input priority 10;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname lo accept
+        ct state invalid drop
+        jump trusted
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FORWARD {
+        type filter hook forward priority 10;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname lo accept
+        ct state invalid drop
+        jump trusted
+        reject with icmpx admin-prohibited
+    }
+    chain filter_OUTPUT {
+        type filter hook output priority 10;
+        ct state { established, related } accept
+        oifname lo accept
+        ip6 daddr { ::/96, ::ffff:0:0/96, 2002:7f00::/24 } reject with icmpv6 addr-unreachable
+    }
+}";
+
+/// The port of the node that leads to the container of [`docker`].
+const PUBLISHED: u16 = 8088;
+
 #[tokio::test]
-async fn kube_proxy_is_replaced_and_comes_back_under_load() -> Result<()> {
-    let mut scene = Scene::routed().await?;
-    let rules = kube_proxy(&scene.web[1]);
-    scene.publish(1, &[&scene.web[1]])?;
-    let outsider = scene.cluster.lab.add_client("outsider").await?;
-    let to = scene.cluster.lab.node(0).addrs().at(node_port(1));
-    scene.cluster.lab.node(0).nft(&rules).await?;
-    let mut loads = Vec::new();
-    for ask in to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]) {
-        let load = Load::new(ask).concurrency(4).per_second(100.0);
-        loads.push(outsider.start_load(load).await?);
-    }
-    let mut open = Vec::new();
-    for step in ["kube-proxy", "both", "Shunt", "both again", "kube-proxy again"] {
-        let node = scene.cluster.lab.node(0);
-        match step {
-            "both" => scene.start(Path::Socket).await?,
-            "Shunt" => node.nft("delete table ip kube-proxy\ndelete table ip6 kube-proxy").await?,
-            "both again" => node.nft(&rules).await?,
-            "kube-proxy again" => {
-                scene.cluster.kill_agent(0).await?;
-                let output = scene.cluster.lab.node(0).shunt(&["cleanup"]).await?;
-                ensure!(output.status == Some(0), "cleanup: {}", output.stderr);
-            }
-            _ => {}
+async fn beside_docker_and_firewalld() -> Result<()> {
+    for shape in [Shape::ROUTED, Shape::BRIDGE] {
+        let ways = prepare(shape).await?;
+        let container = &ways.scene.web[0];
+        for node in ways.scene.cluster.lab.nodes() {
+            node.nft(&docker(container)).await?;
+            node.nft(FIREWALLD).await?;
         }
-        for (client, to) in [(&outsider, to), (&*scene.client, vip(1))] {
-            for ask in to.iter().flat_map(|to| [Ask::tcp(to), Ask::udp(to)]) {
-                open.push((step, client.open(ask).await.context(step)?));
-            }
-        }
-        for (opened, socket) in &open {
-            let context = || format!("{step}: {:?} since {opened}", socket.peer());
-            socket.ask().await.with_context(context)?;
-        }
-        for load in &loads {
-            let more = load.report().await?.answered() + 50;
-            let _report = load.until(|report| report.answered() >= more).await?;
-        }
-    }
-    for load in loads {
-        let report = load.stop().await?;
-        ensure!(report.failures.is_empty(), "{report:?}");
+        check(&ways).await?;
+        let node = ways.scene.cluster.lab.node(0);
+        let reply = ways.outsider.tcp(format!("{}:{PUBLISHED}", node.ipv4())).await?;
+        assert_eq!(reply.name, container.name());
+        // Firewalld is what keeps outsiders from a port that is none of Docker's or Shunt's.
+        node.serve(Serve::tcp(9_000).on(node.ipv4())).await?;
+        let closed = ways.outsider.tcp(format!("{}:9000", node.ipv4())).await;
+        assert_eq!(closed.map_err(|failure| failure.kind).err(), Some(FailureKind::Unreachable));
     }
     Ok(())
 }
