@@ -14,7 +14,10 @@ use crate::source::Source;
 /// Read access to the tables that a decision needs.
 pub trait Tables {
     /// Whether `addr` may be a service's own: `false` spares a lookup, and is certain.
-    fn may_be_services(&self, addr: &Addr) -> bool;
+    #[inline(always)]
+    fn may_be_services(&self, _addr: &Addr) -> bool {
+        true
+    }
     /// The value under `key`.
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue>;
     /// The element `index` of the slot array.

@@ -238,10 +238,6 @@ impl PinnedMaps {
 
 /// A map that cannot be read holds nothing here; the other functions say why.
 impl Tables for PinnedMaps {
-    fn may_be_services(&self, _addr: &Addr) -> bool {
-        true
-    }
-
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
         self.frontends.map.get(key, 0).ok()
     }

@@ -15,9 +15,6 @@ struct Fake {
 }
 
 impl Tables for Fake {
-    fn may_be_services(&self, _addr: &Addr) -> bool {
-        true
-    }
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
         self.frontends.get(key).copied()
     }

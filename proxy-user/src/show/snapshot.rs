@@ -133,10 +133,6 @@ pub(super) fn display_name(info: &ServiceInfo) -> String {
 
 /// A snapshot answers as the maps did, so `explain` runs the programs' own decision on it.
 impl Tables for Snapshot {
-    fn may_be_services(&self, _addr: &Addr) -> bool {
-        true
-    }
-
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendValue> {
         self.frontends.get(key).copied()
     }
