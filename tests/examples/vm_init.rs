@@ -11,6 +11,7 @@ use lab::web::{NODE_PORT, Web};
 use lab::{Agent, Ask, Machine};
 use proxy_user::loader::links::{self, Target};
 use proxy_user::loader::{self, Dataplane, Settings, sys};
+use proxy_user::netfilter::{self, conntrack::Filter};
 use proxy_user::status::Attachment;
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, finit_module, reboot};
@@ -120,6 +121,7 @@ async fn serve() -> Result<()> {
         println!("{:<14} reaches {:<22} by {transport}", machine.name(), ask.to);
     }
     let filters = filters(&web)?;
+    behind_a_flow_table(&web).await.context("behind a flow table")?;
 
     web.cluster.kill_agent(0).await?;
     expect_all(&web, true).await.context("without the agent")?;
@@ -142,6 +144,44 @@ async fn serve() -> Result<()> {
     }
     println!("cleanup        nothing is left, and no NodePort answers");
     Ok(())
+}
+
+/// Keeps a connection open on every path while a flow table takes established ones over: their
+/// packets pass the node's stack by from then on, but not Shunt's programs.
+async fn behind_a_flow_table(web: &Web) -> Result<()> {
+    let node = web.cluster.lab.node(0);
+    let devices: Vec<_> = node.netns().links().await?;
+    let devices = devices.iter().filter(|name| name.starts_with("veth") || *name == "eth0");
+    let devices = devices.map(String::as_str).collect::<Vec<_>>().join(", ");
+    node.nft(&format!(
+        "table inet fast {{
+            flowtable established {{ hook ingress priority 0; devices = {{ {devices} }}; }}
+            chain forward {{
+                type filter hook forward priority 0;
+                meta l4proto {{ tcp, udp }} flow add @established
+            }}
+        }}"
+    ))
+    .await?;
+    let mut open = Vec::new();
+    for (machine, ask) in web.paths() {
+        open.push(machine.open(ask.timeout(REQUEST)).await?);
+    }
+    for _ in 0..10 {
+        for socket in &open {
+            let context = || format!("{:?} from {}", socket.peer(), socket.local());
+            let _reply = socket.ask().await.with_context(context)?;
+        }
+    }
+    let mut taken_over = 0;
+    node.netns().run(|| {
+        netfilter::Socket::open()?.connections(&Filter::default(), |entry| {
+            taken_over += usize::from(entry.timeout.is_none());
+        })
+    })??;
+    ensure!(taken_over > 0, "the flow table has taken nothing over");
+    println!("flow table     {taken_over} connections taken over, every path goes on");
+    node.nft("delete table inet fast").await
 }
 
 /// Waits until `agent` has synced, with more patience than the lab has: an emulated machine that

@@ -17,16 +17,22 @@ use std::process::{Command, ExitCode, Stdio};
 /// and after differs less.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
 /// What this needs: a program, and its package.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("cpio", "cpio"),
     ("strip", "binutils"),
     ("xz", "xz-utils"),
     ("update-ca-certificates", "ca-certificates"),
+    ("nft", "nftables"),
 ];
-/// What runs in a machine, by its place in `target/debug`: the first process and its helpers.
-const FILES: [(&str, &str); 3] =
-    [("examples/vm_init", "init"), ("lab-worker", "lab-worker"), ("shunt", "shunt")];
+/// What runs in a machine: the first process and its helpers, by their place in `target/debug`,
+/// and a program by which others write rules.
+const FILES: [(&str, &str); 4] = [
+    ("examples/vm_init", "init"),
+    ("lab-worker", "lab-worker"),
+    ("shunt", "shunt"),
+    ("/usr/sbin/nft", "bin/nft"),
+];
 /// Some root certificates, without which the agent's client of the Kubernetes API does not start,
 /// though that of the lab speaks plain HTTP.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -60,7 +66,7 @@ fn pack(kernel: &Path) -> Result<PathBuf> {
     if files.exists() {
         fs::remove_dir_all(&files).context("cannot remove the last root file system")?;
     }
-    for name in ["proc", "sys", "dev", "tmp", "modules"] {
+    for name in ["proc", "sys", "dev", "tmp", "modules", "bin"] {
         fs::create_dir_all(files.join(name)).context("cannot make the root file system")?;
     }
     for (from, to) in FILES {

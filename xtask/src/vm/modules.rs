@@ -11,7 +11,7 @@ use std::process::Command;
 
 /// What Shunt and the lab need of the kernel; `crc32c_generic` is what conntrack's checksums ask
 /// for by another name.
-const WANTED: [&str; 20] = [
+const WANTED: [&str; 22] = [
     "crc32c_generic",
     "veth",
     "bridge",
@@ -30,6 +30,8 @@ const WANTED: [&str; 20] = [
     "nft_reject_ipv6",
     "nft_fib_ipv4",
     "nft_fib_ipv6",
+    "nft_flow_offload",
+    "nf_flow_table_inet",
     "tcp_diag",
     "udp_diag",
 ];
