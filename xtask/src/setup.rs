@@ -134,14 +134,20 @@ fn install_packages() -> Result<()> {
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {
-    let apt = find_program("apt-get").context("this is no Debian: there is no apt-get")?;
-    let apt = |args: &[&str]| -> Result<()> {
-        let mut command = as_root(Path::new("/usr/bin/env")).map_err(anyhow::Error::msg)?;
-        run(command.arg("DEBIAN_FRONTEND=noninteractive").arg(&apt).args(args))
-    };
     let install = [&["install", "--yes", "--no-install-recommends"][..], packages].concat();
     // A fresh machine has no package lists, and any other need not fetch them again.
-    apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)))
+    apt(&install).or_else(|_| update_packages().and_then(|()| apt(&install)))
+}
+
+/// Fetches the lists of packages.
+pub(crate) fn update_packages() -> Result<()> {
+    apt(&["--quiet=2", "update"])
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let apt = find_program("apt-get").context("this is no Debian: there is no apt-get")?;
+    let mut command = as_root(Path::new("/usr/bin/env")).map_err(anyhow::Error::msg)?;
+    run(command.arg("DEBIAN_FRONTEND=noninteractive").arg(apt).args(args))
 }
 
 fn find_components() -> Option<String> {

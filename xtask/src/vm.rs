@@ -98,12 +98,13 @@ fn kernel(series: &str) -> Result<PathBuf> {
     if let Some(image) = find_image(&kernels, series) {
         return Ok(image);
     }
+    setup::update_packages()?;
     let pattern = format!(r"^linux-image-{}\..*-cloud-amd64$", series.replace('.', r"\."));
     let listed = output(Command::new("apt-cache").args(["search", "--names-only", &pattern]))
         .with_context(|| format!("apt-cache does not list kernels {series}: is this a Debian?"))?;
     let names = listed.lines().filter_map(|line| line.split_whitespace().next());
     let Some(package) = names.max_by_key(|name| numbers(name)) else {
-        bail!("no package linux-image-{series}.*-cloud-amd64: is apt's list of Debian, and fresh?");
+        bail!("no package linux-image-{series}.*-cloud-amd64: are apt's packages Debian's?");
     };
     println!("downloading {package}");
     run(Command::new("apt-get").args(["--quiet=2", "download", package]).current_dir(&kernels))?;
