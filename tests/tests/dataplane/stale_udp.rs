@@ -45,6 +45,16 @@ async fn everyones(scene: &Scene, outsider: &Machine) -> Result<Vec<Socket>> {
     Ok(sockets)
 }
 
+/// A service that `web-0` serves, and everyone's sockets to it.
+async fn all_to_web_0() -> Result<(Scene, Vec<Socket>)> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let outsider = scene.cluster.lab.add_client("outsider").await?;
+    let sockets = everyones(&scene, &outsider).await?;
+    Ok((scene, sockets))
+}
+
 /// `socket` is answered by `name`, and its peer and its port are what they were.
 async fn is_served_by(socket: &Socket, name: &str) -> Result<()> {
     let served = |reply: &Result<Reply, Failure>| reply.as_ref().is_ok_and(|r| r.name == name);
@@ -98,11 +108,7 @@ async fn sockets_move(mut scene: Scene) -> Result<()> {
 /// Scenario 94.
 #[tokio::test]
 async fn sockets_follow_a_change_of_the_backends_port() -> Result<()> {
-    let mut scene = Scene::routed().await?;
-    scene.publish(1, &[&scene.web[0]])?;
-    scene.start(Path::Socket).await?;
-    let outsider = scene.cluster.lab.add_client("outsider").await?;
-    let sockets = everyones(&scene, &outsider).await?;
+    let (scene, sockets) = all_to_web_0().await?;
     let [web_0, _] = &scene.web;
     web_0.serve(Serve::udp(9090).named("web-0-at-9090")).await?;
     for (port, name) in [(8080, "web-0"), (9090, "web-0-at-9090")] {
@@ -138,11 +144,7 @@ async fn without_endpoints_sockets_are_refused_until_there_are_some() -> Result<
 /// Scenario 28.
 #[tokio::test]
 async fn flows_of_a_deleted_service_stop_and_find_it_when_it_is_made_anew() -> Result<()> {
-    let mut scene = Scene::routed().await?;
-    scene.publish(1, &[&scene.web[0]])?;
-    scene.start(Path::Socket).await?;
-    let outsider = scene.cluster.lab.add_client("outsider").await?;
-    let sockets = everyones(&scene, &outsider).await?;
+    let (scene, sockets) = all_to_web_0().await?;
     let [web_0, web_1] = &scene.web;
     for socket in &sockets {
         is_served_by(socket, web_0.name()).await?;

@@ -35,6 +35,35 @@ async fn rules_in_raw_prerouting_keep_outsiders_from_node_ports() -> Result<()> 
     Ok(())
 }
 
+/// What raw rules leave untracked is not translated, as with kube-proxy: NodeLocal DNSCache and
+/// operators of busy servers have such rules. Nobody else is touched by them.
+#[tokio::test]
+async fn what_is_not_tracked_is_left_alone() -> Result<()> {
+    let mut scene = Scene::routed().await?;
+    scene.publish(1, &[&scene.web[0]])?;
+    scene.start(Path::Socket).await?;
+    let lab = &scene.cluster.lab;
+    let (untracked, other) = (lab.add_client("untracked").await?, lab.add_client("other").await?);
+    let node = lab.node(0);
+    node.nft(&format!(
+        "table inet untracked {{ chain raw {{
+            type filter hook prerouting priority -300;
+            ip saddr {} notrack
+            ip6 saddr {} notrack
+        }}; }}",
+        untracked.ipv4(),
+        untracked.ipv6()
+    ))
+    .await?;
+    for ask in hearing(sockets(node.addrs().at(node_port(1)))) {
+        answer("tracked", &other, &ask).await?;
+        // Then the port is the node's own, at which nobody listens.
+        let failure = untracked.ask(ask.clone()).await.expect_err("untracked");
+        assert!(failure.refused_at_once(), "{ask:?}: {failure}");
+    }
+    Ok(())
+}
+
 /// aws/amazon-vpc-cni-k8s#75, cilium/cilium#12098: what pods send leaves by a second device, but
 /// for the answers to NodePorts, which the CNI tells by a mark of their connection.
 #[tokio::test]
