@@ -98,11 +98,12 @@ async fn sockets_move(mut scene: Scene) -> Result<()> {
             is_served_by(socket, pod.name()).await?;
         }
     }
-    let metrics = lab::metrics::text(scene.cluster.lab.node(0))?;
-    let deleted = "kubeproxy_conntrack_reconciler_deleted_entries_total";
-    let deleted = lab::metrics::value(&metrics, deleted).context("the metric")?;
-    assert!(deleted >= sockets.len() as f64, "{deleted} of {}", sockets.len());
-    Ok(())
+    // Counted once all of them are deleted.
+    let node = scene.cluster.lab.node(0);
+    let name = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+    let deleted = async || lab::metrics::value(&lab::metrics::text(node)?, name).context(name);
+    let all = |deleted: &Result<f64>| matches!(deleted, Ok(n) if *n >= sockets.len() as f64);
+    eventually("all entries are counted", deleted, all).await?.map(drop)
 }
 
 /// Scenario 94.
