@@ -98,11 +98,10 @@ pub fn find_frontend<T: Tables>(
     node_ports: NodePortRange,
     loopback: bool,
 ) -> Option<(FrontendKey, FrontendValue)> {
-    if tables.may_be_services(&to.addr) {
-        let key = FrontendKey::service(to.addr, to.port, to.proto);
-        if let Some(value) = read_frontend(tables, &key) {
-            return Some((key, value));
-        }
+    let key = FrontendKey::service(to.addr, to.port, to.proto);
+    let found = if tables.may_be_services(&to.addr) { read_frontend(tables, &key) } else { None };
+    if let Some(value) = found {
+        return Some((key, value));
     }
     let key = if node_ports.contains(to.port) && accepts_node_ports(tables, &to.addr, loopback) {
         FrontendKey::node_port(to.addr, to.port, to.proto)

@@ -9,7 +9,7 @@ use crate::plane::Plane;
 fn most(program: &str) -> u32 {
     match program {
         "names" => 100_000,
-        "ingress" | "ingress_bare" => 16_000,
+        "ingress" | "ingress_bare" => 14_000,
         _ => 8_000,
     }
 }
