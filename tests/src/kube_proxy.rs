@@ -7,11 +7,22 @@
 use crate::lab::Node;
 use crate::network::POD_NETWORKS;
 use crate::{metrics, program};
-use anyhow::{Result, bail, ensure};
-use std::fs;
-use std::path::{Path, PathBuf};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::path::{self, Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use std::{env, fs};
 use tokio::process::Child;
+
+/// For how long it has to be in sync, so that what it was told last has reached it, and its rules
+/// are there for both families.
+pub const SETTLED: Duration = Duration::from_secs(2);
+
+/// The program that the environment names, as those tests ask for it that need one.
+pub fn program_of_environment() -> Result<PathBuf> {
+    let program = env::var_os("SHUNT_KUBE_PROXY");
+    let program = program.context("name a kube-proxy: SHUNT_KUBE_PROXY=/path/to/it")?;
+    Ok(path::absolute(program)?)
+}
 
 /// What its rules are made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -238,6 +238,13 @@ impl Node {
         Ok(())
     }
 
+    /// Removes all that Shunt has in the kernel; its agent has ended.
+    pub async fn clean_up(&self) -> Result<()> {
+        let output = self.shunt(&["cleanup"]).await?;
+        ensure!(output.status == Some(0), "shunt cleanup on {}: {}", self.name(), output.stderr);
+        Ok(())
+    }
+
     /// Runs the program `shunt` on the node, where its agent's maps and socket are.
     pub async fn shunt(&self, args: &[&str]) -> Result<ExecOutput, Failure> {
         let program = program::find("shunt").map_err(Failure::lab)?.display().to_string();

@@ -107,8 +107,7 @@ async fn pinned_maps_of_another_layout_are_left_alone_until_cleanup() -> Result<
         fs::remove_file(pins.join(name))?;
     }
     assert!(web.client.tcp(VIPS[0]).await.is_ok(), "the old programs serve on");
-    let output = web.cluster.lab.node(0).shunt(&["cleanup"]).await?;
-    ensure!(output.status == Some(0), "{output:?}");
+    web.cluster.lab.node(0).clean_up().await?;
     web.cluster.start_agent(0, &options)?.wait_synced().await?;
     web.wait_reached().await
 }

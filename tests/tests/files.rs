@@ -1,7 +1,7 @@
 //! Agents on a folder of manifests: edits apply live, and the same objects give the same tables
 //! as from a Kubernetes API.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::cluster::{Cluster, eventually};
 use lab::objects::{self, Port};
 use lab::web::{self, PORTS, VIPS, Web};
@@ -144,8 +144,7 @@ async fn same_objects_give_the_same_tables_from_files_and_from_the_api() -> Resu
         ];
         seen.push(tables);
         cluster.kill_agent(0).await?;
-        let output = cluster.lab.node(0).shunt(&["cleanup"]).await?;
-        ensure!(output.status == Some(0), "{output:?}");
+        cluster.lab.node(0).clean_up().await?;
     }
     let rows = seen[0][0].as_array().map_or(0, Vec::len);
     assert!(rows > 40, "{rows} rows say something");

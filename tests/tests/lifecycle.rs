@@ -449,8 +449,7 @@ async fn cleanup_removes_everything_of_its_node_and_can_be_repeated() -> Result<
     assert!(reaches_by_packets(&web.client, VIPS[0])?, "SIGTERM leaves everything");
     let other = web.cluster.lab.add_pod(web.cluster.lab.node(1), "other").await?;
     for round in ["first", "second"] {
-        let output = web.cluster.lab.node(0).shunt(&["cleanup"]).await?;
-        assert_eq!(output.status, Some(0), "{round}: {output:?}");
+        web.cluster.lab.node(0).clean_up().await.context(round)?;
         let root = web.cluster.lab.node(0).bpffs_root();
         assert_eq!(fs::read_dir(root)?.count(), 0, "{round}: pins below {}", root.display());
     }

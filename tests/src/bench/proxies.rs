@@ -6,7 +6,7 @@ use super::control::Loads;
 use super::measure::Way;
 use super::options::Options;
 use super::population::Entry;
-use crate::kube_proxy::{self, KubeProxy};
+use crate::kube_proxy::{self, KubeProxy, SETTLED};
 use crate::sprint::{Deed, Sprint};
 use anyhow::{Context, Result, bail, ensure};
 use proxy_ebpf::frontend::Scope;
@@ -17,9 +17,6 @@ use tokio::time::sleep;
 
 /// Endpoints of each Service.
 pub(super) const ENDPOINTS: usize = 10;
-
-/// For how long a kube-proxy has to be in sync, so that what it was told last has reached it.
-pub(super) const SETTLED: Duration = Duration::from_secs(2);
 
 /// What runs beside the arena.
 pub(super) struct Proxies {
@@ -57,8 +54,7 @@ impl Proxies {
         let Some(corner) = arena.corner(Contender::Shunt) else { return Ok(()) };
         let node = corner.node;
         let _status = arena.cluster.take_agent(node)?.terminate().await?;
-        let cleanup = arena.cluster.lab.node(node).shunt(&["cleanup"]).await?;
-        ensure!(cleanup.status == Some(0), "shunt cleanup: {}", cleanup.stderr);
+        arena.cluster.lab.node(node).clean_up().await?;
         arena.exchange().await?;
         start_shunt(arena).await?;
         let corner = arena.corner(Contender::Shunt).context("Shunt takes part")?;

@@ -3,7 +3,7 @@
 
 use crate::matrix::{Shape, check, prepare};
 use crate::scene::node_port;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lab::cluster::eventually;
 use lab::onlooker::{Direction, Onlooker, Place};
 use lab::{FailureKind, Pod, Serve};
@@ -195,8 +195,7 @@ async fn beside_programs_of_others_that_were_there_first() -> Result<()> {
     let options = options.flag("--drift-check-period", "1s");
     ways.scene.cluster.kill_agent(0).await?;
     let node = ways.scene.cluster.lab.node(0);
-    let cleanup = node.shunt(&["cleanup"]).await?;
-    ensure!(cleanup.status == Some(0), "cleanup: {}", cleanup.stderr);
+    node.clean_up().await?;
     let other = Onlooker::attach(node.netns(), "eth0", Direction::Ingress, Place::First)?;
     ways.scene.cluster.start_agent(0, &options)?;
     let checked = |status: &serde_json::Value| !status["drift"]["checked"].is_null();

@@ -5,11 +5,9 @@
 use crate::scene::{Path, Scene, node_port, vip};
 use anyhow::{Context, Result, ensure};
 use lab::cluster::eventually;
-use lab::kube_proxy::{self, KubeProxy, Mode};
+use lab::kube_proxy::{self, KubeProxy, Mode, SETTLED, program_of_environment};
 use lab::{Ask, Load, Machine, Pod, RunningLoad, Socket};
-use std::env;
-use std::path::{self, PathBuf};
-use std::time::Duration;
+use std::path;
 use tokio::time::sleep;
 
 /// Who asks the first service all the time, in every way.
@@ -61,12 +59,6 @@ impl Users {
     }
 }
 
-async fn clean_up_shunt(scene: &Scene) -> Result<()> {
-    let output = scene.cluster.lab.node(0).shunt(&["cleanup"]).await?;
-    ensure!(output.status == Some(0), "cleanup: {}", output.stderr);
-    Ok(())
-}
-
 /// What kube-proxy would have for the first service, short of its chances and marks: `backend` is
 /// its only endpoint.
 fn rules(backend: &Pod) -> String {
@@ -106,7 +98,7 @@ async fn kube_proxy_is_replaced_and_comes_back_under_load() -> Result<()> {
     scene.cluster.lab.node(0).nft(&rules).await?;
     users.are_served(&scene, "both again").await?;
     scene.cluster.kill_agent(0).await?;
-    clean_up_shunt(&scene).await?;
+    scene.cluster.lab.node(0).clean_up().await?;
     users.are_served(&scene, "kube-proxy again").await?;
     users.missed_nothing().await
 }
@@ -115,8 +107,7 @@ async fn kube_proxy_is_replaced_and_comes_back_under_load() -> Result<()> {
 #[tokio::test]
 #[ignore = "needs a kube-proxy: SHUNT_KUBE_PROXY=/path/to/it"]
 async fn a_real_kube_proxy_is_replaced_and_comes_back_under_load() -> Result<()> {
-    let program = env::var_os("SHUNT_KUBE_PROXY").context("which kube-proxy: SHUNT_KUBE_PROXY")?;
-    let program = path::absolute(PathBuf::from(program))?;
+    let program = program_of_environment()?;
     for mode in [Mode::Nftables, Mode::Iptables] {
         // As README has it: who was there before leaves its rules, until the other one serves.
         let mut scene = Scene::routed().await?;
@@ -134,7 +125,7 @@ async fn a_real_kube_proxy_is_replaced_and_comes_back_under_load() -> Result<()>
         scene.cluster.kill_agent(0).await?;
         let _after = start(&scene, &program, mode).await?;
         users.are_served(&scene, "both again").await?;
-        clean_up_shunt(&scene).await?;
+        scene.cluster.lab.node(0).clean_up().await?;
         users.are_served(&scene, "kube-proxy again").await?;
         users.missed_nothing().await.with_context(|| format!("{mode:?}"))?;
     }
@@ -148,7 +139,6 @@ async fn start(scene: &Scene, program: &path::Path, mode: Mode) -> Result<KubePr
     let synced = async || kube_proxy::is_in_sync(node);
     let is_so = |synced: &Result<bool>| matches!(synced, Ok(true));
     let _ = eventually("kube-proxy is in sync", synced, is_so).await?;
-    // By its metrics one family is enough.
-    sleep(Duration::from_secs(2)).await;
+    sleep(SETTLED).await;
     Ok(kube_proxy)
 }

@@ -11,9 +11,9 @@ mod rules;
 mod verdict;
 mod world;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::{StreamExt, stream};
-use lab::kube_proxy::Mode;
+use lab::kube_proxy::{Mode, program_of_environment};
 use lab::{Cni, Transport};
 use population::draw;
 use question::{Answer, Question, questions};
@@ -66,9 +66,7 @@ async fn services_answer_as_with_a_kube_proxy_in_its_mode_iptables() -> Result<(
 
 /// The kube-proxy that is named in the environment.
 fn kube_proxy(mode: Mode) -> Result<Proxy> {
-    let program = env::var_os("SHUNT_KUBE_PROXY")
-        .context("name a kube-proxy to compare with: SHUNT_KUBE_PROXY=/path/to/it")?;
-    Ok(Proxy::Real(program.into(), mode))
+    Ok(Proxy::Real(program_of_environment()?, mode))
 }
 
 async fn answers_are_the_same(reference: Proxy, cni: Cni, seed: u64) -> Result<()> {

@@ -5,7 +5,7 @@ use crate::question::{Answer, Client, Question};
 use crate::rules::{View, table};
 use anyhow::{Result, bail};
 use lab::cluster::Cluster;
-use lab::kube_proxy::{KubeProxy, Mode, is_in_sync};
+use lab::kube_proxy::{KubeProxy, Mode, SETTLED, is_in_sync};
 use lab::objects::{self, Port};
 use lab::{
     Addrs, AgentOptions, Ask, Cni, FABRIC, Failure, FailureKind, Lab, LabConfig, Machine, Node,
@@ -51,8 +51,6 @@ const PORTS: [Port<'static>; 2] = [
 const UNSERVED: u16 = 81;
 /// How long a kube-proxy may take to write its rules.
 const WRITTEN: Duration = Duration::from_secs(60);
-/// For how long it has to be in sync, so that a change has reached it.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// A running cluster.
 pub(crate) struct World {

@@ -30,7 +30,7 @@ struct Flood {
 async fn idle_connections_outlive_a_flood_of_others() -> Result<()> {
     let lasting = Duration::from_secs(2);
     // More flows than the conntrack table takes by default on a small node.
-    idle_outlive(Flood { idle: 10, lasting, per_second: 1.0, flows: 200_000 }).await
+    idle_outlive(Flood { idle: 10, lasting, per_second: 100.0, flows: 200_000 }).await
 }
 
 /// `cargo test -p tests --test dataplane -- --ignored minute`.
@@ -85,6 +85,7 @@ async fn idle_outlive(flood: Flood) -> Result<()> {
         report.failed
     );
     assert!(report.per_second() >= flood.per_second, "{report:?}");
+    assert_eq!(report.failed, 0, "{report:?}");
     assert!(sent > flood.flows / 4, "{sent} packets are no flood");
     for socket in &idle {
         socket.ask().await.with_context(|| format!("{:?}", socket.peer()))?;
